@@ -1,0 +1,79 @@
+# All targets need GNU make, python3 (3.11 or newer, with venv and pip) and a package index; nothing else.
+#
+#   AIRFLOW=3.1         the release line to work on: 2.11, 3.0, 3.1, 3.2 or 3.3
+#   PYTHON=python3.12   the interpreter of environments still to be made
+#   ARGS="-k upload"    more arguments for pytest
+#   FILE=talk.mp4       the media of `make demo`
+#   KEEP=1              leave the demo running
+
+AIRFLOW  ?= 3.3
+PYTHON   ?= python3
+ARGS     ?=
+AIRFLOWS := 2.11 3.0 3.1 3.2 3.3
+
+# The environment of each line; .venv is that of the newest.
+venv  = $(if $(filter 3.3,$(1)),.venv,.venv-$(1))
+VENV := $(call venv,$(AIRFLOW))
+
+# uv trusts the authorities of the machine and goes to the index of pip, unless its own settings say otherwise.
+UV ?= .venv-uv/bin/uv
+export UV_SYSTEM_CERTS ?= true
+export UV_PYTHON_DOWNLOADS ?= never
+ifndef UV_INDEX_URL
+ifdef PIP_INDEX_URL
+export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+endif
+endif
+ifdef PIP_EXTRA_INDEX_URL
+export UV_INDEX ?= $(PIP_EXTRA_INDEX_URL)
+endif
+
+.PHONY: help test test-all lint format demo bench constraints clean $(AIRFLOWS:%=test-%)
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
+
+test: lint test-$(AIRFLOW) ## Lint, then run the suite (AIRFLOW=3.1 for another line; ARGS for pytest)
+
+test-all: lint $(AIRFLOWS:%=test-%) ## Run the suite on every supported line of Airflow
+
+lint: .venv/.installed ## Check style and types
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+format: .venv/.installed ## Put the code in shape
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+demo: .venv/.installed ## Run the main job on a real Airflow and the emulator (FILE=talk.mp4, KEEP=1)
+	.venv/bin/python -m demo $(if $(FILE),"$(FILE)") $(if $(KEEP),--keep)
+
+bench: .venv/.installed ## Measure transfer, waiting and import
+	.venv/bin/python -m benchmarks
+
+constraints: | $(UV) ## Renew tests/constraints/
+	tests/constraints/renew $(UV)
+
+clean: ## Remove environments and caches
+	rm -rf .venv .venv-* dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Airflow keeps its configuration and its database in AIRFLOW_HOME: a new one for each run.
+define line_rules
+test-$(1): $(call venv,$(1))/.installed
+	@home=$$$$(mktemp -d) && trap 'rm -rf "$$$$home"' EXIT && \
+	AIRFLOW_HOME="$$$$home" $(call venv,$(1))/bin/python -m pytest $$(ARGS)
+
+$(call venv,$(1))/.installed: tests/constraints/airflow-$(1).txt pyproject.toml | $(UV)
+	test -x $(call venv,$(1))/bin/python || $(UV) venv --quiet --python $(PYTHON) $(call venv,$(1))
+	$(UV) pip install --quiet --python $(call venv,$(1))/bin/python --constraint $$< \
+		--editable '.[emulator]' --group test --group lint
+	touch $$@
+endef
+$(foreach line,$(AIRFLOWS),$(eval $(call line_rules,$(line))))
+
+.venv-uv/bin/uv:
+	$(PYTHON) -m venv .venv-uv
+	.venv-uv/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
