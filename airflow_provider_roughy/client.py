@@ -1,0 +1,439 @@
+"""The wire: settings, retries, and one sync and one async driver of a :class:`~airflow_provider_roughy.api.Call`.
+
+This is the only module that imports httpx.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import random
+import re
+import ssl
+import time
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import httpx
+
+from airflow_provider_roughy import __version__
+from airflow_provider_roughy.api import Call, Reply, Request, decipher
+from airflow_provider_roughy.exceptions import (
+    RoughyApiError,
+    RoughyConfigurationError,
+    RoughyError,
+    RoughyProtocolError,
+    RoughyUnreachableError,
+    RoughyUntrustedUrlError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+T = TypeVar("T")
+
+#: Roughy in production (page "Quickstart").
+DEFAULT_BASE_URL = "https://api.roughy.ai"
+
+#: Seconds. A write is one block of an upload, so 60 s tolerate a link of about 17 KiB/s.
+_TIMEOUT = {"connect": 10.0, "read": 60.0, "write": 60.0, "pool": 60.0}
+#: Seconds to wait for the reply to an upload's last byte, behind which Roughy may store the whole file.
+_UPLOAD_READ_TIMEOUT = 300.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a connection says.
+
+    :param api_key: Sent as a bearer token, and only to hosts that :meth:`check_may_see_key` lets pass.
+    :param base_url: Roughy's address, without a trailing slash.
+    :param project_id: The project that new assets belong to unless the caller names one.
+    :param timeout: Seconds that connecting, a read or a write may take; ``None`` for this package's own choice.
+    :param verify: A path to a CA bundle; ``True`` for the usual one, ``False`` to trust anybody.
+    :param allow_http: Whether plain http may leave this machine.
+    """
+
+    api_key: str = field(repr=False)
+    base_url: str = DEFAULT_BASE_URL
+    project_id: str | None = None
+    timeout: float | None = None
+    verify: bool | str = True
+    allow_http: bool = False
+
+    @classmethod
+    def from_connection(
+        cls,
+        *,
+        host: str | None,
+        schema: str | None,
+        port: int | None,
+        password: str | None,
+        extra: Mapping[str, Any],
+    ) -> Settings:
+        """Read an Airflow connection's fields, which are all text if it came from a URI.
+
+        :raises RoughyConfigurationError: If one of them is unusable; the key is never shown.
+        """
+        key = (password or "").strip()
+        if not key:
+            raise RoughyConfigurationError("it has no API key: put the key (sk_…) into the password")
+        if not re.fullmatch(r"[\x21-\x7e]+", key):
+            raise RoughyConfigurationError("the password is no API key: it has spaces or characters beyond ASCII")
+        base_url = (host or DEFAULT_BASE_URL).strip().rstrip("/")
+        if "://" not in base_url:
+            base_url = f"{schema or 'https'}://{base_url}"
+        if port:
+            base_url = f"{base_url}:{port}"
+        settings = cls(
+            api_key=key,
+            base_url=base_url,
+            project_id=extra.get("project_id") or None,
+            timeout=_seconds(extra.get("timeout")),
+            verify=_verify(extra.get("verify")),
+            allow_http=_flag("allow_http", extra.get("allow_http"), default=False),
+        )
+        settings._check_base_url()
+        return settings
+
+    def _check_base_url(self) -> None:
+        try:
+            url = httpx.URL(self.base_url)
+        except httpx.InvalidURL as err:
+            raise RoughyConfigurationError(f"the host is no URL: {err}") from None
+        if url.scheme not in ("http", "https") or not url.host:
+            raise RoughyConfigurationError("the host must be an http or https URL")
+        if url.userinfo or url.query or url.fragment:
+            raise RoughyConfigurationError("the host must have neither user, query nor fragment")
+        if url.scheme == "http" and not (self.allow_http or _is_loopback(url.host)):
+            raise RoughyConfigurationError(
+                f"the host {url.host} is plain http, where anybody on the way can read the API key; "
+                "use https, or set allow_http in the extra"
+            )
+
+    def url(self, target: str) -> httpx.URL:
+        """Return the absolute URL of a request's target.
+
+        :raises RoughyUntrustedUrlError: If it must not see the key: only the connection's own origin, and https hosts
+            under roughy.ai, may.
+        """
+        if target.startswith("/"):
+            return httpx.URL(self.base_url + target)
+        base = httpx.URL(self.base_url)
+        try:
+            url = httpx.URL(target)
+        except httpx.InvalidURL as err:
+            raise RoughyUntrustedUrlError(f"Roughy named a URL that is none: {err}") from None
+        own = _origin(url) == _origin(base)
+        roughy = url.scheme == "https" and (url.host == "roughy.ai" or url.host.endswith(".roughy.ai"))
+        if not (own or roughy):
+            raise RoughyUntrustedUrlError(
+                f"Roughy named a URL on {url.scheme}://{url.host}, which is neither {base.host} nor https under "
+                "roughy.ai; the API key was not sent there"
+            )
+        return url
+
+    def timeouts(self, *, upload: bool) -> httpx.Timeout:
+        """Return httpx's four timeouts, in seconds.
+
+        :param upload: Whether the request carries an upload's bytes.
+        """
+        if self.timeout is not None:
+            return httpx.Timeout(self.timeout)
+        return httpx.Timeout(**{**_TIMEOUT, **({"read": _UPLOAD_READ_TIMEOUT} if upload else {})})
+
+
+class Backoff:
+    """The one retry policy: which error is tried again, and after how many seconds.
+
+    :param tries: How often a request is sent in all, counted anew after each :meth:`refill`.
+    :param first: Seconds before the first repetition; they double from there, with jitter.
+    :param longest: Seconds that a pause grows to.
+    :param patience: Seconds of ``Retry-After`` that are waited; a longer one ends the tries, and the error carries it.
+    """
+
+    def __init__(self, *, tries: int = 5, first: float = 0.5, longest: float = 30.0, patience: float = 300.0) -> None:
+        self.tries = tries
+        self.first = first
+        self.longest = longest
+        self.patience = patience
+        self._failed = 0
+
+    def pause_after(self, error: RoughyError, *, idempotent: bool = True) -> float | None:
+        """Return the seconds to wait before the next try, or ``None`` to give up.
+
+        :param error: What went wrong.
+        :param idempotent: Whether the request may be sent again although it may have been processed.
+        """
+        self._failed += 1
+        if self._failed >= self.tries or not error.transient or not (idempotent or _was_not_processed(error)):
+            return None
+        wanted = error.retry_after if isinstance(error, RoughyApiError) else None
+        if wanted is not None:
+            return None if wanted > self.patience else wanted + random.uniform(0, self.first)
+        ceiling = min(self.longest, self.first * 2 ** (self._failed - 1))
+        return random.uniform(ceiling / 2, ceiling)
+
+    def refill(self) -> None:
+        """Count the tries anew, because the work moved on."""
+        self._failed = 0
+
+
+def _was_not_processed(error: RoughyError) -> bool:
+    """Whether the request certainly did nothing: never sent, or turned away at the door."""
+    if isinstance(error, RoughyUnreachableError):
+        return not error.sent
+    return isinstance(error, RoughyApiError) and (
+        error.status == 429 or (error.status == 503 and error.retry_after is not None)
+    )
+
+
+@dataclass(frozen=True)
+class _Pause:
+    seconds: float
+
+
+def _tries(call: Call[T], backoff: Backoff) -> Generator[Request | _Pause, Reply | None, T]:
+    """Drive a call without doing I/O: yields what to send or how long to sleep, is sent the reply."""
+    while True:
+        try:
+            reply = yield call.request
+            if reply is None:
+                raise TypeError("a request is answered with a reply")
+            return decipher(call, reply)
+        except RoughyError as error:
+            pause = backoff.pause_after(error, idempotent=call.idempotent)
+            if pause is None:
+                raise
+        yield _Pause(pause)
+
+
+class Client:
+    """Drives calls, one connection pool for all of them.
+
+    :param settings: Where to, with which key.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._http = httpx.Client(verify=_ssl_context(settings.verify), **_options())
+
+    def run(self, call: Call[T], *, backoff: Backoff | None = None) -> T:
+        """Send a call, again where that is safe, and return its value.
+
+        :param call: What to ask.
+        :param backoff: Another retry policy than the default one.
+        :raises RoughyError: What went wrong in the last try.
+        """
+        tries = _tries(call, backoff or Backoff())
+        step = next(tries)
+        try:
+            while True:
+                if isinstance(step, _Pause):
+                    time.sleep(step.seconds)
+                    step = next(tries)
+                    continue
+                try:
+                    reply = self.send(step)
+                except RoughyUnreachableError as error:
+                    step = tries.throw(error)
+                else:
+                    step = tries.send(reply)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+        finally:
+            tries.close()
+
+    def send(self, request: Request) -> Reply:
+        """Send a request once and return whatever came back.
+
+        :raises RoughyUnreachableError: If nothing did.
+        """
+        try:
+            response = self._http.send(_build(self._http, self.settings, request))
+        except httpx.HTTPError as err:
+            raise _translate(request, self.settings, err) from err
+        return _reply(response)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncClient:
+    """:class:`Client` for an event loop. Made by :meth:`open`, which does not block the loop.
+
+    :param settings: Where to, with which key.
+    :param context: The TLS context to use.
+    """
+
+    def __init__(self, settings: Settings, context: ssl.SSLContext) -> None:
+        self.settings = settings
+        self._http = httpx.AsyncClient(verify=context, **_options())
+
+    @classmethod
+    async def open(cls, settings: Settings) -> AsyncClient:
+        """Make a client; the CA bundle, some 20 to 40 ms of CPU, is read in a thread."""
+        return cls(settings, await asyncio.to_thread(_ssl_context, settings.verify))
+
+    async def run(self, call: Call[T], *, backoff: Backoff | None = None) -> T:
+        """Send a call, again where that is safe, and return its value.
+
+        :param call: What to ask.
+        :param backoff: Another retry policy than the default one.
+        :raises RoughyError: What went wrong in the last try.
+        """
+        tries = _tries(call, backoff or Backoff())
+        step = next(tries)
+        try:
+            while True:
+                if isinstance(step, _Pause):
+                    await asyncio.sleep(step.seconds)
+                    step = next(tries)
+                    continue
+                try:
+                    reply = await self.send(step)
+                except RoughyUnreachableError as error:
+                    step = tries.throw(error)
+                else:
+                    step = tries.send(reply)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+        finally:
+            tries.close()
+
+    async def send(self, request: Request) -> Reply:
+        """Send a request once and return whatever came back.
+
+        :raises RoughyUnreachableError: If nothing did.
+        """
+        try:
+            response = await self._http.send(_build(self._http, self.settings, request))
+        except httpx.HTTPError as err:
+            raise _translate(request, self.settings, err) from err
+        return _reply(response)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def _build(http: httpx.Client | httpx.AsyncClient, settings: Settings, request: Request) -> httpx.Request:
+    return http.build_request(
+        request.method,
+        settings.url(request.target),
+        params=dict(request.params) or None,
+        json=request.json,
+        content=request.content,
+        headers={**request.headers, "Authorization": f"Bearer {settings.api_key}"},
+        timeout=settings.timeouts(upload=request.content is not None),
+    )
+
+
+def _reply(response: httpx.Response) -> Reply:
+    return Reply(response.status_code, {k.lower(): v for k, v in response.headers.items()}, response.content)
+
+
+def _translate(request: Request, settings: Settings, err: httpx.HTTPError) -> RoughyError:
+    if isinstance(err, httpx.UnsupportedProtocol):
+        return RoughyConfigurationError(f"{request}: {err}")
+    if isinstance(err, httpx.DecodingError):
+        return RoughyProtocolError(f"{request}: the reply's body cannot be decoded: {err}")
+    never_sent = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+    what = type(err).__name__ + (f": {err}" if str(err) else "")
+    host = httpx.URL(settings.base_url).host
+    return RoughyUnreachableError(f"{request}: no answer from {host}: {what}", sent=not isinstance(err, never_sent))
+
+
+def _options() -> dict[str, Any]:
+    return {
+        "follow_redirects": False,
+        "headers": {"User-Agent": _user_agent(), "Accept": "application/json"},
+        # Proxies from the environment. httpx takes no credentials from .netrc, which would replace the key.
+        "trust_env": True,
+    }
+
+
+@lru_cache(maxsize=1)
+def _user_agent() -> str:
+    try:
+        airflow = version("apache-airflow")
+    except PackageNotFoundError:
+        airflow = version("apache-airflow-core")
+    python = platform.python_version()
+    return f"airflow-provider-roughy/{__version__} apache-airflow/{airflow} httpx/{httpx.__version__} python/{python}"
+
+
+@lru_cache(maxsize=8)
+def _ssl_context(verify: bool | str) -> ssl.SSLContext:
+    """Make a TLS context once for all clients: it is safe to share, and reading the CA bundle is dear."""
+    if isinstance(verify, str):
+        try:
+            if os.path.isdir(verify):
+                return ssl.create_default_context(capath=verify)
+            return ssl.create_default_context(cafile=verify)
+        except (OSError, ssl.SSLError) as err:
+            raise RoughyConfigurationError(f"verify in the extra is no CA bundle: {verify}: {err}") from err
+    return httpx.create_ssl_context(verify=verify)
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _seconds(value: Any) -> float | None:
+    if value in (None, ""):
+        return None
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise RoughyConfigurationError(f"timeout in the extra must be a number of seconds above 0, not {value!r}")
+    return seconds
+
+
+def _flag(name: str, value: Any, *, default: bool) -> bool:
+    if value in (None, ""):
+        return default
+    flag = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(str(value).lower())
+    if flag is None:
+        raise RoughyConfigurationError(f"{name} in the extra must be true or false, not {value!r}")
+    return flag
+
+
+def _verify(value: Any) -> bool | str:
+    if isinstance(value, str) and os.path.sep in value:
+        return value
+    return _flag("verify", value, default=True)

@@ -1,0 +1,325 @@
+"""Every error of this package.
+
+::
+
+    RoughyError
+    ├── RoughyConfigurationError *         the connection or an argument is unusable; nothing was sent
+    ├── RoughyApiError                     Roughy answered with an error
+    │   ├── RoughyAuthenticationError *    401, 403, account_locked
+    │   ├── RoughyInsufficientCreditsError *  402
+    │   ├── RoughyNotFoundError *          404, 410
+    │   ├── RoughyConflictError            409
+    │   │   └── RoughyUnsupportedMediaError *  409 on the first chunk: neither audio nor video
+    │   ├── RoughyValidationError *        400, 412, 413, 415, 422
+    │   ├── RoughyRateLimitError           429
+    │   └── RoughyServerError              5xx
+    ├── RoughyUnreachableError             no answer: refused, reset, timed out
+    ├── RoughyProtocolError                an answer that breaks the contract
+    │   └── RoughyUntrustedUrlError *      a URL that must not see the key
+    ├── RoughySourceError                  the source failed or changed while it was read
+    │   └── RoughyUnusableSourceError *    missing, a directory, unreadable, too small, too big
+    ├── RoughyUploadError                  the transfer gave up
+    ├── RoughyAssetFailedError *           the asset ended as ``failed``
+    ├── RoughyPaymentRequiredError *       the asset is in ``pending_payment``
+    └── RoughyTimeoutError †               the asset was not done in time
+
+``*`` is an :class:`AirflowFailException` as well: no retry can mend it, so Airflow burns none.
+``†`` is an :class:`AirflowSensorTimeout`, which Airflow does not retry either.
+The others are no ``AirflowException``: Airflow retries them, and ``soft_fail`` treats them alike in every mode
+(a plain ``AirflowException`` would fail a poking sensor and skip a deferred one).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSensorTimeout
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class RoughyError(Exception):
+    """Base of every error of this package."""
+
+    #: What the reader of a log can do about it; ends the message.
+    hint: ClassVar[str] = ""
+
+    @property
+    def transient(self) -> bool:
+        """Whether the same request may succeed a little later."""
+        return False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without calling ``__init__``, whose arguments are keywords."""
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(cls: type[RoughyError], args: tuple[Any, ...], state: dict[str, Any]) -> RoughyError:
+    error = cls.__new__(cls, *args)
+    error.__dict__.update(state)
+    return error
+
+
+class RoughyConfigurationError(RoughyError, AirflowFailException):
+    """The connection or an argument is unusable. Nothing was created or sent."""
+
+
+class RoughyApiError(RoughyError):
+    """Roughy answered with an error (API page "Errors").
+
+    :param request: The method and path that were answered, with no query.
+    :param status: The HTTP status.
+    :param code: Roughy's error code, one of a closed list, or ``None`` where the answer carried none
+        (a proxy's page, an empty body).
+    :param message: Roughy's own words.
+    :param fields: For ``validation_error``: ``{"field": "body.size_bytes", "message": ...}`` each.
+    :param request_id: The ``X-Request-Id`` of the answer, for Roughy's support.
+    :param retry_after: Seconds that Roughy asked to wait.
+    """
+
+    def __init__(
+        self,
+        request: str,
+        *,
+        status: int,
+        code: str | None = None,
+        message: str = "",
+        fields: Sequence[Mapping[str, str]] = (),
+        request_id: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        self.request = request
+        self.status = status
+        self.code = code
+        self.message = message
+        self.fields = [dict(field) for field in fields]
+        self.request_id = request_id
+        self.retry_after = retry_after
+        details = "; ".join(f"{field.get('field')}: {field.get('message')}" for field in self.fields)
+        text = f"{request}: {status}{f' {code}' if code else ''}{f': {message}' if message else ''}"
+        if details:
+            text += f" [{details}]"
+        text += _asked_in(request_id)
+        super().__init__(f"{text}. {self.hint}" if self.hint else text)
+
+    @property
+    def transient(self) -> bool:
+        """Whether the same request may succeed a little later: timeout, locked upload, rate limit, server fault.
+
+        423 is TUS's "locked by another request" unless the code says that the account is locked.
+        """
+        return self.status in (408, 423, 425, 429) or self.status >= 500
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON, from which :func:`api_error` makes the same error again."""
+        return {
+            "request": self.request,
+            "status": self.status,
+            "code": self.code,
+            "message": self.message,
+            "fields": self.fields,
+            "request_id": self.request_id,
+            "retry_after": self.retry_after,
+        }
+
+
+class RoughyAuthenticationError(RoughyApiError, AirflowFailException):
+    """The key is missing, wrong or not allowed to do this (401, 403), or the account is locked."""
+
+    hint = "Check the API key, which is the password of the Airflow connection"
+    transient = False
+
+
+class RoughyInsufficientCreditsError(RoughyApiError, AirflowFailException):
+    """The balance is not above zero, so no upload was opened (402)."""
+
+    hint = "Top up the credits at Roughy, then clear the task"
+
+
+class RoughyNotFoundError(RoughyApiError, AirflowFailException):
+    """No such resource, or not yours (404), or it is gone (410)."""
+
+
+class RoughyConflictError(RoughyApiError):
+    """The resource is in a state that does not allow this (409)."""
+
+
+class RoughyUnsupportedMediaError(RoughyConflictError, AirflowFailException):
+    """The first bytes are neither audio nor video that Roughy knows (409 on the first chunk)."""
+
+    hint = "The file is neither audio nor video that Roughy can read"
+
+
+class RoughyValidationError(RoughyApiError, AirflowFailException):
+    """The request was refused as it is (400, 412, 413, 415, 422)."""
+
+
+class RoughyRateLimitError(RoughyApiError):
+    """Too many requests (429)."""
+
+
+class RoughyServerError(RoughyApiError):
+    """Roughy, or something in front of it, failed (5xx)."""
+
+
+#: Roughy's closed list of error codes (API page "List assets", ``ErrorCode``).
+ERRORS_BY_CODE: dict[str, type[RoughyApiError]] = {
+    "bad_request": RoughyValidationError,
+    "unauthenticated": RoughyAuthenticationError,
+    "forbidden": RoughyAuthenticationError,
+    "not_found": RoughyNotFoundError,
+    "conflict": RoughyConflictError,
+    "gone": RoughyNotFoundError,
+    "precondition_failed": RoughyValidationError,
+    "payload_too_large": RoughyValidationError,
+    "unsupported_media_type": RoughyValidationError,
+    "validation_error": RoughyValidationError,
+    "account_locked": RoughyAuthenticationError,
+    "rate_limited": RoughyRateLimitError,
+    "insufficient_credits": RoughyInsufficientCreditsError,
+    "internal_error": RoughyServerError,
+    "upstream_error": RoughyServerError,
+    "upstream_unavailable": RoughyServerError,
+    "asset_processing": RoughyConflictError,
+    "asset_payment_required": RoughyConflictError,
+    "asset_failed": RoughyConflictError,
+    "asset_not_ready": RoughyConflictError,
+    "modifier_not_ready": RoughyConflictError,
+    "unsupported_format": RoughyConflictError,
+    "frame_rate_required": RoughyConflictError,
+    "cut_not_proposed": RoughyConflictError,
+}
+
+#: For an answer with no code that we know: a proxy's, or a newer Roughy's.
+_ERRORS_BY_STATUS: dict[int, type[RoughyApiError]] = {
+    400: RoughyValidationError,
+    401: RoughyAuthenticationError,
+    402: RoughyInsufficientCreditsError,
+    403: RoughyAuthenticationError,
+    404: RoughyNotFoundError,
+    409: RoughyConflictError,
+    410: RoughyNotFoundError,
+    412: RoughyValidationError,
+    413: RoughyValidationError,
+    415: RoughyValidationError,
+    422: RoughyValidationError,
+    429: RoughyRateLimitError,
+}
+
+
+def api_error(request: str, *, status: int, code: str | None = None, **details: Any) -> RoughyApiError:
+    """Make the error that fits an answer: by its code, else by its status.
+
+    :param request: The method and path that were answered.
+    :param status: The HTTP status.
+    :param code: Roughy's error code, if the answer carried one.
+    :param details: The other arguments of :class:`RoughyApiError`.
+    """
+    by_status = _ERRORS_BY_STATUS.get(status, RoughyServerError if status >= 500 else RoughyApiError)
+    cls = ERRORS_BY_CODE.get(code or "", by_status)
+    return cls(request, status=status, code=code, **details)
+
+
+class RoughyUnreachableError(RoughyError):
+    """There was no answer: the connection was refused, reset or timed out.
+
+    :param message: What happened, to which request.
+    :param sent: Whether a part of the request may have reached Roughy.
+    """
+
+    transient = True
+
+    def __init__(self, message: str, *, sent: bool) -> None:
+        self.sent = sent
+        super().__init__(message)
+
+
+class RoughyProtocolError(RoughyError):
+    """An answer that breaks the contract: HTML from a proxy, truncated JSON, a redirect, a missing header."""
+
+    transient = True
+
+
+class RoughyUntrustedUrlError(RoughyProtocolError, AirflowFailException):
+    """A URL that must not see the key: another host, or plain http beyond this machine."""
+
+    transient = False
+
+
+class RoughySourceError(RoughyError):
+    """The source could not be read to its end, or changed while it was read."""
+
+
+class RoughyUnusableSourceError(RoughySourceError, AirflowFailException):
+    """The source is missing, no file, unreadable, or not between 64 bytes and 50 GiB. Nothing was created."""
+
+
+class RoughyUploadError(RoughyError):
+    """The transfer gave up after its retries.
+
+    :param message: What happened, to which upload.
+    :param offset: Bytes that Roughy had acknowledged.
+    """
+
+    def __init__(self, message: str, *, offset: int) -> None:
+        self.offset = offset
+        super().__init__(message)
+
+
+class RoughyAssetFailedError(RoughyError, AirflowFailException):
+    """Roughy could not prepare the asset: its state is ``failed``, which is final and not charged.
+
+    :param asset_id: The asset.
+    :param error_code: Roughy's machine-readable reason.
+    :param error_message: Roughy's own words.
+    :param request_id: The ``X-Request-Id`` of the answer that said so.
+    """
+
+    def __init__(
+        self,
+        asset_id: str,
+        *,
+        error_code: str | None = None,
+        error_message: str | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        self.asset_id = asset_id
+        self.error_code = error_code
+        self.error_message = error_message
+        reason = ": ".join(part for part in (error_code, error_message) if part) or "Roughy gave no reason"
+        super().__init__(f"Asset {asset_id} failed: {reason}{_asked_in(request_id)}")
+
+
+class RoughyPaymentRequiredError(RoughyError, AirflowFailException):
+    """The asset is uploaded and measured, but the credits did not cover it: its state is ``pending_payment``.
+
+    :param asset_id: The asset.
+    :param request_id: The ``X-Request-Id`` of the answer that said so.
+    """
+
+    def __init__(self, asset_id: str, *, request_id: str | None = None) -> None:
+        self.asset_id = asset_id
+        super().__init__(
+            f"Asset {asset_id} is not paid for{_asked_in(request_id)}. Top up the credits at Roughy within 30 days: "
+            "it then becomes ready by itself, with nothing to upload again"
+        )
+
+
+class RoughyTimeoutError(RoughyError, AirflowSensorTimeout):
+    """The asset reached no final state before the deadline.
+
+    :param asset_id: The asset.
+    :param state: The last state seen, or ``None`` if Roughy never answered.
+    :param reason: Why the last look told nothing, where it did not.
+    """
+
+    def __init__(self, asset_id: str, *, state: str | None = None, reason: str | None = None) -> None:
+        self.asset_id = asset_id
+        self.state = state
+        seen = f"it was still {state}" if state else "its state was never seen"
+        super().__init__(f"Asset {asset_id} was not done in time: {seen}{f'; last look: {reason}' if reason else ''}")
+
+
+def _asked_in(request_id: str | None) -> str:
+    return f" (request {request_id})" if request_id else ""

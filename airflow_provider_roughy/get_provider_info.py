@@ -1,0 +1,67 @@
+"""What Airflow is told of this package, read from the entry point ``apache_airflow_provider`` at every start.
+
+The connection form is declared here, once: Airflow 3.2 and later read it from here, earlier ones from the methods of
+the hook, which return the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow_provider_roughy import __version__
+
+#: The extra fields of the connection form, in JSON schema.
+CONN_FIELDS: dict[str, dict[str, Any]] = {
+    "project_id": {
+        "label": "Project id",
+        "description": "The project that new assets belong to, unless the task names one.",
+        "schema": {"type": ["string", "null"]},
+    },
+    "timeout": {
+        "label": "Timeout (seconds)",
+        "description": "How long connecting, one read or one write may take. Leave empty for the usual values.",
+        "schema": {"type": ["number", "null"], "minimum": 0},
+    },
+    "verify": {
+        "label": "Verify TLS",
+        "description": "Path of a CA bundle, or false to trust anybody. Leave empty for the usual CAs.",
+        "schema": {"type": ["string", "null"]},
+    },
+    "allow_http": {
+        "label": "Allow plain http",
+        "description": "Send the API key over plain http to a host other than this machine.",
+        "schema": {"type": ["boolean", "null"], "default": False},
+    },
+}
+
+#: What the form's standard fields are called.
+UI_FIELD_BEHAVIOUR: dict[str, Any] = {
+    "hidden-fields": ["login", "port", "schema"],
+    "relabeling": {"password": "API key", "host": "Base URL"},
+    "placeholders": {"password": "sk_…", "host": "https://api.roughy.ai"},
+}
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Return the provider's metadata (Airflow: "Custom providers", ``provider_info.schema.json``)."""
+    name = "Roughy"
+    return {
+        "package-name": "airflow-provider-roughy",
+        "name": name,
+        "description": "Upload audio and video to Roughy, a rough-cut API, and wait for it at almost no cost.",
+        "versions": [__version__],
+        "integrations": [{"integration-name": name, "external-doc-url": "https://docs.roughy.ai", "tags": ["service"]}],
+        "operators": [{"integration-name": name, "python-modules": ["airflow_provider_roughy.operators"]}],
+        "sensors": [{"integration-name": name, "python-modules": ["airflow_provider_roughy.sensors"]}],
+        "hooks": [{"integration-name": name, "python-modules": ["airflow_provider_roughy.hooks"]}],
+        "triggers": [{"integration-name": name, "python-modules": ["airflow_provider_roughy.triggers"]}],
+        "connection-types": [
+            {
+                "connection-type": "roughy",
+                "hook-class-name": "airflow_provider_roughy.hooks.RoughyHook",
+                "hook-name": name,
+                "conn-fields": CONN_FIELDS,
+                "ui-field-behaviour": UI_FIELD_BEHAVIOUR,
+            }
+        ],
+    }

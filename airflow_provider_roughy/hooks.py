@@ -1,0 +1,317 @@
+"""The hook: an Airflow connection made into a client of Roughy."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
+
+from airflow_provider_roughy import api
+from airflow_provider_roughy.exceptions import RoughyConfigurationError, RoughyError, RoughyNotFoundError
+from airflow_provider_roughy.get_provider_info import CONN_FIELDS, UI_FIELD_BEHAVIOUR
+from airflow_provider_roughy.source import Source, find_source
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from airflow.providers.common.compat.sdk import Connection
+    from typing_extensions import Self
+
+    from airflow_provider_roughy.api import Call, Page, RoughyAsset, RoughyProject
+    from airflow_provider_roughy.client import AsyncClient, Client, Settings
+
+T = TypeVar("T")
+
+
+class RoughyHook(BaseHook):
+    """Talks to Roughy with the key of an Airflow connection.
+
+    Requests that are safe to repeat are repeated, with growing pauses, after a network fault, a 5xx or a 429, and
+    ``Retry-After`` is obeyed; what is left is raised as a subclass of
+    :class:`~airflow_provider_roughy.exceptions.RoughyError`.
+
+    The connection holds the API key as its password. Its host is Roughy's base URL, by default
+    ``https://api.roughy.ai``. Its extra may hold ``project_id`` (the default project), ``timeout`` (seconds),
+    ``verify`` (path of a CA bundle, or false) and ``allow_http``.
+
+    Use it as a context manager to close its network connections early.
+
+    :param roughy_conn_id: The Airflow connection.
+    """
+
+    conn_name_attr = "roughy_conn_id"
+    default_conn_name = "roughy_default"
+    conn_type = "roughy"
+    hook_name = "Roughy"
+
+    def __init__(self, roughy_conn_id: str = default_conn_name, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.roughy_conn_id = roughy_conn_id
+        self._settings: Settings | None = None
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """Return the connection form's behaviour, for Airflow before 3.2."""
+        return {name.replace("-", "_"): value for name, value in UI_FIELD_BEHAVIOUR.items()}
+
+    @classmethod
+    def get_connection_form_widgets(cls) -> dict[str, Any]:
+        """Return the connection form's extra fields, for Airflow before 3.2."""
+        from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
+        from wtforms import BooleanField, StringField
+
+        return {
+            name: BooleanField(entry["label"], description=entry["description"])
+            if "boolean" in entry["schema"]["type"]
+            else StringField(entry["label"], widget=BS3TextFieldWidget(), description=entry["description"])
+            for name, entry in CONN_FIELDS.items()
+        }
+
+    # ---- The connection
+
+    @property
+    def settings(self) -> Settings:
+        """What the connection says; read once.
+
+        :raises RoughyConfigurationError: If the connection is missing or unusable.
+        """
+        if self._settings is None:
+            try:
+                connection = self.get_connection(self.roughy_conn_id)
+            except AirflowNotFoundException as err:
+                raise self._missing() from err
+            self._settings = self._read(connection, connection.extra_dejson)
+        return self._settings
+
+    async def aget_settings(self) -> Settings:
+        """Return :attr:`settings` without blocking the event loop.
+
+        :raises RoughyConfigurationError: If the connection is missing or unusable.
+        """
+        if self._settings is None:
+            try:
+                connection = await get_async_connection(self.roughy_conn_id)
+            except AirflowNotFoundException as err:
+                raise self._missing() from err
+            self._settings = self._read(connection, await get_async_extra_dejson(connection))
+        return self._settings
+
+    def _missing(self) -> RoughyConfigurationError:
+        return RoughyConfigurationError(f"Airflow has no connection {self.roughy_conn_id!r}")
+
+    def _read(self, connection: Connection, extra: dict[str, Any]) -> Settings:
+        from airflow_provider_roughy.client import Settings
+
+        try:
+            return Settings.from_connection(
+                host=connection.host,
+                schema=connection.schema,
+                port=connection.port,
+                password=connection.password,
+                extra=extra,
+            )
+        except RoughyConfigurationError as err:
+            raise RoughyConfigurationError(f"Connection {self.roughy_conn_id!r} is unusable: {err}") from None
+
+    @cached_property
+    def client(self) -> Client:
+        """The client that all calls of this hook share."""
+        from airflow_provider_roughy.client import Client
+
+        return Client(self.settings)
+
+    def get_conn(self) -> Client:
+        """Return :attr:`client`."""
+        return self.client
+
+    def close(self) -> None:
+        """Close the network connections; the next call opens new ones."""
+        client: Client | None = self.__dict__.pop("client", None)
+        if client is not None:
+            client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Say whether the connection works: the balance, or what is wrong. Never the key."""
+        try:
+            with self:
+                return (
+                    True,
+                    f"Roughy answers at {self.settings.base_url}; {self.get_credit_balance()} credits left",
+                )
+        except RoughyError as err:
+            return False, str(err)
+
+    # ---- Assets
+
+    def get_asset(self, asset_id: str) -> RoughyAsset:
+        """Read an asset.
+
+        :param asset_id: The asset.
+        :raises RoughyNotFoundError: If there is none, or it is not yours.
+        """
+        return self.client.run(api.get_asset(asset_id))
+
+    def list_assets(self, project_id: str | None = None, state: str | None = None) -> Iterator[RoughyAsset]:
+        """Yield assets, newest first, page by page.
+
+        :param project_id: Only those of one project; ``None`` for all.
+        :param state: Only those in one state; ``None`` for all.
+        :raises RoughyNotFoundError: If there is no such project.
+        """
+        return self._pages(lambda offset: api.list_assets(project_id=project_id, state=state, offset=offset))
+
+    def create_asset(self, project_id: str | None, size_bytes: int, language: str | None = None) -> RoughyAsset:
+        """Create an asset and open its upload. Every call makes a new one.
+
+        :param project_id: The project it belongs to; ``None`` for the connection's.
+        :param size_bytes: The exact size of the upload, 64 bytes to 50 GiB.
+        :param language: The language spoken, two letters of ISO 639-1; ``None`` lets Roughy detect it.
+        :raises RoughyConfigurationError: If an argument is unusable; nothing was sent.
+        :raises RoughyInsufficientCreditsError: If the balance is not above zero.
+        """
+        return self.client.run(api.create_asset(self.get_project_id(project_id), size_bytes, language=language))
+
+    def get_project_id(self, project_id: str | None = None) -> str:
+        """Return a project id, or the connection's.
+
+        :raises RoughyConfigurationError: If there is neither.
+        """
+        found = project_id or self.settings.project_id
+        if not found:
+            raise RoughyConfigurationError(
+                f"No project: pass project_id, or put one into the extra of connection {self.roughy_conn_id!r}"
+            )
+        return found
+
+    def upload(
+        self,
+        asset: RoughyAsset,
+        source: str | os.PathLike[str] | Source,
+        on_progress: Callable[[int, int], None] | None = None,
+        *,
+        fresh: bool = False,
+    ) -> None:
+        """Send a source's bytes to an asset, from wherever its upload stands, in constant memory.
+
+        Survives broken connections, timeouts, lost replies, 5xx, 429 and locks as long as bytes move on.
+
+        :param asset: An asset whose upload is open.
+        :param source: A local path, or a URI that Airflow's object storage knows.
+        :param on_progress: Called with the bytes handed over so far and the bytes in all, about once a MiB.
+        :param fresh: Whether the asset was just created, so that the upload stands at 0.
+        :raises RoughyConfigurationError: If the asset's upload is not open.
+        :raises RoughySourceError: If the source cannot be read or changed on the way.
+        :raises RoughyUnsupportedMediaError: If Roughy does not take this kind of file.
+        :raises RoughyUploadError: If the retries are used up.
+        """
+        if asset.upload_url is None:
+            raise RoughyConfigurationError(f"Asset {asset.id} is {asset.state}: it has no open upload")
+        from airflow_provider_roughy.tus import RoughyUploader
+
+        found = source if isinstance(source, Source) else find_source(source)
+        with found.open() as reader:
+            RoughyUploader(
+                self.client, asset.id, asset.upload_url, reader, fresh=fresh, on_progress=on_progress
+            ).upload()
+
+    def cancel_upload(self, asset: RoughyAsset) -> bool:
+        """Cancel an asset's upload, which removes the asset.
+
+        :param asset: The asset.
+        :returns: ``False`` if there was nothing left to cancel.
+        """
+        if asset.upload_url is None:
+            return False
+        return self._removed(api.cancel_upload(asset.upload_url))
+
+    def delete_asset(self, asset_id: str, missing_ok: bool = True) -> bool:
+        """Remove an asset and everything derived from it, at once and for good.
+
+        :param asset_id: The asset.
+        :param missing_ok: Whether it is fine that there is none.
+        :returns: ``False`` if there was none.
+        :raises RoughyNotFoundError: If there was none and ``missing_ok`` is false.
+        """
+        return self._removed(api.delete_asset(asset_id), missing_ok=missing_ok)
+
+    def _removed(self, call: Call[None], *, missing_ok: bool = True) -> bool:
+        try:
+            self.client.run(call)
+        except RoughyNotFoundError:
+            if not missing_ok:
+                raise
+            return False
+        return True
+
+    # ---- Projects and credits
+
+    def create_project(self, name: str) -> RoughyProject:
+        """Create a project.
+
+        :param name: Free text, 1 to 256 characters.
+        """
+        return self.client.run(api.create_project(name))
+
+    def get_project(self, project_id: str) -> RoughyProject:
+        """Read a project.
+
+        :param project_id: The project.
+        :raises RoughyNotFoundError: If there is none, or it is not yours.
+        """
+        return self.client.run(api.get_project(project_id))
+
+    def list_projects(self, state: str | None = None) -> Iterator[RoughyProject]:
+        """Yield projects, newest first, page by page.
+
+        :param state: ``"active"`` (Roughy's default) or ``"archived"``.
+        """
+        return self._pages(lambda offset: api.list_projects(state=state, offset=offset))
+
+    def get_credit_balance(self) -> int:
+        """Return the spendable credits. A credit pays one started minute of media."""
+        return self.client.run(api.get_credit_balance())
+
+    def _pages(self, read: Callable[[int], Call[Page[T]]]) -> Iterator[T]:
+        offset: int | None = 0
+        while offset is not None:
+            page = self.client.run(read(offset))
+            yield from page.items
+            offset = page.next_offset
+
+    # ---- For event loops
+
+    async def aopen(self) -> AsyncClient:
+        """Return a new client for the running event loop; the caller closes it.
+
+        :raises RoughyConfigurationError: If the connection is missing or unusable.
+        """
+        # The first import takes tens of milliseconds, which a triggerer's loop should not wait for.
+        module = await asyncio.to_thread(import_module, "airflow_provider_roughy.client")
+        client: AsyncClient = await module.AsyncClient.open(await self.aget_settings())
+        return client
+
+    async def aget_asset(self, asset_id: str) -> RoughyAsset:
+        """Read an asset, in an event loop. See :meth:`get_asset`."""
+        async with await self.aopen() as client:
+            return await client.run(api.get_asset(asset_id))
+
+    async def alist_assets(self, project_id: str | None = None, state: str | None = None) -> AsyncIterator[RoughyAsset]:
+        """Yield assets, newest first, in an event loop. See :meth:`list_assets`."""
+        offset: int | None = 0
+        async with await self.aopen() as client:
+            while offset is not None:
+                page = await client.run(api.list_assets(project_id=project_id, state=state, offset=offset))
+                for asset in page.items:
+                    yield asset
+                offset = page.next_offset

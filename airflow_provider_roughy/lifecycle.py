@@ -1,0 +1,226 @@
+"""What each state of Roughy means, and the verdict on one resource.
+
+This is the only place that knows the names of states. A resource walks from a waiting state to a final one::
+
+    asset:  pending_upload -> processing -> ready
+                                        |-> pending_payment -> ready     (by itself, on the next top-up)
+                                        |-> failed
+
+A state that is not in the table counts as waiting: Roughy may add one, and the waiter's deadline bounds the wait.
+
+Nothing here touches the network or a clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from airflow.providers.common.compat.sdk import AirflowSkipException
+
+from airflow_provider_roughy import exceptions
+from airflow_provider_roughy.exceptions import (
+    RoughyApiError,
+    RoughyAssetFailedError,
+    RoughyConfigurationError,
+    RoughyError,
+    RoughyPaymentRequiredError,
+    RoughyProtocolError,
+    RoughyTimeoutError,
+    api_error,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+#: What to do about an asset that is uploaded and measured, but not paid for.
+OnPendingPayment = Literal["fail", "skip", "return", "wait"]
+
+
+class Outcome(str, Enum):
+    """What a look at a resource told."""
+
+    WAITING = "waiting"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    PAYMENT_REQUIRED = "payment_required"
+    #: The deadline passed first.
+    TIMED_OUT = "timed_out"
+    #: Roughy refused to tell, for good: wrong key, no such resource.
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of resource that can be waited for.
+
+    :param name: What Roughy calls it.
+    :param outcomes: The state table.
+    :param failed: The error of one that failed, called with its id.
+    """
+
+    name: str
+    outcomes: Mapping[str, Outcome]
+    failed: Callable[..., RoughyError]
+
+
+ASSET = Kind(
+    name="asset",
+    outcomes={
+        "pending_upload": Outcome.WAITING,
+        "processing": Outcome.WAITING,
+        "ready": Outcome.SUCCEEDED,
+        "failed": Outcome.FAILED,
+        "pending_payment": Outcome.PAYMENT_REQUIRED,
+    },
+    failed=RoughyAssetFailedError,
+)
+
+KINDS = {kind.name: kind for kind in (ASSET,)}
+
+
+def check_on_pending_payment(value: str) -> None:
+    """Refuse a policy that does not exist.
+
+    :raises ValueError: At DAG parse, where a typing error is cheapest.
+    """
+    if value not in get_args(OnPendingPayment):
+        raise ValueError(f"on_pending_payment must be one of {get_args(OnPendingPayment)}, not {value!r}")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is known of one resource: the one currency of poke, trigger, event and operator.
+
+    :param id: The resource.
+    :param outcome: What its state means.
+    :param kind: The name of its :class:`Kind`.
+    :param state: Its state in Roughy's words, or ``None`` if no look succeeded.
+    :param resource: Its fields without secrets, as they go to XCom.
+    :param request_id: The ``X-Request-Id`` of the answer.
+    :param error: What made Roughy refuse, as plain JSON; or the last transient error before a timeout.
+    """
+
+    id: str
+    outcome: Outcome
+    kind: str = ASSET.name
+    state: str | None = None
+    resource: dict[str, Any] = field(default_factory=dict)
+    request_id: str | None = None
+    error: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, kind: Kind, resource: Any) -> Verdict:
+        """Judge a resource as it was just read.
+
+        :param kind: What it is.
+        :param resource: The reply: with ``id``, ``state``, ``request_id`` and ``to_dict()``.
+        """
+        return cls(
+            id=resource.id,
+            outcome=kind.outcomes.get(resource.state, Outcome.WAITING),
+            kind=kind.name,
+            state=resource.state,
+            resource=resource.to_dict(),
+            request_id=resource.request_id,
+        )
+
+    @classmethod
+    def refused(cls, kind: Kind, id: str, error: RoughyError) -> Verdict:
+        """Judge a resource that Roughy refuses to show, for good."""
+        return cls(id=id, outcome=Outcome.REFUSED, kind=kind.name, error=_error_to_dict(error))
+
+    @classmethod
+    def timed_out(cls, kind: Kind, id: str, *, state: str | None, error: RoughyError | None) -> Verdict:
+        """Judge a resource that was not done before the deadline."""
+        details = _error_to_dict(error) if error else None
+        return cls(id=id, outcome=Outcome.TIMED_OUT, kind=kind.name, state=state, error=details)
+
+    @property
+    def known(self) -> bool:
+        """Whether the state is in the table."""
+        return self.state is None or self.state in KINDS[self.kind].outcomes
+
+    def is_final(self, on_pending_payment: OnPendingPayment) -> bool:
+        """Whether there is nothing left to wait for.
+
+        :param on_pending_payment: With ``"wait"`` an unpaid asset is waited for, like one in processing.
+        """
+        if self.outcome is Outcome.PAYMENT_REQUIRED:
+            return on_pending_payment != "wait"
+        return self.outcome is not Outcome.WAITING
+
+    def raise_for_failure(self, on_pending_payment: OnPendingPayment) -> None:
+        """Raise what the outcome calls for; return if the task may go on.
+
+        :param on_pending_payment: What to do about an unpaid asset.
+        :raises RoughyAssetFailedError: If it failed.
+        :raises RoughyPaymentRequiredError: If it is unpaid and the policy is ``"fail"``.
+        :raises AirflowSkipException: If it is unpaid and the policy is ``"skip"``.
+        :raises RoughyTimeoutError: If the deadline passed first.
+        :raises RoughyError: What Roughy refused with.
+        """
+        if self.outcome is Outcome.FAILED:
+            raise KINDS[self.kind].failed(
+                self.id,
+                error_code=self.resource.get("error_code"),
+                error_message=self.resource.get("error_message"),
+                request_id=self.request_id,
+            )
+        if self.outcome is Outcome.TIMED_OUT:
+            reason = self.error["message"] if self.error else None
+            raise RoughyTimeoutError(self.id, state=self.state, reason=reason)
+        if self.outcome is Outcome.REFUSED:
+            raise _error_from_dict(self.error or {})
+        if self.outcome is Outcome.PAYMENT_REQUIRED and on_pending_payment in ("fail", "skip"):
+            error = RoughyPaymentRequiredError(self.id, request_id=self.request_id)
+            if on_pending_payment == "fail":
+                raise error
+            raise AirflowSkipException(str(error))
+
+    def to_event(self) -> dict[str, Any]:
+        """Return plain JSON for a trigger's event, which Airflow logs and stores in plain text."""
+        return {
+            "status": self.outcome.value,
+            "kind": self.kind,
+            "id": self.id,
+            "state": self.state,
+            "resource": self.resource,
+            "request_id": self.request_id,
+            "error": self.error,
+        }
+
+    @classmethod
+    def from_event(cls, event: dict[str, Any] | None) -> Verdict:
+        """Read a trigger's event back.
+
+        :raises RoughyProtocolError: If it is none of ours, so that a lost event never counts as success.
+        """
+        try:
+            if event is None:
+                raise KeyError("no event")
+            return cls(
+                id=event["id"],
+                outcome=Outcome(event["status"]),
+                kind=KINDS[event["kind"]].name,
+                state=event["state"],
+                resource=event["resource"],
+                request_id=event["request_id"],
+                error=event["error"],
+            )
+        except (KeyError, TypeError, ValueError) as err:
+            raise RoughyProtocolError(f"The trigger's event is not one of this package: {err}") from err
+
+
+def _error_to_dict(error: RoughyError) -> dict[str, Any]:
+    if isinstance(error, RoughyApiError):
+        return {"message": str(error), "api": error.to_dict()}
+    return {"message": str(error), "class": type(error).__name__}
+
+
+def _error_from_dict(error: dict[str, Any]) -> RoughyError:
+    if "api" in error:
+        return api_error(**error["api"])
+    cls = getattr(exceptions, error.get("class", ""), RoughyConfigurationError)
+    return cls(error.get("message", "Roughy refused without a reason"))

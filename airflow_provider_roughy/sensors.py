@@ -1,0 +1,140 @@
+"""The sensor that waits for an asset."""
+
+from __future__ import annotations
+
+import time
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
+
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    BaseSensorOperator,
+    PokeReturnValue,
+    conf,
+)
+
+from airflow_provider_roughy.hooks import RoughyHook
+from airflow_provider_roughy.lifecycle import OnPendingPayment, Verdict, check_on_pending_payment
+from airflow_provider_roughy.triggers import RoughyAssetTrigger, Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from airflow.providers.common.compat.sdk import Context
+
+
+class RoughyAssetSensor(BaseSensorOperator):
+    """Waits until an asset is ready, and tells apart what else may become of it.
+
+    ==================== =====================================================================================
+    The asset is         The task
+    ==================== =====================================================================================
+    ``ready``            succeeds
+    ``failed``           fails with :class:`~airflow_provider_roughy.exceptions.RoughyAssetFailedError`, which
+                         carries Roughy's ``error_code`` and ``error_message``; no retries are burned
+    ``pending_payment``  does what ``on_pending_payment`` says
+    anything else        goes on waiting, until ``timeout``
+    ==================== =====================================================================================
+
+    A network fault, a 5xx or a 429 of one look does not end the wait; a wrong key or a missing asset does at once.
+    The result is the same in poke, reschedule and deferrable mode: the asset's fields as a dict, without its signed
+    URLs. With ``deferrable=True`` the sensor looks once, and unless that settles it waits in the triggerer, where it
+    takes no worker slot.
+
+    :param asset_id: The asset, e.g. the output of ``RoughyCreateUploadOperator``. (templated)
+    :param on_pending_payment: What to do about an asset that is uploaded and measured, but that the credits did not
+        cover: ``"fail"`` raises :class:`~airflow_provider_roughy.exceptions.RoughyPaymentRequiredError`; ``"skip"``
+        skips the task; ``"return"`` succeeds, with ``state`` ``"pending_payment"`` in the result, for a branch to
+        look at; ``"wait"`` waits on, because Roughy makes the asset ready by itself after a top-up.
+    :param roughy_conn_id: The Airflow connection. (templated)
+    :param deferrable: Whether to wait in the triggerer. ``mode`` counts only if not.
+    :param poke_interval: Seconds between two looks, in every mode.
+    :param timeout: Seconds, from the start of this try, after which the task fails with
+        :class:`~airflow_provider_roughy.exceptions.RoughyTimeoutError`, an ``AirflowSensorTimeout``. In deferrable
+        mode a restart of the triggerer does not extend it.
+    :param soft_fail: Whether to skip the task where it would fail without a retry: asset failed or unpaid, wrong key,
+        no such asset, timeout.
+    """
+
+    template_fields: Sequence[str] = ("asset_id", "roughy_conn_id")
+    ui_color = "#e4f0ef"
+
+    def __init__(
+        self,
+        *,
+        asset_id: str,
+        on_pending_payment: OnPendingPayment = "fail",
+        roughy_conn_id: str = RoughyHook.default_conn_name,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_on_pending_payment(on_pending_payment)
+        self.asset_id = asset_id
+        self.on_pending_payment = on_pending_payment
+        self.roughy_conn_id = roughy_conn_id
+        self.deferrable = deferrable
+
+    @cached_property
+    def hook(self) -> RoughyHook:
+        """The hook of this task."""
+        return RoughyHook(self.roughy_conn_id)
+
+    @cached_property
+    def _watch(self) -> Watch:
+        return Watch(self.asset_id, on_pending_payment=self.on_pending_payment, log=self.log)
+
+    def poke(self, context: Context) -> PokeReturnValue:
+        """Look once."""
+        verdict = self._watch.look(self.hook)
+        if verdict is None:
+            return PokeReturnValue(is_done=False)
+        verdict.raise_for_failure(self.on_pending_payment)
+        return PokeReturnValue(is_done=True, xcom_value=verdict.resource)
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Wait, here or in the triggerer.
+
+        :returns: The asset's fields.
+        """
+        with self.hook:
+            if not self.deferrable:
+                result: dict[str, Any] = super().execute(context)
+                return result
+            deadline = time.time() + self.timeout
+            try:
+                looked = self.poke(context)
+            except (AirflowFailException, AirflowSensorTimeout) as error:
+                raise self._softened(error) from error
+            if looked.is_done:
+                return cast("dict[str, Any]", looked.xcom_value)
+        trigger = RoughyAssetTrigger(
+            asset_id=self.asset_id,
+            roughy_conn_id=self.roughy_conn_id,
+            poll_interval=self.poke_interval,
+            deadline=deadline,
+            on_pending_payment=self.on_pending_payment,
+        )
+        self.log.info("Asset %s is waited for in the triggerer", self.asset_id)
+        self.defer(trigger=trigger, method_name="execute_complete", timeout=trigger.defer_timeout)
+
+    def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Take the trigger's verdict.
+
+        :returns: The asset's fields.
+        """
+        verdict = Verdict.from_event(event)
+        try:
+            verdict.raise_for_failure(self.on_pending_payment)
+        except (AirflowFailException, AirflowSensorTimeout) as error:
+            raise self._softened(error) from error
+        self.log.info("Asset %s is %s", verdict.id, verdict.state)
+        return verdict.resource
+
+    def _softened(self, error: Exception) -> Exception:
+        """Skip where a poking sensor would: Airflow's own conversion differs by mode and by version."""
+        if self.soft_fail or self.never_fail:
+            return AirflowSkipException(str(error))
+        return error
