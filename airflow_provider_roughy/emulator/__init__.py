@@ -1,0 +1,39 @@
+"""Roughy on a laptop: the API's paths, states, errors and upload rules over a real socket, with steerable faults.
+
+Start it with ``python -m airflow_provider_roughy.emulator``, or in a test::
+
+    with Emulator() as roughy:
+        ...  # roughy.url, roughy.api_key, roughy.inject(Fault(...)), roughy.assets
+
+It imports nothing from the rest of the package: a wrong constant would otherwise be right on both sides.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .choices import Choices
+from .faults import Fault
+
+if TYPE_CHECKING:
+    from .gate import Request
+    from .server import Emulator
+
+__all__ = ["Choices", "Emulator", "Fault", "Request"]
+
+#: Top-level packages of the extra.
+_EXTRA = ("starlette", "uvicorn", "av")
+
+
+def __getattr__(name: str) -> Any:
+    """Import the server on first use: only it needs the packages of the extra."""
+    if name not in ("Emulator", "Request"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from . import gate, server
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in _EXTRA:
+            message = f"The emulator needs {error.name}: pip install 'airflow-provider-roughy[emulator]'"
+            raise ModuleNotFoundError(message, name=error.name) from error
+        raise
+    return server.Emulator if name == "Emulator" else gate.Request

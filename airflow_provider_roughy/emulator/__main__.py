@@ -1,0 +1,109 @@
+"""Command line: ``python -m airflow_provider_roughy.emulator``."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import json
+import shlex
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from . import Choices
+
+if TYPE_CHECKING:
+    from . import Request
+
+DEFAULT_PORT = 8321
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the emulator until SIGINT or SIGTERM.
+
+    :param arguments: command line without the program's name.
+    :returns: exit status.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        from . import Emulator
+    except ModuleNotFoundError as error:
+        print(error, file=sys.stderr)
+        return 1
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    try:
+        emulator = Emulator(
+            port=options.port,
+            host=options.host,
+            data_dir=options.data_dir,
+            api_key=options.api_key or ["sk_emulator"],
+            balance=options.balance,
+            progression=options.progression,
+            choices=Choices.from_text(options.choice),
+            on_request=_print_request,
+        )
+        emulator.start()
+    except (OSError, ValueError) as error:
+        print(f"Cannot start: {error}", file=sys.stderr)
+        return 2
+    try:
+        if not _is_loopback(options.host):
+            print(f"Warning: {options.host} is not loopback; anyone who reaches it can steer it.", file=sys.stderr)
+        connection = json.dumps(emulator.airflow_connection)
+        print(f"Roughy emulator at {emulator.url} (steering: {emulator.url}/_emulator/)")
+        print(f"Project {emulator.project_id}")
+        print(f"export AIRFLOW_CONN_ROUGHY_DEFAULT={shlex.quote(connection)}", flush=True)
+        # A plain wait() on the main thread would not be woken by a signal on Windows.
+        while not stopped.wait(1.0):
+            pass
+    finally:
+        emulator.close()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m airflow_provider_roughy.emulator", description="A local Roughy: no account, no credits."
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 takes a free one (default: %(default)s)")
+    parser.add_argument("--data-dir", help="keep state and bytes here (default: a temporary folder)")
+    parser.add_argument(
+        "--api-key", action="append", metavar="KEY", help="may be repeated: each is an account (default: sk_emulator)"
+    )
+    parser.add_argument("--balance", type=int, default=1000, help="credits at the start (default: %(default)s)")
+    parser.add_argument(
+        "--progression",
+        default="seconds=2",
+        help="how long assets are processing: immediate, manual, seconds=N or polls=N (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--choice",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an answer where the documentation is silent; may be repeated (see emulator/choices.py)",
+    )
+    return parser
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _print_request(request: Request) -> None:
+    """Print one line; never headers or queries, which hold the key and signatures."""
+    status = "cut" if request.status is None else request.status
+    size = f" {request.body_bytes} bytes" if request.body_bytes else ""
+    line = f"{request.method} {request.path} {status}{size} {request.seconds * 1000:.0f} ms {request.request_id}"
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""Every answer of the emulator that Roughy's documentation leaves open, in one place.
+
+Each field says what is known, how well, and why the default is what it is:
+
+* *documented*: a public page says so; kept here only where a test wants to flip it,
+* *inferred*: follows from the documentation, the TUS protocol or an older generation of the API,
+* *unknown*: no public page tells; the default is the least surprising reading.
+
+A client that works with one value only relies on something nobody promised.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choices:
+    """How the emulator behaves where the documentation is silent."""
+
+    # Assets
+
+    delete_status: int = 204
+    """Status of ``DELETE /v1/assets/{id}`` and ``DELETE /v1/projects/{id}``. Inferred: the pages document the
+    effect (immediate, irreversible) but not the status; 204 without a body is the convention of the stack."""
+
+    over_limit_size_status: Literal[413, 422] = 413
+    """Status of ``POST /v1/assets`` for more than ``max_upload_bytes``. Inferred: the error table describes
+    413 ``payload_too_large`` as "body or Upload-Length over the cap"; 422 would be possible too."""
+
+    malformed_json_status: Literal[400, 422] = 400
+    """Status for a request body that is no JSON. Inferred: 400 is "malformed, nothing more specific" and 422 is
+    "well-formed but fields invalid"."""
+
+    archived_project_accepts_assets: bool = True
+    """Whether an asset can be created in an archived project. Unknown: no page forbids it."""
+
+    create_sends_tus_headers: bool = True
+    """Whether ``POST /v1/assets`` carries ``Tus-Resumable`` and ``Upload-Expires``. Unknown: the older
+    generation of the call did, and TUS asks for it on a creation reply."""
+
+    refund_on_delete: bool = False
+    """Whether deleting a charged asset writes a ``refund`` entry. Unknown: no rule is documented, and one charge
+    per asset is."""
+
+    activation_skips_unaffordable: bool = False
+    """Whether a top-up that cannot pay the oldest unpaid asset goes on to younger, cheaper ones. Unknown:
+    documented is "oldest first" only, so the queue is not jumped."""
+
+    # Uploads
+
+    min_upload_bytes: int = 64
+    """Least bytes of an upload, and of its first PATCH. Documented in the upload guide; that ``POST /v1/assets``
+    already refuses less (422) is inferred."""
+
+    max_upload_bytes: int = 50 * 1024**3
+    """Most bytes of an upload. Documented as 50 GiB; the byte count is inferred arithmetic."""
+
+    upload_ttl_seconds: float = 24 * 3600
+    """How long an upload stays open after its creation. Inferred: the older generation showed 24 hours."""
+
+    expired_upload: Literal["gone", "not_found"] = "gone"
+    """Answer of an expired upload. Unknown: TUS allows 404 and 410; ``gone`` exists in the error enum and
+    fits nothing else."""
+
+    expired_asset: Literal["removed", "kept"] = "removed"
+    """What becomes of the asset of an expired upload. Unknown: cancelling an upload removes the asset
+    (documented), and an asset that can never get its bytes is of no use."""
+
+    finished_upload: Literal["gone", "not_found", "offset"] = "gone"
+    """Answer of an upload whose last byte has landed: 410, 404, or (``offset``) HEAD goes on telling the full
+    offset and an empty PATCH at the end is 204. Unknown; the asset's ``upload_url`` becomes null then."""
+
+    cancel_status: int = 204
+    """Status of ``DELETE /v1/uploads/{id}``. Inferred: TUS demands 204; the page says "Upload cancelled."."""
+
+    cancelled_upload: Literal["not_found", "gone"] = "not_found"
+    """Answer of an upload after its cancellation. Inferred: TUS allows 404 and 410; the asset is 404 too."""
+
+    rejected_upload: Literal["removed", "kept"] = "removed"
+    """What becomes of the asset when the first chunk is neither audio nor video: removed, as by a cancelled
+    upload, or kept in ``pending_upload`` with a dead upload. Unknown: documented is that the upload session is
+    cancelled."""
+
+    unsupported_media_code: str = "conflict"
+    """Error code of that rejection. The status 409 is documented; the code is inferred, since no finer 409 code
+    fits and ``unsupported_media_type`` is defined for the request's Content-Type (415)."""
+
+    short_first_chunk_status: Literal[400, 409, 422] = 409
+    """Status of a first PATCH below ``min_upload_bytes``. Unknown: documented is "rejected"; 409 because the
+    media check, which answers 409, is what needs the bytes. The upload stays open."""
+
+    over_length_status: Literal[400, 409, 413] = 413
+    """Status of a PATCH that would exceed the declared size. Unknown; nothing of its body is stored."""
+
+    keep_partial: bool = True
+    """Whether a PATCH that breaks off leaves the bytes that arrived. Unknown: TUS says a server should keep as
+    many as possible; some keep nothing."""
+
+    concurrent_patch: Literal["wait", "locked"] = "wait"
+    """What a PATCH (or DELETE) does while another PATCH is writing the same upload: wait for it, up to
+    ``lock_wait_seconds``, or be refused with 423 at once. Unknown; both are usual among TUS servers. Either way
+    a body is written by one request at a time. HEAD never waits."""
+
+    lock_wait_seconds: float = 20.0
+    """How long a PATCH waits for another one before it is 423."""
+
+    locked_code: str = "conflict"
+    """Error code of that 423. Unknown: the closed enum has no code for a locked upload."""
+
+    identify_bytes: int = 65536
+    """How much of the first bytes is looked at to tell the media type. Unknown, and not visible."""
+
+    options_status: Literal[200, 204] = 204
+    """Status of ``OPTIONS /v1/uploads``. Inferred: TUS allows both."""
+
+    options_needs_key: bool = True
+    """Whether ``OPTIONS /v1/uploads`` needs the API key. Inferred: documented is "every operation", but this
+    page's own security section was not visible."""
+
+    tus_extension: str = "termination,expiration"
+    """Value of ``Tus-Extension``. Inferred: DELETE is termination, Upload-Expires is expiration; creation is
+    REST here and not TUS."""
+
+    upload_expires_header: bool = True
+    """Whether HEAD and PATCH replies carry ``Upload-Expires``. Unknown; TUS demands it on PATCH replies of
+    servers that expire uploads."""
+
+    method_override: bool = False
+    """Whether ``X-HTTP-Method-Override`` on a POST to an upload is honoured. Unknown; TUS servers do."""
+
+    # After the upload
+
+    failed_error_code: str = "probe_failed"
+    """``error_code`` of an asset whose media cannot be read. Unknown: the values are not documented."""
+
+    partial_debit: bool = False
+    """Whether an asset is charged although the balance does not cover its price. Inferred from the state model:
+    either the debit settles or the asset is ``pending_payment``."""
+
+    unpaid_ttl_seconds: float = 30 * 24 * 3600
+    """How long an unpaid asset keeps its bytes. Documented as 30 days, after which it is purged."""
+
+    download_ttl_seconds: int = 900
+    """How long a ``download_url`` is valid. Inferred from the documented example (``X-Amz-Expires=900``); the
+    text says "within minutes"."""
+
+    def __post_init__(self) -> None:
+        """Refuse a value that the field does not know."""
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            allowed, value = hints[field.name], getattr(self, field.name)
+            if get_origin(allowed) is Literal and value not in get_args(allowed):
+                options = ", ".join(str(option) for option in get_args(allowed))
+                raise ValueError(f"{field.name} must be one of {options}, not {value!r}")
+
+    @classmethod
+    def from_text(cls, pairs: list[str]) -> Choices:
+        """Read ``name=value`` pairs, as the command line has them.
+
+        :param pairs: for example ``["delete_status=200", "keep_partial=false"]``.
+        """
+        hints = get_type_hints(cls)
+        values: dict[str, Any] = {}
+        for pair in pairs:
+            name, separator, text = pair.partition("=")
+            if not separator or name not in hints:
+                raise ValueError(f"unknown choice {pair!r}; known: {', '.join(sorted(hints))}")
+            values[name] = _parse(name, hints[name], text)
+        return cls(**values)
+
+
+def _parse(name: str, hint: Any, text: str) -> Any:
+    kind = type(get_args(hint)[0]) if get_origin(hint) is Literal else hint
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"{name} must be true or false, not {text!r}")
+        return text.lower() == "true"
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{name} must be of type {kind.__name__}, not {text!r}") from None

@@ -1,0 +1,347 @@
+"""Looking at media: what it is from its first bytes, how long it is and whether it is whole from all of them.
+
+The type comes from a table of signatures. Duration and corruption are judged by FFmpeg's own demuxers (PyAV), as
+``ffprobe`` does for Roughy; what FFmpeg forgives and a user would not, a file cut short, is found by comparing
+what the container declares with what is there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import struct
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What a file is.
+
+    :param type: ``audio`` or ``video``.
+    :param extension: without a dot.
+    :param content_type: MIME type.
+    """
+
+    type: str
+    extension: str
+    content_type: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a look at the whole file found: a duration, or a problem.
+
+    :param seconds: decimal number with three digits.
+    :param problem: one line for the user.
+    """
+
+    seconds: str | None = None
+    problem: str | None = None
+
+
+_MP3 = Kind("audio", "mp3", "audio/mpeg")
+_AAC = Kind("audio", "aac", "audio/aac")
+_WAV = Kind("audio", "wav", "audio/wav")
+_TS = Kind("video", "ts", "video/mp2t")
+
+#: Signature at the very start -> kind; those that need a closer look are in :func:`sniff`.
+_SIGNATURES: tuple[tuple[bytes, Kind], ...] = (
+    (b"fLaC", Kind("audio", "flac", "audio/flac")),
+    (b"caff", Kind("audio", "caf", "audio/x-caf")),
+    (b"#!AMR", Kind("audio", "amr", "audio/amr")),
+    (b"wvpk", Kind("audio", "wv", "audio/x-wavpack")),
+    (b"MAC ", Kind("audio", "ape", "audio/x-ape")),
+    (b"\x0b\x77", Kind("audio", "ac3", "audio/ac3")),
+    (b"FLV\x01", Kind("video", "flv", "video/x-flv")),
+    (b"\x00\x00\x01\xba", Kind("video", "mpg", "video/mpeg")),
+    (b"\x00\x00\x01\xb3", Kind("video", "mpg", "video/mpeg")),
+    (b"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02\x01\x01\x02", Kind("video", "mxf", "application/mxf")),
+)
+_IMAGE_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis", b"crx ")
+_OLD_QUICKTIME = (b"moov", b"mdat", b"wide", b"pnot")
+_ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_ASF_VIDEO = bytes.fromhex("c0ef19bc4d5bcf11a8fd00805f5c442b")
+_ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+
+
+def sniff(head: bytes) -> Kind | None:
+    """Tell what a file is from its first bytes; ``None`` when it is neither audio nor video.
+
+    :param head: at least 64 bytes; more of them tell audio-only containers apart more surely.
+    """
+    for signature, kind in _SIGNATURES:
+        if head.startswith(signature):
+            return kind
+    if head[:4] in (b"RIFF", b"RF64", b"BW64"):
+        return {b"WAVE": _WAV, b"AVI ": Kind("video", "avi", "video/x-msvideo")}.get(head[8:12])
+    if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
+        return Kind("audio", "aiff", "audio/aiff")
+    if head[4:8] == b"ftyp" or head[4:8] in _OLD_QUICKTIME:
+        return _iso_kind(head)
+    if head.startswith(b"\x1aE\xdf\xa3"):
+        return _matroska_kind(head)
+    if head.startswith(b"OggS"):
+        return _ogg_kind(head)
+    if head.startswith(_ASF_HEADER):
+        video = _ASF_VIDEO in head
+        return Kind("video", "wmv", "video/x-ms-wmv") if video else Kind("audio", "wma", "audio/x-ms-wma")
+    if head.startswith(b"ID3"):
+        after = head[_id3_length(head) :]
+        return Kind("audio", "flac", "audio/flac") if after.startswith(b"fLaC") else _MP3
+    return _frame_kind(head)
+
+
+def _iso_kind(head: bytes) -> Kind | None:
+    """Tell the members of the MP4 family apart (ISO 14496-12: brand of ``ftyp``, handlers of ``moov``)."""
+    brand = head[8:12] if head[4:8] == b"ftyp" else b"qt  "
+    if brand in _IMAGE_BRANDS:
+        return None
+    if brand in (b"M4A ", b"M4B ", b"M4P "):
+        return Kind("audio", "m4a", "audio/mp4")
+    at = head.find(b"moov")
+    whole_moov = at >= 4 and at - 4 + int.from_bytes(head[at - 4 : at], "big") <= len(head)
+    handlers = set(re.findall(rb"hdlr.{8}(vide|soun)", head, re.DOTALL))
+    if whole_moov and handlers == {b"soun"}:
+        return Kind("audio", "m4a", "audio/mp4")
+    if brand == b"qt  ":
+        return Kind("video", "mov", "video/quicktime")
+    if brand[:2] == b"3g":
+        return Kind("video", "3gp", "video/3gpp")
+    return Kind("video", "mp4", "video/mp4")
+
+
+def _matroska_kind(head: bytes) -> Kind | None:
+    """Tell WebM from Matroska, and audio from video by the CodecID elements (RFC 9559)."""
+    codecs = set(re.findall(rb"\x86[\x81-\xff]([AV])_[A-Z]", head))
+    audio = codecs == {b"A"}
+    if b"webm" in head[:64]:
+        return Kind("audio", "webm", "audio/webm") if audio else Kind("video", "webm", "video/webm")
+    if b"matroska" in head[:64]:
+        return Kind("audio", "mka", "audio/x-matroska") if audio else Kind("video", "mkv", "video/x-matroska")
+    return None
+
+
+def _ogg_kind(head: bytes) -> Kind:
+    start = head[:4096]
+    if b"\x80theora" in start:
+        return Kind("video", "ogv", "video/ogg")
+    return Kind("audio", "opus" if b"OpusHead" in start else "ogg", "audio/ogg")
+
+
+def _frame_kind(head: bytes) -> Kind | None:
+    """Recognise formats without a file header by two frames in a row, or one if there is room for no more."""
+    if length := _mp3_frame_length(head):
+        following = head[length : length + 4]
+        return _MP3 if len(following) < 4 or _mp3_frame_length(following) else None
+    if length := _adts_frame_length(head):
+        following = head[length : length + 7]
+        return _AAC if len(following) < 7 or _adts_frame_length(following) else None
+    for first, stride in ((0, 188), (4, 192)):
+        marks = head[first : 5 * stride : stride]
+        # One lonely mark is too little to believe, unless a plausible program table or stream packet follows.
+        sure = len(marks) > 1 or (head[1] & 0x80 == 0 and head[3] & 0x30 != 0)
+        if marks and set(marks) == {0x47} and sure:
+            return _TS
+    return None
+
+
+def _id3_length(head: bytes) -> int:
+    """Return the length of an ID3v2 tag with its header (id3.org: four bytes of seven bits)."""
+    a, b, c, d = head[6:10]
+    return 10 + (a << 21 | b << 14 | c << 7 | d)
+
+
+_MP3_BITRATES = {
+    (1, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
+    (1, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (1, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (2, 1): (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (2, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (2, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+
+
+def _mp3_frame_length(head: bytes) -> int:
+    """Return the length of the MPEG audio frame that starts here, or 0 (ISO 11172-3 header)."""
+    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
+        return 0
+    version, layer = {0: 4, 2: 2, 3: 1}.get(head[1] >> 3 & 3, 0), 4 - (head[1] >> 1 & 3)
+    bitrate, rate = head[2] >> 4, head[2] >> 2 & 3
+    if version == 0 or layer == 4 or bitrate in (0, 15) or rate == 3:
+        return 0
+    bits = _MP3_BITRATES[(min(version, 2), layer)][bitrate - 1] * 1000
+    hertz = (44100, 48000, 32000)[rate] // version
+    padding = head[2] >> 1 & 1
+    if layer == 1:
+        return (12 * bits // hertz + padding) * 4
+    return (72 if layer == 3 and version > 1 else 144) * bits // hertz + padding
+
+
+def _adts_frame_length(head: bytes) -> int:
+    """Return the length of the ADTS frame that starts here, or 0 (ISO 13818-7 header)."""
+    if len(head) < 7 or head[0] != 0xFF or head[1] & 0xF6 != 0xF0 or head[2] >> 2 & 0xF > 12:
+        return 0
+    length = (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5
+    return length if length > 7 else 0
+
+
+#: Demuxers whose duration is read from a header, and not estimated from the bit rate or the last timestamp.
+_DECLARING = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "wav", "w64", "aiff", "flac", "avi", "flv", "asf", "caf")
+#: Of those, the ones whose end cannot be told by their structure (:func:`_cut_short`).
+_DURATION_ONLY = ("flac", "flv", "mp3")
+
+#: How many packets are decoded to see that they hold anything.
+_DECODED_PACKETS = 60
+
+_UNREADABLE = "The media could not be read."
+_TRUNCATED = "The media ends before its declared end: it is truncated."
+
+
+def measure(path: Path, *, stop: Callable[[], bool] = lambda: False) -> Measured:
+    """Read a whole file and return its duration or what is wrong with it. Blocks; call it in a thread.
+
+    :param path: the file.
+    :param stop: asked now and then; true ends the work with whatever result.
+    """
+    try:
+        with path.open("rb") as file:
+            if _cut_short(file, path.stat().st_size):
+                return Measured(problem=_TRUNCATED)
+            tagged = _has_frame_count(file)
+        return _demux(path, tagged, stop)
+    except (av.FFmpegError, OSError, ValueError, struct.error, ArithmeticError):
+        return Measured(problem=_UNREADABLE)
+
+
+def _demux(path: Path, tagged: bool, stop: Callable[[], bool]) -> Measured:
+    with av.open(f"file:{path}") as container:
+        media = [s for s in container.streams if s.type in ("audio", "video") and not _is_cover(s)]
+        if not media:
+            return Measured(problem="The file holds neither audio nor video.")
+        main = next((stream.index for stream in media if stream.type == "audio"), media[0].index)
+        first: dict[int, float] = {}
+        last: dict[int, float] = {}
+        tried = decoded = broken = 0
+        for number, packet in enumerate(container.demux()):
+            if number % 1000 == 0 and stop():
+                return Measured(problem=_UNREADABLE)
+            if not packet.size:
+                continue
+            stream = packet.stream.index
+            if stream == main and tried < _DECODED_PACKETS:
+                tried += 1
+                try:
+                    decoded += len(packet.decode())
+                except av.FFmpegError:
+                    broken += 1
+            moment = packet.pts if packet.pts is not None else packet.dts
+            if moment is None or packet.time_base is None:
+                continue
+            begin = float(moment * packet.time_base)
+            end = begin + float((packet.duration or 0) * packet.time_base)
+            first[stream] = min(first.get(stream, begin), begin)
+            last[stream] = max(last.get(stream, end), end)
+        if decoded == 0 or broken > tried / 2:
+            return Measured(problem=_UNREADABLE)
+        name = container.format.name
+        declares = name in _DECLARING or (name == "mp3" and tagged)
+        declared = container.duration / av.time_base if container.duration else None
+        seen = [last[s.index] - max(0.0, first[s.index]) for s in media if s.index in last]
+        present = max(seen, default=0.0)
+    if declared is not None and declares and name in _DURATION_ONLY and _is_short(present, declared):
+        return Measured(problem=_TRUNCATED)
+    # Without a declared duration FFmpeg guesses one from the bit rate, which can be absurd: packets know better.
+    seconds = declared if declared is not None and (declares or name == "ogg") else present
+    if seconds <= 0:
+        return Measured(problem="The media has no duration.")
+    return Measured(seconds=str(Decimal(seconds).quantize(Decimal("0.001"))))
+
+
+def _is_short(present: float, declared: float) -> bool:
+    return declared - present > max(0.25, declared * 0.02)
+
+
+def _is_cover(stream: av.stream.Stream) -> bool:
+    """Tell a cover picture, which a container shows as a video stream, from a film."""
+    return bool(getattr(stream, "disposition", 0) & 0x400)
+
+
+def _has_frame_count(file: BinaryIO) -> bool:
+    """Tell whether an MP3 declares its number of frames: a Xing, Info or VBRI tag in its first frame."""
+    file.seek(0)
+    head = file.read(10)
+    file.seek(_id3_length(head) if head.startswith(b"ID3") and len(head) == 10 else 0)
+    return re.search(rb"Xing|Info|VBRI", file.read(256)) is not None
+
+
+def _cut_short(file: BinaryIO, size: int) -> bool:
+    """Tell whether a container says that it is longer than its file.
+
+    :param file: opened for reading; its position is changed.
+    :param size: of the file in bytes.
+    """
+    file.seek(0)
+    head = file.read(4096)
+    if head[4:8] == b"ftyp" or head[4:8] in _OLD_QUICKTIME:
+        return _boxes_cut_short(file, size)
+    if head[:4] in (b"RIFF", b"FORM"):
+        declared = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big")
+        # Writers to a pipe cannot know the length and put all zeros or all ones; one byte may be padding.
+        return declared not in (0, 0xFFFFFFFF) and declared + 8 > size + 1
+    if head.startswith(b"\x1aE\xdf\xa3"):
+        return _segment_cut_short(head, size)
+    if head.startswith(b"OggS"):
+        return _page_cut_short(file, size)
+    if head.startswith(_ASF_HEADER) and (at := head.find(_ASF_FILE)) >= 0:
+        declared, flags = struct.unpack_from("<Q", head, at + 40)[0], struct.unpack_from("<I", head, at + 88)[0]
+        return not flags & 1 and bool(declared > size)
+    return False
+
+
+def _boxes_cut_short(file: BinaryIO, size: int) -> bool:
+    """Walk the top-level boxes (ISO 14496-12, 4.2): length, type, and a long length if the short one is 1."""
+    at = 0
+    while at + 8 <= size:
+        file.seek(at)
+        head = file.read(16)
+        length = int.from_bytes(head[:4], "big")
+        if length == 0:
+            return False
+        if length == 1 and len(head) == 16:
+            length = int.from_bytes(head[8:], "big")
+        if length < 8:
+            return False
+        at += length
+    return at > size
+
+
+def _segment_cut_short(head: bytes, size: int) -> bool:
+    """Compare the length of the Segment element (RFC 8794: variable-length integers) with the file's."""
+    at = head.find(b"\x18\x53\x80\x67")
+    if at < 0 or at + 12 > len(head):
+        return False
+    width = 9 - head[at + 4].bit_length()
+    if width > 8:
+        return False
+    value = int.from_bytes(head[at + 4 : at + 4 + width], "big") & (1 << 7 * width) - 1
+    unknown = value == (1 << 7 * width) - 1
+    return not unknown and at + 4 + width + value > size
+
+
+def _page_cut_short(file: BinaryIO, size: int) -> bool:
+    """Look whether the last Ogg page (RFC 3533: at most 65307 bytes) is whole."""
+    start = max(0, size - 65307)
+    file.seek(start)
+    tail = file.read()
+    at = tail.rfind(b"OggS")
+    if at < 0:
+        return True
+    page = tail[at:]
+    if len(page) < 27 or len(page) < 27 + page[26]:
+        return True
+    return 27 + page[26] + sum(page[27 : 27 + page[26]]) > len(page)

@@ -1,0 +1,219 @@
+"""What every reply shares: errors, ids, timestamps, and the reading of request values.
+
+Sources: the error envelope, paging and field rules are those of Roughy's "List assets" page.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+#: A problem of one request field: dotted path, message.
+Problem = tuple[str, str]
+
+#: Which code of the closed ``ErrorCode`` enum a bare status stands for.
+CODE_OF_STATUS: Mapping[int, str] = {
+    400: "bad_request",
+    401: "unauthenticated",
+    402: "insufficient_credits",
+    403: "forbidden",
+    404: "not_found",
+    409: "conflict",
+    410: "gone",
+    412: "precondition_failed",
+    413: "payload_too_large",
+    415: "unsupported_media_type",
+    422: "validation_error",
+    423: "account_locked",
+    429: "rate_limited",
+    500: "internal_error",
+    502: "upstream_error",
+    503: "upstream_unavailable",
+    504: "upstream_unavailable",
+}
+
+
+class ApiError(Exception):
+    """A refusal, as the client gets it.
+
+    :param status: HTTP status.
+    :param message: one line, safe to show to users.
+    :param code: of the ``ErrorCode`` enum; by default the one that belongs to the status.
+    :param fields: the fields at fault, of a 422.
+    :param headers: further reply headers.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        fields: Iterable[Problem] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code or code_of(status)
+        self.fields = list(fields)
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """Return the documented envelope; ``fields`` is omitted unless there are any."""
+        error: dict[str, Any] = {"code": self.code, "message": self.message}
+        if self.fields:
+            error["fields"] = [{"field": field, "message": message} for field, message in self.fields]
+        return {"error": error}
+
+
+def code_of(status: int) -> str:
+    """Return the error code that belongs to a status when nothing finer is known."""
+    return CODE_OF_STATUS.get(status, "internal_error" if status >= 500 else "bad_request")
+
+
+def invalid(*problems: Problem) -> ApiError:
+    """Return the 422 for these fields."""
+    return ApiError(422, "; ".join(f"{field}: {message}" for field, message in problems), fields=problems)
+
+
+def uuid7(microseconds: int) -> str:
+    """Return a version 7 UUID (RFC 9562, method 1): ids made later sort later.
+
+    :param microseconds: time of creation since the epoch; the part below a millisecond goes to ``rand_a``.
+    """
+    milliseconds, rest = divmod(microseconds, 1000)
+    value = (milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | (rest * 4096 // 1000) << 64
+    value |= 0b10 << 62 | int.from_bytes(os.urandom(8), "big") >> 2
+    return str(uuid.UUID(int=value))
+
+
+def timestamp(microseconds: int) -> str:
+    """Return ISO 8601 in UTC with six digits and ``Z``, as in all documented examples."""
+    moment = datetime.fromtimestamp(microseconds // 1_000_000, timezone.utc)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{microseconds % 1_000_000:06d}Z"
+
+
+def now_microseconds() -> int:
+    """Return the real time since the epoch, in microseconds."""
+    return time.time_ns() // 1000
+
+
+def as_uuid(value: object) -> str:
+    """Return a UUID in its canonical spelling, or raise ``ValueError`` with the reason."""
+    try:
+        return str(uuid.UUID(value)) if isinstance(value, str) else _refuse("Input should be a valid UUID")
+    except ValueError:
+        raise ValueError("Input should be a valid UUID") from None
+
+
+def as_text(least: int, most: int) -> Callable[[object], str]:
+    """Return a reader of strings of so many characters."""
+
+    def read(value: object) -> str:
+        if not isinstance(value, str):
+            return _refuse("Input should be a valid string")
+        if not least <= len(value) <= most:
+            return _refuse(f"String should have {least} to {most} characters")
+        return value
+
+    return read
+
+
+def as_integer(least: int, most: int | None = None) -> Callable[[object], int]:
+    """Return a reader of integers within bounds; a string must be plain digits (a query value)."""
+
+    def read(value: object) -> int:
+        if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value):
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool):
+            return _refuse("Input should be a valid integer")
+        if value < least:
+            return _refuse(f"Input should be greater than or equal to {least}")
+        if most is not None and value > most:
+            return _refuse(f"Input should be less than or equal to {most}")
+        return value
+
+    return read
+
+
+def as_one_of(options: Sequence[str]) -> Callable[[object], str]:
+    """Return a reader of one of these words."""
+
+    def read(value: object) -> str:
+        if not isinstance(value, str) or value not in options:
+            return _refuse("Input should be " + ", ".join(f"'{option}'" for option in options))
+        return value
+
+    return read
+
+
+def as_language(value: object) -> str:
+    """Return a lower-cased two-letter code (ISO 639-1), as ``POST /v1/assets`` documents it."""
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z]{2}", value):
+        return _refuse("Input should be a two-letter ISO 639-1 code")
+    return value.lower()
+
+
+def _refuse(reason: str) -> Any:
+    raise ValueError(reason)
+
+
+class Fields:
+    """Reads values from one part of a request and gathers what is wrong with them.
+
+    :param where: ``body``, ``query`` or ``path``: the root of the dotted field names.
+    :param values: the raw values.
+    """
+
+    def __init__(self, where: str, values: Mapping[str, object]) -> None:
+        self.where = where
+        self.values = values
+        self.problems: list[Problem] = []
+
+    def required(self, name: str, reader: Callable[[object], T]) -> T:
+        """Read a value that must be there; after a problem the result is meaningless until :meth:`check`."""
+        if name not in self.values:
+            self.problems.append((f"{self.where}.{name}", "Field required"))
+            return None  # type: ignore[return-value]
+        return self._read(name, reader)
+
+    def optional(self, name: str, reader: Callable[[object], T]) -> T | None:
+        """Read a value that may be missing or null."""
+        return None if self.values.get(name) is None else self._read(name, reader)
+
+    def check(self) -> None:
+        """Raise the 422 if anything was wrong."""
+        if self.problems:
+            raise invalid(*self.problems)
+
+    def _read(self, name: str, reader: Callable[[object], T]) -> T:
+        try:
+            return reader(self.values[name])
+        except ValueError as error:
+            self.problems.append((f"{self.where}.{name}", str(error)))
+            return None  # type: ignore[return-value]
+
+
+def parse_object(raw: bytes, *, malformed_status: int) -> dict[str, Any]:
+    """Return the JSON object of a request body.
+
+    :param raw: the body.
+    :param malformed_status: status for a body that is no JSON (:attr:`Choices.malformed_json_status`).
+    """
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError):
+        problems = [("body", "JSON decode error")] if malformed_status == 422 else []
+        raise ApiError(malformed_status, "The request body is not valid JSON.", fields=problems) from None
+    if not isinstance(value, dict):
+        raise invalid(("body", "Input should be a valid object"))
+    return value

@@ -1,0 +1,131 @@
+"""Tiny real media for tests, made by PyAV itself, and ways to damage it."""
+
+from __future__ import annotations
+
+import array
+import math
+import random
+import wave
+from fractions import Fraction
+from pathlib import Path
+
+import av
+
+SAMPLE_RATE = 48_000
+
+#: Container name of FFmpeg and codec, by the name the tests use.
+AUDIO = {
+    "mp3": ("mp3", "libmp3lame"),
+    "wav": ("wav", "pcm_s16le"),
+    "flac": ("flac", "flac"),
+    "ogg": ("ogg", "libopus"),
+    "opus": ("ogg", "libopus"),
+    "m4a": ("ipod", "aac"),
+    "aac": ("adts", "aac"),
+    "mka": ("matroska", "libopus"),
+    "weba": ("webm", "libopus"),
+    "aiff": ("aiff", "pcm_s16be"),
+    "wma": ("asf", "wmav2"),
+    "ac3": ("ac3", "ac3"),
+}
+VIDEO = {
+    "mp4": ("mp4", "mpeg4"),
+    "mov": ("mov", "mpeg4"),
+    "mkv": ("matroska", "mpeg4"),
+    "webm": ("webm", "libvpx"),
+    "avi": ("avi", "mpeg4"),
+    "ts": ("mpegts", "mpeg2video"),
+    "mpg": ("mpeg", "mpeg2video"),
+    "flv": ("flv", "flv"),
+    "wmv": ("asf", "wmv2"),
+}
+
+
+def make_audio(path: Path, seconds: float = 3, format: str = "mp3", options: dict[str, str] | None = None) -> Path:
+    """Write a sine wave.
+
+    :param path: where to.
+    :param seconds: its length.
+    :param format: a key of :data:`AUDIO`.
+    :param options: muxer options of FFmpeg, for example ``{"id3v2_version": "0", "write_xing": "0"}``.
+    """
+    container_format, codec = AUDIO[format]
+    with av.open(str(path), "w", format=container_format, options=options or {}) as container:
+        stream = container.add_stream(codec, rate=SAMPLE_RATE)
+        stream.layout = "mono"
+        _encode_sine(container, stream, seconds)
+    return path
+
+
+def make_video(
+    path: Path, seconds: float = 2, format: str = "mp4", audio: bool = False, options: dict[str, str] | None = None
+) -> Path:
+    """Write a moving grey picture of 64x64 at 25 frames a second.
+
+    :param path: where to.
+    :param seconds: its length.
+    :param format: a key of :data:`VIDEO`.
+    :param audio: add a sine wave of the same length (for containers that take AAC).
+    :param options: muxer options of FFmpeg, for example ``{"movflags": "faststart"}``.
+    """
+    container_format, codec = VIDEO[format]
+    with av.open(str(path), "w", format=container_format, options=options or {}) as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        sound = container.add_stream("aac", rate=SAMPLE_RATE) if audio else None
+        for number in range(round(seconds * 25)):
+            frame = av.VideoFrame(64, 64, "yuv420p")
+            for plane in frame.planes:
+                plane.update(bytes((number * 7 + i) % 256 for i in range(plane.buffer_size)))
+            frame.pts = number
+            frame.time_base = Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        if sound is not None:
+            _encode_sine(container, sound, seconds)
+    return path
+
+
+def make_long_audio(path: Path, seconds: float) -> Path:
+    """Write silence of any length quickly: a WAV of 8 bits at 8 kHz, 8000 bytes a second."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(1)
+        file.setframerate(8000)
+        file.writeframes(b"\x80" * round(seconds * 8000))
+    return path
+
+
+def corrupt(path: Path, keep: int = 64) -> Path:
+    """Replace all but the first bytes by noise, in place: it still looks like media and cannot be read.
+
+    :param keep: how many bytes stay, so that the type is still recognised.
+    """
+    content = path.read_bytes()
+    path.write_bytes(content[:keep] + random.Random(1).randbytes(max(0, len(content) - keep)))
+    return path
+
+
+def truncate(path: Path, share: float = 0.5) -> Path:
+    """Keep only the first part of a file, in place.
+
+    :param share: how much stays, 0 to 1.
+    """
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    return path
+
+
+def _encode_sine(container: av.container.OutputContainer, stream: av.AudioStream, seconds: float) -> None:
+    total = round(seconds * SAMPLE_RATE)
+    wanted = stream.codec_context.format.name
+    resampler = av.AudioResampler(format=wanted, layout=stream.layout.name, rate=SAMPLE_RATE)
+    for start in range(0, total, 1024):
+        count = min(1024, total - start)
+        samples = array.array("h", (int(12000 * math.sin(0.0576 * (start + i))) for i in range(count)))
+        frame = av.AudioFrame(format="s16", layout="mono", samples=count)
+        frame.planes[0].update(samples.tobytes().ljust(frame.planes[0].buffer_size, b"\0"))
+        frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, start, Fraction(1, SAMPLE_RATE)
+        for each in resampler.resample(frame):
+            container.mux(stream.encode(each))
+    container.mux(stream.encode(None))
