@@ -1,0 +1,57 @@
+"""Every night, upload all recordings of a folder; one bad file does not sink the batch.
+
+Each file is a mapped task of its own: it is retried, waited for and reported by itself.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from airflow.providers.common.compat.sdk import DAG, Param, task
+
+from airflow_provider_roughy.operators import RoughyCreateUploadOperator
+from airflow_provider_roughy.sensors import RoughyAssetSensor
+
+with DAG(
+    dag_id="roughy_ingest_folder",
+    schedule="0 2 * * *",
+    start_date=datetime(2026, 1, 1),
+    catchup=False,
+    params={"folder": Param("/data/recordings", type="string", description="Where the recordings of the day are")},
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
+    tags=["roughy"],
+    doc_md=__doc__,
+):
+
+    @task
+    def recordings(params: dict) -> list[str]:
+        """List the folder."""
+        from pathlib import Path
+
+        return sorted(str(path) for path in Path(params["folder"]).iterdir() if path.is_file())
+
+    # At most four at a time: a worker's uplink is soon full.
+    upload = RoughyCreateUploadOperator.partial(task_id="upload", max_active_tis_per_dag=4).expand(
+        source=recordings()
+    )
+
+    @task(trigger_rule="all_done")
+    def uploaded(asset_ids: list[str]) -> list[str]:
+        """Keep what arrived: a file that was refused has no asset to wait for."""
+        return [asset_id for asset_id in asset_ids if asset_id]
+
+    wait = RoughyAssetSensor.partial(
+        task_id="wait",
+        deferrable=True,
+        poke_interval=5,
+        timeout=6 * 3600,
+    ).expand(asset_id=uploaded(upload.output))
+
+    @task(trigger_rule="all_done")
+    def report(assets: list[dict]) -> dict:
+        """Say what the night brought."""
+        ready = [asset for asset in assets if asset]
+        minutes = sum(float(asset["duration_seconds"]) for asset in ready) / 60
+        return {"ready": len(ready), "minutes": round(minutes, 1)}
+
+    report(wait.output)

@@ -1,0 +1,66 @@
+"""What the tests share: a Roughy of their own each, and an Airflow that knows it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before Airflow is imported for the first time: it reads them once. `make test` gives a new home to each run.
+os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="airflow-"))
+os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "False"
+os.environ["AIRFLOW__CORE__DAGS_FOLDER"] = str(Path(__file__).parent / "dags")
+
+from airflow_provider_roughy.emulator import Emulator
+from airflow_provider_roughy.hooks import RoughyHook
+from tests import media
+
+
+@pytest.fixture
+def roughy() -> Iterator[Emulator]:
+    """A Roughy whose assets are prepared at once."""
+    with Emulator(progression="immediate") as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def connection(roughy: Emulator, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """Airflow's connection ``roughy_default``, which leads to it; impatient, so that faults cost little."""
+    fields = roughy.airflow_connection
+    fields["extra"] = {**fields["extra"], "timeout": 1.5}
+    monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps(fields))
+    return fields
+
+
+@pytest.fixture
+def hook(connection: dict[str, object]) -> Iterator[RoughyHook]:
+    with RoughyHook() as hook:
+        yield hook
+
+
+@pytest.fixture(scope="session")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Small real media, made once: read only."""
+    folder = tmp_path_factory.mktemp("recordings")
+    files = {
+        "audio": media.make_audio(folder / "speech.mp3", seconds=3),
+        "video": media.make_video(folder / "clip.mp4", seconds=2),
+    }
+    for name in ("audio", "video"):
+        files[name] = Path(files[name] or folder / {"audio": "speech.mp3", "video": "clip.mp4"}[name])
+    return files
+
+
+@pytest.fixture(scope="session")
+def airflow_db() -> None:
+    """Airflow's metadata database, made once."""
+    subprocess.run(
+        [sys.executable, "-m", "airflow", "db", "migrate"], check=True, stdout=subprocess.DEVNULL, timeout=120
+    )

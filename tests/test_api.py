@@ -1,0 +1,250 @@
+"""Requests and replies as data."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+
+from airflow_provider_roughy import api, exceptions
+from airflow_provider_roughy.api import Reply, RoughyAsset
+
+ID = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"
+ASSET = {
+    "id": ID,
+    "project_id": "019de7f5-7e21-7402-92a8-1c0e1fa84411",
+    "type": "audio",
+    "state": "ready",
+    "extension": "mp3",
+    "size_bytes": 4823572,
+    "content_type": "audio/mpeg",
+    "duration_seconds": "324.412",
+    "language": "de",
+    "error_code": None,
+    "error_message": None,
+    "created_at": "2026-05-02T08:54:52.423000Z",
+    "upload_url": None,
+    "download_url": "https://fly.storage.tigris.dev/assets/x?X-Amz-Signature=sig",
+}
+
+
+def reply(status: int, body: Any = None, **headers: str) -> Reply:
+    content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Reply(status, {"x-request-id": "req-1", **names}, content)
+
+
+def envelope(code: str, message: str = "Words.", **more: Any) -> dict[str, Any]:
+    return {"error": {"code": code, "message": message, **more}}
+
+
+def raised(answer: Reply, call: api.Call[Any] | None = None) -> exceptions.RoughyError:
+    with pytest.raises(exceptions.RoughyError) as caught:
+        api.decipher(call or api.get_asset(ID), answer)
+    return caught.value
+
+
+def test_an_asset_is_read_with_every_field_and_ignores_new_ones() -> None:
+    asset = api.decipher(api.get_asset(ID), reply(200, {**ASSET, "cuttable": True, "mood": "merry"}))
+    assert {name: getattr(asset, name) for name in ASSET} == ASSET
+    assert asset.cuttable is True
+    assert asset.request_id == "req-1"
+
+
+def test_an_asset_keeps_its_signed_urls_to_itself() -> None:
+    asset = RoughyAsset.from_json({**ASSET, "upload_url": "https://api.roughy.ai/v1/uploads/secret"})
+    assert "upload_url" not in asset.to_dict()
+    assert "download_url" not in asset.to_dict()
+    assert "sig" not in repr(asset)
+    assert "secret" not in repr(asset)
+    assert json.loads(json.dumps(asset.to_dict()))["duration_seconds"] == "324.412"
+
+
+#: Roughy's list (API page "List assets"), with the statuses of page "Errors" and the likeliest for those it leaves out.
+CODES = {
+    "bad_request": (400, exceptions.RoughyValidationError),
+    "unauthenticated": (401, exceptions.RoughyAuthenticationError),
+    "forbidden": (403, exceptions.RoughyAuthenticationError),
+    "not_found": (404, exceptions.RoughyNotFoundError),
+    "conflict": (409, exceptions.RoughyConflictError),
+    "gone": (410, exceptions.RoughyNotFoundError),
+    "precondition_failed": (412, exceptions.RoughyValidationError),
+    "payload_too_large": (413, exceptions.RoughyValidationError),
+    "unsupported_media_type": (415, exceptions.RoughyValidationError),
+    "validation_error": (422, exceptions.RoughyValidationError),
+    "account_locked": (423, exceptions.RoughyAuthenticationError),
+    "rate_limited": (429, exceptions.RoughyRateLimitError),
+    "insufficient_credits": (402, exceptions.RoughyInsufficientCreditsError),
+    "internal_error": (500, exceptions.RoughyServerError),
+    "upstream_error": (502, exceptions.RoughyServerError),
+    "upstream_unavailable": (503, exceptions.RoughyServerError),
+    "asset_processing": (409, exceptions.RoughyConflictError),
+    "asset_payment_required": (409, exceptions.RoughyConflictError),
+    "asset_failed": (409, exceptions.RoughyConflictError),
+    "asset_not_ready": (409, exceptions.RoughyConflictError),
+    "modifier_not_ready": (409, exceptions.RoughyConflictError),
+    "unsupported_format": (409, exceptions.RoughyConflictError),
+    "frame_rate_required": (409, exceptions.RoughyConflictError),
+    "cut_not_proposed": (409, exceptions.RoughyConflictError),
+}
+
+
+def test_all_24_codes_are_known() -> None:
+    assert len(CODES) == 24
+    assert set(exceptions.ERRORS_BY_CODE) == set(CODES)
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_code_has_its_error(code: str) -> None:
+    status, cls = CODES[code]
+    error = raised(reply(status, envelope(code)))
+    assert type(error) is cls
+    assert isinstance(error, exceptions.RoughyApiError)
+    assert (error.status, error.code, error.message, error.request_id) == (status, code, "Words.", "req-1")
+    assert str(error).startswith(f"GET /v1/assets/{ID}: {status} {code}: Words. (request req-1)")
+
+
+@pytest.mark.parametrize(
+    ("status", "cls", "transient"),
+    [
+        (400, exceptions.RoughyValidationError, False),
+        (401, exceptions.RoughyAuthenticationError, False),
+        (402, exceptions.RoughyInsufficientCreditsError, False),
+        (403, exceptions.RoughyAuthenticationError, False),
+        (404, exceptions.RoughyNotFoundError, False),
+        (408, exceptions.RoughyApiError, True),
+        (409, exceptions.RoughyConflictError, False),
+        (410, exceptions.RoughyNotFoundError, False),
+        (418, exceptions.RoughyApiError, False),
+        (423, exceptions.RoughyApiError, True),
+        (429, exceptions.RoughyRateLimitError, True),
+        (500, exceptions.RoughyServerError, True),
+        (502, exceptions.RoughyServerError, True),
+        (504, exceptions.RoughyServerError, True),
+    ],
+)
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>Bad gateway</html>", b'{"error": {"co', b"[]", b'{"detail": "x"}', b"\xff\xfe"]
+)
+def test_an_answer_without_an_envelope_is_the_error_of_its_status(
+    status: int, cls: type, transient: bool, body: bytes
+) -> None:
+    error = raised(reply(status, body))
+    assert type(error) is cls
+    assert error.transient is transient
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        reply(200, b""),
+        reply(200, b"<html>Log in to the Wi-Fi</html>", content_type="text/html"),
+        reply(200, b'{"id": "019de7'),
+        reply(200, []),
+        reply(200, {"state": "ready"}),
+        reply(200, {**ASSET, "state": None}),
+        reply(302, b"", location="https://elsewhere.example/?token=secret"),
+        reply(304),
+    ],
+    ids=["empty", "html", "truncated", "list", "no id", "no state", "redirect", "not modified"],
+)
+def test_a_reply_that_breaks_the_contract_is_named(answer: Reply) -> None:
+    error = raised(answer)
+    assert type(error) is exceptions.RoughyProtocolError
+    assert "req-1" in str(error)
+    assert "secret" not in str(error)
+
+
+def test_the_fields_of_a_validation_error_are_told() -> None:
+    fields = [{"field": "body.size_bytes", "message": "Too small."}]
+    error = raised(reply(422, envelope("validation_error", "Invalid.", fields=fields)))
+    assert isinstance(error, exceptions.RoughyValidationError)
+    assert error.fields == fields
+    assert "body.size_bytes: Too small." in str(error)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("7", 7.0),
+        ("Sun, 22 Nov 2026 12:00:30 GMT", 30.0),
+        ("Sun, 22 Nov 2026 11:00:00 GMT", 0.0),
+        ("soon", None),
+        ("-5", None),
+        ("²", None),
+    ],
+)
+def test_both_forms_of_retry_after(header: str, seconds: float | None) -> None:
+    answer = reply(429, envelope("rate_limited"), retry_after=header, date="Sun, 22 Nov 2026 12:00:00 GMT")
+    error = raised(answer)
+    assert isinstance(error, exceptions.RoughyRateLimitError)
+    assert error.retry_after == seconds
+
+
+def test_errors_that_no_retry_mends_burn_none_and_the_others_are_no_airflow_exception() -> None:
+    for cls in CODES.values():
+        error = cls[1]("GET /", status=cls[0])
+        assert not (error.transient and isinstance(error, AirflowFailException))
+        assert isinstance(error, AirflowFailException) or not isinstance(error, AirflowException)
+
+
+def test_errors_survive_pickling() -> None:
+    error = raised(reply(422, envelope("validation_error", fields=[{"field": "query.limit", "message": "m"}])))
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
+    failed = pickle.loads(pickle.dumps(exceptions.RoughyAssetFailedError(ID, error_code="probe_failed")))
+    assert failed.asset_id == ID
+
+
+@pytest.mark.parametrize(
+    "value", ["", "None", "../projects", "019de7f7", None, 7, "{{ ti.xcom_pull('upload') }}"], ids=str
+)
+def test_an_id_that_is_none_is_refused_before_anything_is_sent(value: Any) -> None:
+    for call in (api.get_asset, api.delete_asset, api.get_project):
+        with pytest.raises(exceptions.RoughyConfigurationError, match="UUID"):
+            call(value)
+
+
+@pytest.mark.parametrize("size", [0, 63, 50 * 1024**3 + 1, -1])
+def test_a_size_out_of_bounds_is_refused_before_anything_is_sent(size: int) -> None:
+    with pytest.raises(exceptions.RoughyConfigurationError, match="size_bytes"):
+        api.create_asset(ID, size)
+
+
+@pytest.mark.parametrize("language", ["eng", "d", "d1", "", "de-DE", "dé"])
+def test_a_language_of_more_or_less_than_two_letters_is_refused(language: str) -> None:
+    with pytest.raises(exceptions.RoughyConfigurationError, match="language"):
+        api.create_asset(ID, 64, language=language)
+
+
+def test_a_language_is_sent_as_roughy_stores_it() -> None:
+    assert api.create_asset(ID, 64, language="DE").request.json == {"project_id": ID, "size_bytes": 64, "language": "de"}
+
+
+def test_the_upload_url_may_come_in_the_location_alone() -> None:
+    created = reply(201, {**ASSET, "state": "pending_upload"}, location="https://api.roughy.ai/v1/uploads/u")
+    assert api.decipher(api.create_asset(ID, 64), created).upload_url == "https://api.roughy.ai/v1/uploads/u"
+
+
+@pytest.mark.parametrize("status", [200, 202, 204])
+def test_any_2xx_of_a_delete_will_do(status: int) -> None:
+    api.decipher(api.delete_asset(ID), reply(status, b"whatever"))
+
+
+@pytest.mark.parametrize("value", ["", "-1", "1.5", "ten", "²", "9" * 5000])
+def test_an_offset_that_is_no_number_breaks_the_contract(value: str) -> None:
+    error = raised(reply(204, upload_offset=value), api.send_bytes("https://x/u", [], offset=0, length=64))
+    assert type(error) is exceptions.RoughyProtocolError
+
+
+def test_a_page_knows_where_the_next_one_starts() -> None:
+    def page(items: int, total: int, offset: int) -> int | None:
+        body = {"items": [ASSET] * items, "total": total, "limit": 100, "offset": offset}
+        return api.decipher(api.list_assets(), reply(200, body)).next_offset
+
+    assert page(100, 250, 0) == 100
+    assert page(50, 250, 200) is None
+    assert page(0, 250, 200) is None

@@ -1,0 +1,131 @@
+"""The state table and the verdict."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
+
+from airflow_provider_roughy.api import RoughyAsset
+from airflow_provider_roughy.exceptions import (
+    RoughyAssetFailedError,
+    RoughyAuthenticationError,
+    RoughyConfigurationError,
+    RoughyPaymentRequiredError,
+    RoughyProtocolError,
+    RoughyServerError,
+    RoughyTimeoutError,
+)
+from airflow_provider_roughy.lifecycle import ASSET, Outcome, Verdict, check_on_pending_payment
+
+ID = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"
+
+
+def asset(state: str, **fields: Any) -> RoughyAsset:
+    empty = dict.fromkeys(("type", "extension", "size_bytes", "content_type", "duration_seconds", "language"))
+    known = {"id": ID, "project_id": ID, "state": state, "created_at": "2026-05-02T08:54:52.423000Z"}
+    return RoughyAsset.from_json({**empty, **known, **fields}, request_id="req-7")
+
+
+@pytest.mark.parametrize(
+    ("state", "outcome"),
+    [
+        ("pending_upload", Outcome.WAITING),
+        ("processing", Outcome.WAITING),
+        ("ready", Outcome.SUCCEEDED),
+        ("failed", Outcome.FAILED),
+        ("pending_payment", Outcome.PAYMENT_REQUIRED),
+    ],
+)
+def test_every_documented_state_has_an_outcome(state: str, outcome: Outcome) -> None:
+    verdict = Verdict.of(ASSET, asset(state))
+    assert (verdict.outcome, verdict.known) == (outcome, True)
+
+
+def test_an_unknown_state_is_waited_through() -> None:
+    verdict = Verdict.of(ASSET, asset("transmogrifying"))
+    assert verdict.outcome is Outcome.WAITING
+    assert not verdict.known
+    assert not verdict.is_final("fail")
+
+
+@pytest.mark.parametrize(("policy", "final"), [("fail", True), ("skip", True), ("return", True), ("wait", False)])
+def test_an_unpaid_asset_is_final_unless_it_is_waited_for(policy: Any, final: bool) -> None:
+    assert Verdict.of(ASSET, asset("pending_payment")).is_final(policy) is final
+
+
+def test_each_policy_has_its_own_end_for_an_unpaid_asset() -> None:
+    verdict = Verdict.of(ASSET, asset("pending_payment"))
+    with pytest.raises(RoughyPaymentRequiredError, match="Top up") as failed:
+        verdict.raise_for_failure("fail")
+    assert isinstance(failed.value, AirflowFailException)
+    with pytest.raises(AirflowSkipException, match=ID):
+        verdict.raise_for_failure("skip")
+    verdict.raise_for_failure("return")
+
+
+def test_a_failed_asset_says_which_why_and_where_to_ask() -> None:
+    verdict = Verdict.of(ASSET, asset("failed", error_code="probe_failed", error_message="the media cannot be read"))
+    with pytest.raises(RoughyAssetFailedError) as failed:
+        verdict.raise_for_failure("fail")
+    assert str(failed.value) == f"Asset {ID} failed: probe_failed: the media cannot be read (request req-7)"
+    assert (failed.value.error_code, failed.value.error_message) == ("probe_failed", "the media cannot be read")
+
+
+def verdicts() -> list[Verdict]:
+    locked = RoughyAuthenticationError("GET /v1/assets/x", status=423, code="account_locked", request_id="r")
+    down = RoughyServerError("GET /v1/assets/x", status=503, retry_after=7.0)
+    return [
+        Verdict.of(ASSET, asset("ready", upload_url="https://secret", download_url="https://secret")),
+        Verdict.of(ASSET, asset("failed", error_code="e", error_message="m")),
+        Verdict.of(ASSET, asset("pending_payment")),
+        Verdict.refused(ASSET, ID, locked),
+        Verdict.refused(ASSET, ID, RoughyConfigurationError("no key")),
+        Verdict.timed_out(ASSET, ID, state="processing", error=None),
+        Verdict.timed_out(ASSET, ID, state=None, error=down),
+    ]
+
+
+@pytest.mark.parametrize("verdict", verdicts(), ids=lambda verdict: f"{verdict.outcome.value}-{verdict.state}")
+def test_a_verdict_survives_the_way_through_an_event(verdict: Verdict) -> None:
+    text = json.dumps(verdict.to_event())
+    assert "secret" not in text
+    back = Verdict.from_event(json.loads(text))
+    assert back == verdict
+
+    def end(of: Verdict) -> tuple[type[BaseException], str] | None:
+        try:
+            of.raise_for_failure("fail")
+        except Exception as error:
+            return type(error), str(error)
+        return None
+
+    assert end(back) == end(verdict)
+
+
+def test_a_refusal_keeps_its_type_and_its_facts() -> None:
+    error = RoughyAuthenticationError(
+        "GET /v1/assets/x", status=423, code="account_locked", message="Locked.", request_id="r-1"
+    )
+    with pytest.raises(RoughyAuthenticationError) as raised:
+        Verdict.from_event(Verdict.refused(ASSET, ID, error).to_event()).raise_for_failure("fail")
+    assert raised.value.to_dict() == error.to_dict()
+
+
+def test_a_timeout_is_airflows_own_kind_and_says_what_was_seen_last() -> None:
+    with pytest.raises(AirflowSensorTimeout, match="still processing") as raised:
+        Verdict.timed_out(ASSET, ID, state="processing", error=None).raise_for_failure("fail")
+    assert isinstance(raised.value, RoughyTimeoutError)
+
+
+@pytest.mark.parametrize("event", [None, {}, {"status": "success"}, {"status": "ready", "id": ID}, "ready"])
+def test_an_event_of_somebody_else_is_no_success(event: Any) -> None:
+    with pytest.raises(RoughyProtocolError):
+        Verdict.from_event(event)
+
+
+def test_a_policy_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="on_pending_payment"):
+        check_on_pending_payment("ignore")
