@@ -15,7 +15,7 @@ from xml.sax.saxutils import escape
 
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
-from starlette.routing import Router, Route
+from starlette.routing import Route, Router
 
 from . import tus
 from .store import PROBE_WAIT_SECONDS, STATES, Asset, LedgerEntry, Project, Store, well_known_id
@@ -352,8 +352,8 @@ def _signature(store: Store, path: str, date: str, expires: str) -> str:
 
 
 def _xml_error(status: int, code: str, message: str) -> Response:
-    body = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>{escape(message)}</Message></Error>'
-    return Response(body, status, media_type="application/xml")
+    error = f"<Error><Code>{code}</Code><Message>{escape(message)}</Message></Error>"
+    return Response(f'<?xml version="1.0" encoding="UTF-8"?>\n{error}', status, media_type="application/xml")
 
 
 async def _not_found(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
@@ -393,9 +393,7 @@ def build(store: Store, keys: Mapping[str, int], extra_routes: list[Route]) -> R
     # TUS: every reply names the version, and no reply to HEAD may be cached.
     tus_headers = {"Tus-Resumable": tus.VERSION, "Cache-Control": "no-store"}
     no_key: tuple[str, ...] = () if store.choices.options_needs_key else ("OPTIONS",)
-    capabilities = Resource(
-        authorise, {"OPTIONS": uploads.capabilities}, headers=tus_headers, open_methods=no_key
-    )
+    capabilities = Resource(authorise, {"OPTIONS": uploads.capabilities}, headers=tus_headers, open_methods=no_key)
     one_upload = {"HEAD": uploads.head, "PATCH": uploads.patch, "DELETE": uploads.cancel}
     if store.choices.method_override:
         one_upload["POST"] = uploads.override

@@ -17,11 +17,11 @@ from typing import Any, Literal
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One rule. What it does, in the order in which it is looked at:
+    """One rule.
 
-    ``delay`` first, alone or with any of the others; then the first of ``drop``, ``hang``, ``garbage``,
-    ``swallow``, ``status`` that is set answers instead of the emulator (the request is not processed); otherwise
-    the request is processed, subject to ``cut_after``, ``lose_reply`` and ``reply_headers``.
+    ``delay`` comes first, alone or with any of the others. Then the first of ``drop``, ``hang``, ``garbage``,
+    ``swallow``, ``status`` that is set answers instead of the emulator: the request is not processed. Otherwise it
+    is processed, subject to ``cut_after``, ``lose_reply`` and ``reply_headers``.
 
     :param method: HTTP method, or ``*``.
     :param path: glob on the path without its query, for example ``/v1/uploads/*``.

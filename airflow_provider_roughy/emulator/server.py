@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import os
 import socket
 import tempfile
 import threading
@@ -96,7 +97,7 @@ class Emulator:
         """Listen; returns when requests are answered."""
         if self._server is not None:
             raise RuntimeError("the emulator is running")
-        listener = socket.create_server((self._host, self._port), family=_family(self._host), backlog=512)
+        listener = _listen(self._host, self._port)
         self._port = listener.getsockname()[1]
         folder = self._data_dir
         if folder is None:
@@ -273,6 +274,19 @@ class Emulator:
         return self._open_store
 
 
+class _Uvicorn(uvicorn.Server):
+    """uvicorn that tells when it listens."""
+
+    def __init__(self, config: uvicorn.Config, ready: threading.Event) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and say so."""
+        await super().startup(sockets=sockets)
+        self._ready.set()
+
+
 class _Server:
     """uvicorn on a listening socket, in a thread with a loop of its own."""
 
@@ -291,10 +305,10 @@ class _Server:
             server_header=False,
             timeout_keep_alive=60,
         )
-        self._uvicorn = uvicorn.Server(config)
+        self._ready = threading.Event()
+        self._uvicorn = _Uvicorn(config, self._ready)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
-        self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="roughy-emulator", daemon=True)
 
     def start(self) -> None:
@@ -320,9 +334,6 @@ class _Server:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         serving = asyncio.ensure_future(self._uvicorn.serve(sockets=[self._listener]))
-        while not self._uvicorn.started and not serving.done():
-            await asyncio.sleep(0.001)
-        self._ready.set()
         stopping = asyncio.ensure_future(self._stopping.wait())
         await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
         # uvicorn's own shutdown waits for clients and ticks in tenths of a second; tests stop hundreds of servers.
@@ -336,6 +347,22 @@ class _Server:
         serving.cancel()
         await asyncio.wait((serving,))
         self._listener.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    # With the protocol left out (as socket.create_server does) asyncio would not set TCP_NODELAY on what it
+    # accepts, and every reply would wait 40 ms for a delayed acknowledgement.
+    listener = socket.socket(_family(host), socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        if os.name == "posix":
+            # Elsewhere it would let two servers share a port.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(512)
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 def _family(host: str) -> socket.AddressFamily:

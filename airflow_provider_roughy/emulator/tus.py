@@ -109,9 +109,7 @@ class Uploads:
     def _find(self, request: Request, account: int) -> Upload:
         """Return the upload if it is open, or finished and still answering; raise what it answers otherwise."""
         if request.headers.get("tus-resumable") != VERSION:
-            raise ApiError(
-                412, "Tus-Resumable header missing or wrong version.", headers={"Tus-Version": VERSION}
-            )
+            raise ApiError(412, "Tus-Resumable header missing or wrong version.", headers={"Tus-Version": VERSION})
         self._store.sweep()
         upload = self._store.upload(account, request.path_params["upload_id"])
         rule = {

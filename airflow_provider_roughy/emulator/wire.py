@@ -110,7 +110,7 @@ def now_microseconds() -> int:
 def as_uuid(value: object) -> str:
     """Return a UUID in its canonical spelling, or raise ``ValueError`` with the reason."""
     try:
-        return str(uuid.UUID(value)) if isinstance(value, str) else _refuse("Input should be a valid UUID")
+        return str(uuid.UUID(value if isinstance(value, str) else ""))
     except ValueError:
         raise ValueError("Input should be a valid UUID") from None
 
@@ -120,9 +120,9 @@ def as_text(least: int, most: int) -> Callable[[object], str]:
 
     def read(value: object) -> str:
         if not isinstance(value, str):
-            return _refuse("Input should be a valid string")
+            raise ValueError("Input should be a valid string")
         if not least <= len(value) <= most:
-            return _refuse(f"String should have {least} to {most} characters")
+            raise ValueError(f"String should have {least} to {most} characters")
         return value
 
     return read
@@ -135,11 +135,11 @@ def as_integer(least: int, most: int | None = None) -> Callable[[object], int]:
         if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value):
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool):
-            return _refuse("Input should be a valid integer")
+            raise ValueError("Input should be a valid integer")
         if value < least:
-            return _refuse(f"Input should be greater than or equal to {least}")
+            raise ValueError(f"Input should be greater than or equal to {least}")
         if most is not None and value > most:
-            return _refuse(f"Input should be less than or equal to {most}")
+            raise ValueError(f"Input should be less than or equal to {most}")
         return value
 
     return read
@@ -150,7 +150,7 @@ def as_one_of(options: Sequence[str]) -> Callable[[object], str]:
 
     def read(value: object) -> str:
         if not isinstance(value, str) or value not in options:
-            return _refuse("Input should be " + ", ".join(f"'{option}'" for option in options))
+            raise ValueError("Input should be " + ", ".join(f"'{option}'" for option in options))
         return value
 
     return read
@@ -159,12 +159,8 @@ def as_one_of(options: Sequence[str]) -> Callable[[object], str]:
 def as_language(value: object) -> str:
     """Return a lower-cased two-letter code (ISO 639-1), as ``POST /v1/assets`` documents it."""
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z]{2}", value):
-        return _refuse("Input should be a two-letter ISO 639-1 code")
+        raise ValueError("Input should be a two-letter ISO 639-1 code")
     return value.lower()
-
-
-def _refuse(reason: str) -> Any:
-    raise ValueError(reason)
 
 
 class Fields:
