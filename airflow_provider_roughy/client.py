@@ -86,9 +86,10 @@ class Settings:
             raise RoughyConfigurationError("it has no API key: put the key (sk_…) into the password")
         if not re.fullmatch(r"[\x21-\x7e]+", key):
             raise RoughyConfigurationError("the password is no API key: it has spaces or characters beyond ASCII")
-        base_url = (host or DEFAULT_BASE_URL).strip().rstrip("/")
+        base_url = (host or DEFAULT_BASE_URL).strip()
         if "://" not in base_url:
             base_url = f"{schema or 'https'}://{base_url}"
+        base_url = base_url.rstrip("/")
         if port:
             base_url = f"{base_url}:{port}"
         settings = cls(

@@ -109,7 +109,7 @@ class RoughyApiError(RoughyError):
 
         423 is TUS's "locked by another request" unless the code says that the account is locked.
         """
-        return self.status in (408, 423, 425, 429) or self.status >= 500
+        return _says_later(self.status) or self.status == 423
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON, from which :func:`api_error` makes the same error again."""
@@ -211,13 +211,15 @@ _ERRORS_BY_STATUS: dict[int, type[RoughyApiError]] = {
 def api_error(request: str, *, status: int, code: str | None = None, **details: Any) -> RoughyApiError:
     """Make the error that fits an answer: by its code, else by its status.
 
+    A status that says "later" is believed whatever the code: what is in front of Roughy may have answered.
+
     :param request: The method and path that were answered.
     :param status: The HTTP status.
     :param code: Roughy's error code, if the answer carried one.
     :param details: The other arguments of :class:`RoughyApiError`.
     """
     by_status = _ERRORS_BY_STATUS.get(status, RoughyServerError if status >= 500 else RoughyApiError)
-    cls = ERRORS_BY_CODE.get(code or "", by_status)
+    cls = by_status if _says_later(status) else ERRORS_BY_CODE.get(code or "", by_status)
     return cls(request, status=status, code=code, **details)
 
 
@@ -319,6 +321,10 @@ class RoughyTimeoutError(RoughyError, AirflowSensorTimeout):
         self.state = state
         seen = f"it was still {state}" if state else "its state was never seen"
         super().__init__(f"Asset {asset_id} was not done in time: {seen}{f'; last look: {reason}' if reason else ''}")
+
+
+def _says_later(status: int) -> bool:
+    return status in (408, 425, 429) or status >= 500
 
 
 def _asked_in(request_id: str | None) -> str:

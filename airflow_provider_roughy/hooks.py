@@ -222,7 +222,12 @@ class RoughyHook(BaseHook):
         found = source if isinstance(source, Source) else find_source(source)
         with found.open() as reader:
             RoughyUploader(
-                self.client, asset.id, asset.upload_url, reader, fresh=fresh, on_progress=on_progress
+                self.client,
+                asset.upload_url,
+                reader,
+                is_complete=lambda: self.get_asset(asset.id).upload_url is None,
+                fresh=fresh,
+                on_progress=on_progress,
             ).upload()
 
     def cancel_upload(self, asset: RoughyAsset) -> bool:

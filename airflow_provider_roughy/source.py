@@ -11,6 +11,7 @@ import re
 import socket
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
+from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, urlsplit
 
@@ -183,10 +184,15 @@ class StoredSource(Source):
     """
 
     def __init__(self, uri: str, *, conn_id: str | None = None) -> None:
+        self._uri = uri
+        self._conn_id = conn_id
+        super().__init__(uri)
+
+    @cached_property
+    def _path(self) -> ObjectStoragePath:
         from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-        self._path: ObjectStoragePath = ObjectStoragePath(uri, conn_id=conn_id)
-        super().__init__(uri)
+        return ObjectStoragePath(self._uri, conn_id=self._conn_id)
 
     def _look(self) -> dict[str, Any]:
         try:

@@ -51,9 +51,10 @@ class RoughyUploader(Uploader):
     is never assumed, and a server that makes no progress ends the transfer after ``backoff.tries`` attempts.
 
     :param client: Sends the requests.
-    :param asset_id: The asset.
-    :param upload_url: Where its bytes go.
+    :param upload_url: Where the bytes go.
     :param reader: The open source.
+    :param is_complete: Asks Roughy whether all bytes have arrived: at the end, which is not taken on faith, and when
+        the upload is gone, which is what becomes of a complete one whose last reply was lost.
     :param fresh: Whether the upload was only just opened, so that its offset is known to be 0.
     :param backoff: The retry policy; its tries are counted anew whenever bytes arrived.
     :param on_progress: Called with the bytes handed over so far and the bytes in all, after each block.
@@ -62,21 +63,21 @@ class RoughyUploader(Uploader):
     def __init__(
         self,
         client: Client,
-        asset_id: str,
         upload_url: str,
         reader: Reader,
         *,
+        is_complete: Callable[[], bool],
         fresh: bool = False,
         backoff: Backoff | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self._wire = client
-        self._asset_id = asset_id
+        self._is_complete = is_complete
         self._reader = reader
         self._backoff = backoff or Backoff(tries=8, longest=60.0)
         self._on_progress = on_progress or (lambda done, total: None)
         self._in_step = fresh
-        #: The highest offset that the server ever acknowledged.
+        #: The highest offset that the server ever acknowledged; only beyond it are the tries counted anew.
         self._reached = 0
         #: Bytes of the running request that were handed to the connection.
         self._handed_over = 0
@@ -103,8 +104,7 @@ class RoughyUploader(Uploader):
         size = self.get_file_size()
         if length is not None and length != size:
             raise RoughyUnusableSourceError(
-                f"Source {self._reader.source.uri} has {size} bytes, "
-                f"but the upload of asset {self._asset_id} was opened for {length}"
+                f"Source {self._reader.source.uri} has {size} bytes, but its upload was opened for {length}"
             )
         if offset > size:
             raise RoughyProtocolError(f"{call.request}: the server claims {offset} of {size} bytes")
@@ -140,6 +140,9 @@ class RoughyUploader(Uploader):
             self._pause_after(error)
             self._synchronize(broken=isinstance(error, RoughyUnreachableError) and error.sent)
         else:
+            if offset == self.stop_at and not self._is_complete():
+                self._after_claim(call.request)
+                return
             self._advance(offset)
             self._went_well += 1
             if self._may_grow and self._went_well % _GROW_AFTER == 0:
@@ -201,10 +204,17 @@ class RoughyUploader(Uploader):
 
     def _after_gone(self, error: RoughyNotFoundError) -> None:
         """Find out whether the upload is gone because it is complete and only the reply was lost."""
-        asset = self._wire.run(api.get_asset(self._asset_id))
-        if asset.upload_url is not None:
+        if not self._is_complete():
             raise error
         self._advance(self.stop_at)
+
+    def _after_claim(self, request: api.Request) -> None:
+        """Find out what a server has that claimed to have all, while Roughy still waits for bytes."""
+        self._synchronize()
+        if self.offset < self.stop_at:
+            self._pause_after(
+                RoughyProtocolError(f"{request}: the server claimed all {self.stop_at} bytes, and has {self.offset}")
+            )
 
     def _pause_after(self, error: RoughyError) -> None:
         if not error.transient or isinstance(error, RoughySourceError):
@@ -212,9 +222,9 @@ class RoughyUploader(Uploader):
         pause = self._backoff.pause_after(error)
         if pause is None:
             raise RoughyUploadError(
-                f"Upload of {self._reader.source.uri} to asset {self._asset_id} gave up at {self._reached} of "
-                f"{self.stop_at} bytes, after {self._backoff.tries} attempts without progress: {error}",
-                offset=self._reached,
+                f"Upload of {self._reader.source.uri} gave up at {self.offset} of {self.stop_at} bytes, "
+                f"after {self._backoff.tries} attempts without progress: {error}",
+                offset=self.offset,
             ) from error
         self._in_step = False
         time.sleep(pause)

@@ -1,0 +1,352 @@
+"""Settings, retries and the two drivers, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_roughy import __version__, api
+from airflow_provider_roughy.client import AsyncClient, Backoff, Client, Settings
+from airflow_provider_roughy.emulator import Emulator, Fault
+from airflow_provider_roughy.exceptions import (
+    RoughyAuthenticationError,
+    RoughyConfigurationError,
+    RoughyError,
+    RoughyProtocolError,
+    RoughyRateLimitError,
+    RoughyServerError,
+    RoughyUnreachableError,
+    RoughyUntrustedUrlError,
+    RoughyValidationError,
+)
+
+NOBODY = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"
+
+Run = Callable[[Settings, api.Call[Any]], Any]
+
+
+def quick(tries: int = 5) -> Backoff:
+    return Backoff(tries=tries, first=0.01)
+
+
+def run_sync(settings: Settings, call: api.Call[Any]) -> Any:
+    with Client(settings) as client:
+        return client.run(call, backoff=quick())
+
+
+def run_async(settings: Settings, call: api.Call[Any]) -> Any:
+    async def run() -> Any:
+        async with await AsyncClient.open(settings) as client:
+            return await client.run(call, backoff=quick())
+
+    return asyncio.run(run())
+
+
+@pytest.fixture(params=[run_sync, run_async], ids=["sync", "async"])
+def run(request: pytest.FixtureRequest) -> Run:
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def settings(roughy: Emulator) -> Settings:
+    return Settings(api_key=roughy.api_key, base_url=roughy.url, timeout=1.0)
+
+
+def connection(**fields: Any) -> Settings:
+    known: dict[str, Any] = {"host": None, "schema": None, "port": None, "password": "sk_key", "extra": {}}
+    return Settings.from_connection(**{**known, **fields})
+
+
+# ---- The connection's fields
+
+
+def test_an_empty_connection_needs_only_a_key() -> None:
+    assert connection() == Settings(api_key="sk_key", base_url="https://api.roughy.ai")
+
+
+@pytest.mark.parametrize(
+    ("fields", "base_url"),
+    [
+        ({"host": "https://roughy-api-staging.fly.dev/"}, "https://roughy-api-staging.fly.dev"),
+        ({"host": "api.roughy.ai"}, "https://api.roughy.ai"),
+        ({"host": "127.0.0.1", "schema": "http", "port": 8321}, "http://127.0.0.1:8321"),
+        ({"host": "http://[::1]:8321"}, "http://[::1]:8321"),
+        ({"host": "https://gateway.example/roughy"}, "https://gateway.example/roughy"),
+        ({"host": "http://roughy.internal", "extra": {"allow_http": True}}, "http://roughy.internal"),
+    ],
+)
+def test_the_host_may_be_written_in_several_ways(fields: dict[str, Any], base_url: str) -> None:
+    assert connection(**fields).base_url == base_url
+
+
+def test_the_extra_may_be_text_as_it_is_in_a_uri() -> None:
+    read = connection(extra={"timeout": "2.5", "verify": "false", "allow_http": "true", "project_id": NOBODY})
+    assert (read.timeout, read.verify, read.allow_http, read.project_id) == (2.5, False, True, NOBODY)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"password": None}, "no API key"),
+        ({"password": "  "}, "no API key"),
+        ({"password": "sk_a b"}, "no API key: it has spaces"),
+        ({"password": "sk_schlüssel"}, "beyond ASCII"),
+        ({"host": "http://roughy.internal"}, "plain http"),
+        ({"host": "http://127.0.0.1.evil.example"}, "plain http"),
+        ({"host": "ftp://roughy.ai"}, "http or https"),
+        ({"host": "https://"}, "http or https"),
+        ({"host": "https://user:pw@roughy.ai"}, "neither user"),
+        ({"host": "https://roughy.ai?x=1"}, "neither user"),
+        ({"extra": {"timeout": "soon"}}, "timeout"),
+        ({"extra": {"timeout": -1}}, "timeout"),
+        ({"extra": {"timeout": "inf"}}, "timeout"),
+        ({"extra": {"verify": "maybe"}}, "verify"),
+        ({"extra": {"allow_http": "maybe"}}, "allow_http"),
+    ],
+)
+def test_a_connection_that_cannot_work_is_refused_in_words(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(RoughyConfigurationError, match=words) as refused:
+        connection(**fields)
+    assert "sk_" not in str(refused.value).replace("sk_…", "")
+
+
+def test_a_ca_bundle_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RoughyConfigurationError, match="no CA bundle"):
+        Client(connection(extra={"verify": str(tmp_path / "missing.pem")}))
+
+
+def test_settings_do_not_show_the_key() -> None:
+    assert "sk_key" not in repr(connection())
+
+
+# ---- Who may see the key
+
+
+@pytest.mark.parametrize(
+    "url", ["https://api.roughy.ai/v1/uploads/u", "https://uploads.roughy.ai/u", "http://127.0.0.1:8321/v1/uploads/u"]
+)
+def test_the_key_goes_to_its_own_origin_and_to_roughy(url: str) -> None:
+    assert str(connection(host="http://127.0.0.1:8321").url(url)) == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://evil.example/v1/uploads/u",
+        "https://roughy.ai.evil.example/u",
+        "https://notroughy.ai/u",
+        "http://api.roughy.ai/u",
+        "https://api.roughy.ai@evil.example/u",
+        "http://127.0.0.1:8322/u",
+        "//evil.example/ux",
+        "file:///etc/passwd",
+        "https://[::1",
+    ],
+)
+def test_the_key_goes_nowhere_else(url: str) -> None:
+    settings = connection(host="http://127.0.0.1:8321")
+    if url.startswith("//"):
+        # A path, however it looks: it stays on the connection's own origin.
+        assert settings.url(url).host == "127.0.0.1"
+        return
+    with pytest.raises(RoughyUntrustedUrlError):
+        settings.url(url)
+
+
+def test_a_foreign_upload_url_is_refused_before_a_byte_is_sent(settings: Settings) -> None:
+    with Client(settings) as client, listener() as (port, seen), pytest.raises(RoughyUntrustedUrlError):
+        client.run(api.cancel_upload(f"http://127.0.0.1:{port}/v1/uploads/u"))
+    assert seen == []
+
+
+def test_a_redirect_is_not_followed(roughy: Emulator, settings: Settings, run: Run) -> None:
+    with listener() as (port, seen):
+        location = {"Location": f"http://127.0.0.1:{port}/"}
+        roughy.inject(Fault(path="/v1/credits/balance", status=307, headers=location, times=None))
+        with pytest.raises(RoughyProtocolError, match="redirect"):
+            run(settings, api.get_credit_balance())
+    assert seen == []
+
+
+def test_netrc_does_not_replace_the_key(
+    roughy: Emulator, settings: Settings, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password else\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".netrc").write_bytes(netrc.read_bytes())
+    run(settings, api.get_credit_balance())
+    assert roughy.requests[-1].headers["authorization"] == f"Bearer {roughy.api_key}"
+
+
+def test_a_proxy_from_the_environment_is_used(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with listener(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\nConnection: close\r\n\r\n") as (port, seen):
+        for name in ("http_proxy", "HTTP_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{port}")
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        with pytest.raises(RoughyServerError):
+            run(Settings("sk_key", base_url="http://roughy.internal", allow_http=True), api.get_credit_balance())
+    assert seen[0].startswith(b"GET http://roughy.internal/v1/credits/balance")
+
+
+def test_requests_say_who_asks(roughy: Emulator, settings: Settings, run: Run) -> None:
+    run(settings, api.get_credit_balance())
+    agent = roughy.requests[-1].headers["user-agent"]
+    assert agent.startswith(f"airflow-provider-roughy/{__version__} apache-airflow/")
+
+
+# ---- Retries
+
+
+@pytest.mark.parametrize("fault", [{"status": 500}, {"status": 502}, {"drop": True}, {"garbage": True}, {"hang": True}])
+def test_a_passing_fault_is_retried(roughy: Emulator, settings: Settings, run: Run, fault: dict[str, Any]) -> None:
+    roughy.inject(Fault(path="/v1/credits/balance", times=1, **fault))
+    assert run(settings, api.get_credit_balance()) == roughy.balance
+    assert len(roughy.requests) == 2
+
+
+def test_retry_after_is_obeyed(roughy: Emulator, settings: Settings, run: Run) -> None:
+    roughy.inject(Fault(path="/v1/credits/balance", status=429, headers={"Retry-After": "1"}))
+    run(settings, api.get_credit_balance())
+    first, second = roughy.requests
+    assert second.started_at - first.started_at >= 1.0
+
+
+def test_retries_end(roughy: Emulator, settings: Settings, run: Run) -> None:
+    roughy.inject(Fault(path="/v1/credits/balance", status=503, times=None))
+    with pytest.raises(RoughyServerError):
+        run(settings, api.get_credit_balance())
+    assert len(roughy.requests) == 5
+
+
+def test_a_retry_after_beyond_all_patience_is_left_to_airflow(roughy: Emulator, settings: Settings, run: Run) -> None:
+    roughy.inject(Fault(path="/v1/credits/balance", status=429, headers={"Retry-After": "3600"}, times=None))
+    with pytest.raises(RoughyRateLimitError) as limited:
+        run(settings, api.get_credit_balance())
+    assert limited.value.retry_after == 3600
+    assert len(roughy.requests) == 1
+
+
+def test_what_cannot_be_mended_is_not_retried(roughy: Emulator, run: Run) -> None:
+    with pytest.raises(RoughyAuthenticationError, match="password of the Airflow connection"):
+        run(Settings("sk_wrong", base_url=roughy.url), api.get_credit_balance())
+    assert len(roughy.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "requests"),
+    [
+        ({"status": 429, "headers": {"Retry-After": "0"}}, 2),
+        ({"status": 503, "headers": {"Retry-After": "0"}}, 2),
+        ({"status": 503}, 1),
+        ({"status": 500}, 1),
+        ({"lose_reply": True}, 1),
+        ({"hang": True}, 1),
+    ],
+    ids=str,
+)
+def test_creating_is_repeated_only_if_it_certainly_did_nothing(
+    roughy: Emulator, settings: Settings, run: Run, fault: dict[str, Any], requests: int
+) -> None:
+    roughy.inject(Fault(method="POST", path="/v1/assets", **fault))
+    call = api.create_asset(roughy.project_id, 64)
+    if requests == 1:
+        with pytest.raises((RoughyServerError, RoughyUnreachableError)):
+            run(settings, call)
+    else:
+        run(settings, call)
+    assert len(roughy.requests) == requests
+    assert len(roughy.assets) <= 1
+
+
+def test_creating_is_repeated_if_nobody_listened(run: Run) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        started = time.monotonic()
+        with pytest.raises(RoughyUnreachableError, match="no answer from 127.0.0.1") as unreachable:
+            run(Settings("sk_key", base_url=f"http://127.0.0.1:{port}"), api.create_asset(NOBODY, 64))
+    assert unreachable.value.sent is False
+    assert time.monotonic() - started >= 0.05, "it gave up at once"
+
+
+def test_a_pause_grows_and_has_jitter() -> None:
+    error = RoughyServerError("GET /", status=500)
+    pauses = [Backoff(tries=9, first=1.0, longest=8.0) for _ in range(200)]
+    rounds = [[backoff.pause_after(error) for backoff in pauses] for _ in range(8)]
+    for number, column in enumerate(rounds):
+        ceiling = min(8.0, 2.0**number)
+        assert all(pause is not None and ceiling / 2 <= pause <= ceiling for pause in column)
+        assert len(set(column)) > 100
+    assert all(backoff.pause_after(error) is None for backoff in pauses)
+
+
+def test_the_tries_are_counted_anew_after_progress() -> None:
+    backoff = Backoff(tries=2, first=0.0)
+    error = RoughyServerError("GET /", status=500)
+    for _ in range(20):
+        assert backoff.pause_after(error) is not None
+        backoff.refill()
+    backoff.pause_after(error)
+    assert backoff.pause_after(error) is None
+
+
+def test_a_validation_error_names_the_field(roughy: Emulator, settings: Settings, run: Run) -> None:
+    with pytest.raises(RoughyValidationError, match=r"query\.limit"):
+        run(settings, api.list_assets(limit=101))
+
+
+def test_the_event_loop_is_not_blocked_by_a_silent_server(roughy: Emulator, settings: Settings) -> None:
+    roughy.inject(Fault(path="/v1/credits/balance", hang=True))
+
+    async def race() -> int:
+        beats = 0
+        async with await AsyncClient.open(settings) as client:
+            asking = asyncio.ensure_future(client.run(api.get_credit_balance(), backoff=quick(tries=1)))
+            while not asking.done():
+                await asyncio.sleep(0.01)
+                beats += 1
+            with pytest.raises(RoughyError):
+                asking.result()
+        return beats
+
+    assert asyncio.run(race()) > 20
+
+
+@contextmanager
+def listener(answer: bytes = b"") -> Iterator[tuple[int, list[bytes]]]:
+    """A socket that takes note of what it is told."""
+    seen: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.1)
+        done = threading.Event()
+
+        def serve() -> None:
+            while not done.is_set():
+                try:
+                    peer, _ = server.accept()
+                except TimeoutError:
+                    continue
+                with peer:
+                    peer.settimeout(1)
+                    seen.append(peer.recv(65536))
+                    peer.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield server.getsockname()[1], seen
+        finally:
+            done.set()
+            thread.join()

@@ -1,0 +1,157 @@
+"""Where bytes come from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath
+from fsspec.implementations.memory import MemoryFileSystem
+
+from airflow_provider_roughy.exceptions import RoughySourceError, RoughyUnusableSourceError
+from airflow_provider_roughy.source import BLOCK_BYTES, Source, find_source
+
+CONTENT = os.urandom(3 * BLOCK_BYTES + 17)
+
+
+@pytest.fixture
+def memory() -> Iterator[MemoryFileSystem]:
+    """Object storage in memory, attached to Airflow as any other would be."""
+    try:
+        from airflow.sdk.io import attach
+    except ImportError:
+        from airflow.io.store import attach
+    filesystem = MemoryFileSystem()
+    attach("memory", fs=filesystem)
+    attach("memory", conn_id="me", fs=filesystem)
+    yield filesystem
+    MemoryFileSystem.store.clear()
+
+
+@pytest.fixture(params=["path", "text", "file://", "memory://", "ObjectStoragePath"])
+def source(request: pytest.FixtureRequest, tmp_path: Path, memory: MemoryFileSystem) -> Source:
+    """The same bytes, named in each of the ways."""
+    path = tmp_path / "a recording #1.mp3"
+    path.write_bytes(CONTENT)
+    memory.pipe("/bucket/a recording.mp3", CONTENT)
+    stored = "memory://bucket/a recording.mp3"
+    return find_source(
+        {
+            "path": path,
+            "text": str(path),
+            "file://": path.as_uri(),
+            "memory://": stored,
+            "ObjectStoragePath": ObjectStoragePath(stored),
+        }[request.param]
+    )
+
+
+@pytest.mark.parametrize(
+    ("offset", "length"),
+    [(0, len(CONTENT)), (5, 64), (BLOCK_BYTES, BLOCK_BYTES + 1), (len(CONTENT) - 1, 1), (7, 0)],
+)
+def test_any_part_can_be_read_in_blocks(source: Source, offset: int, length: int) -> None:
+    assert source.size == len(CONTENT)
+    with source.open() as reader:
+        blocks = list(reader.blocks(offset, length))
+        again = list(reader.blocks(offset, length))
+    assert b"".join(blocks) == b"".join(again) == CONTENT[offset : offset + length]
+    assert all(len(block) <= BLOCK_BYTES for block in blocks)
+
+
+def test_the_fingerprint_tells_versions_apart(source: Source) -> None:
+    assert source.fingerprint["size"] == len(CONTENT)
+    assert len(source.fingerprint) >= 3
+    source.check_unchanged()
+
+
+@pytest.mark.parametrize("change", ["shorter", "longer", "rewritten", "removed"])
+def test_a_local_file_that_changes_is_never_completed(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "growing.mp3"
+    path.write_bytes(CONTENT)
+    source = find_source(path)
+    given = 0
+    with pytest.raises(RoughySourceError, match=r"changed|shrank|vanished") as error, source.open() as reader:
+        for block in reader.blocks(0, source.size):
+            if given == 0:
+                if change == "removed":
+                    path.unlink()
+                elif change == "rewritten":
+                    path.write_bytes(CONTENT[::-1])
+                    os.utime(path, ns=(1, 1))
+                else:
+                    path.write_bytes(CONTENT[:-BLOCK_BYTES] if change == "shorter" else CONTENT + b"more")
+            given += len(block)
+    assert given < source.size
+    assert not isinstance(error.value, AirflowFailException), "the next try may find a finished file"
+
+
+def test_a_stored_object_that_changes_is_never_completed(memory: MemoryFileSystem) -> None:
+    memory.pipe("/bucket/x", CONTENT)
+    source = find_source("memory://bucket/x")
+    with pytest.raises(RoughySourceError, match="changed"), source.open() as reader:
+        for _ in reader.blocks(0, source.size):
+            memory.pipe("/bucket/x", CONTENT + b"more")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: None, "does not exist on this worker"),
+        (lambda path: path.mkdir(), "is a directory"),
+        (lambda path: path.write_bytes(b"x" * 63), "has 63 bytes; Roughy takes 64 to 53687091200"),
+        (lambda path: path.touch(), "has 0 bytes"),
+        (lambda path: sparse(path, 50 * 1024**3 + 1), "has 53687091201 bytes"),
+        (lambda path: os.mkfifo(path), "is not a regular file"),
+    ],
+    ids=["missing", "directory", "too small", "empty", "too big", "pipe"],
+)
+def test_a_local_source_that_cannot_work_is_refused(tmp_path: Path, make: object, words: str) -> None:
+    path = tmp_path / "recording.mp3"
+    make(path)  # type: ignore[operator]
+    with pytest.raises(RoughyUnusableSourceError, match=words) as refused:
+        find_source(path)
+    assert isinstance(refused.value, AirflowFailException)
+    assert str(path) in str(refused.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "secret.mp3"
+    path.write_bytes(CONTENT)
+    path.chmod(0)
+    with pytest.raises(RoughyUnusableSourceError, match="not readable"):
+        find_source(path)
+
+
+@pytest.mark.parametrize("size", [64, 50 * 1024**3])
+def test_the_bounds_themselves_are_fine(tmp_path: Path, size: int) -> None:
+    sparse(tmp_path / "x", size)
+    assert find_source(tmp_path / "x").size == size
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("memory://bucket/missing", "does not exist"),
+        ("memory://bucket", "is a directory"),
+        ("nosuch://bucket/x", "provider of that storage"),
+    ],
+)
+def test_a_stored_source_that_cannot_work_is_refused(memory: MemoryFileSystem, uri: str, words: str) -> None:
+    memory.pipe("/bucket/x", CONTENT)
+    with pytest.raises(RoughyUnusableSourceError, match=words):
+        find_source(uri)
+
+
+def test_credentials_and_queries_of_a_uri_are_not_told(memory: MemoryFileSystem) -> None:
+    memory.pipe("/bucket/x", CONTENT)
+    source = find_source("memory://me@bucket/x")
+    assert "me@" not in source.uri
+
+
+def sparse(path: Path, size: int) -> None:
+    with path.open("wb") as file:
+        file.truncate(size)
