@@ -1,0 +1,562 @@
+"""A real Airflow 3.3 on this machine, each component a process of its own that can be killed and restarted."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import secrets
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+from urllib.parse import quote
+
+import httpx
+import psutil  # type: ignore[import-untyped]  # Its stubs are one more package.
+import sqlalchemy
+
+Component = Literal["api-server", "scheduler", "dag-processor", "triggerer"]
+
+# The log servers are left out: every log is on this disk, where the API server finds it.
+COMMANDS: dict[Component, list[str]] = {
+    "api-server": ["api-server", "--workers", "1"],
+    "scheduler": ["scheduler", "--skip-serve-logs"],
+    "dag-processor": ["dag-processor"],
+    "triggerer": ["triggerer", "--skip-serve-logs"],
+}
+
+SETTINGS = {
+    "CORE__LOAD_EXAMPLES": "False",
+    "CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+    "CORE__EXECUTOR": "LocalExecutor",
+    # A deferral about as long as the executor's event lag is taken for a failure; many workers lengthen the lag.
+    "CORE__PARALLELISM": "4",
+    # Nothing in the database is encrypted, so that everything_visible() sees it.
+    "CORE__FERNET_KEY": "",
+    "CORE__AUTH_MANAGER": "airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager",
+    "CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+    "CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "0",
+    "USAGE_DATA_COLLECTION__ENABLED": "False",
+    # A new or edited DAG file is noticed after a second or two.
+    "DAG_PROCESSOR__REFRESH_INTERVAL": "1",
+    "DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "1",
+    "DAG_PROCESSOR__PARSING_PROCESSES": "1",
+    "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
+    # A dead component is noticed within seconds, and its work taken over by the one that replaces it.
+    "SCHEDULER__JOB_HEARTBEAT_SEC": "2",
+    "SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "2",
+    "SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "15",
+    "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "15",
+    "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
+    "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
+    "TRIGGERER__JOB_HEARTBEAT_SEC": "2",
+    "TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "10",
+}
+
+FINISHED = frozenset({"success", "failed"})
+
+
+class LocalAirflow:
+    """Run Airflow in a scratch home; a context manager.
+
+    ::
+
+        with LocalAirflow(dags_folders=["example_dags"], connections={"roughy_default": {...}}) as airflow:
+            run_id = airflow.trigger_dag("nightly", conf={"day": "2026-01-31"})
+            assert airflow.wait_for_run("nightly", run_id) == "success"
+
+    There is no login: whoever reaches the port, on loopback, is an administrator.
+
+    :param dags_folders: where the DAG files are; one bundle each.
+    :param connections: connections by id: a URI, or the fields of Airflow's JSON form.
+    :param home: the scratch home, which stays. Without it a temporary one is made, and removed by :meth:`stop`.
+    :param sql_alchemy_conn: the URL of an empty database. Without it: SQLite in the home.
+    :param settings: more of Airflow's settings, as ``{"CORE__PARALLELISM": "1"}``.
+    :param environment: more variables for every component.
+    """
+
+    def __init__(
+        self,
+        dags_folders: Sequence[str | Path],
+        *,
+        connections: Mapping[str, str | Mapping[str, object]] | None = None,
+        home: str | Path | None = None,
+        sql_alchemy_conn: str | None = None,
+        settings: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._home_is_ours = home is None
+        self.home = Path(home or tempfile.mkdtemp(prefix="airflow-")).resolve()
+        self._uses_sqlite = sql_alchemy_conn is None
+        self.sql_alchemy_conn = sql_alchemy_conn or f"sqlite:///{self.home / 'airflow.db'}"
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._processes: dict[Component, subprocess.Popen[bytes]] = {}
+        # The sessions of every process started, until nothing in them is left.
+        self._sessions: dict[Component, set[int]] = {name: set() for name in COMMANDS}
+        self._api = httpx.Client(base_url=f"{self.url}/api/v2", timeout=30, trust_env=False)
+
+        bundles = [
+            {
+                "name": f"dags-{number}",
+                "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
+                "kwargs": {"path": str(Path(folder).resolve())},
+            }
+            for number, folder in enumerate(dags_folders)
+        ]
+        options = SETTINGS | {
+            "API__PORT": str(self.port),
+            "API__HOST": "127.0.0.1",
+            "API__BASE_URL": self.url,
+            "API__SECRET_KEY": secrets.token_hex(32),
+            "API_AUTH__JWT_SECRET": secrets.token_hex(32),
+            "CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
+            "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(self.home / "passwords.json"),
+            "DATABASE__SQL_ALCHEMY_CONN": self.sql_alchemy_conn,
+            "DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
+            "LOGGING__BASE_LOG_FOLDER": str(self.home / "logs"),
+            **(settings or {}),
+        }
+        self._env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW_")}
+        self._env |= {"AIRFLOW_HOME": str(self.home), "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
+        self._env |= {f"AIRFLOW__{name}": value for name, value in options.items()}
+        for conn_id, connection in (connections or {}).items():
+            value = connection if isinstance(connection, str) else json.dumps(connection)
+            self._env[f"AIRFLOW_CONN_{conn_id.upper()}"] = value
+        self._env |= environment or {}
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment of every component: enough to run an ``airflow`` command against this Airflow."""
+        return dict(self._env)
+
+    # Processes
+
+    def __enter__(self) -> LocalAirflow:
+        """Start."""
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop."""
+        self.stop()
+
+    def start(self, timeout: float = 120) -> None:
+        """Make the database, start all components and wait until each has shown signs of life.
+
+        :param timeout: seconds to wait for the components.
+        """
+        try:
+            self.home.mkdir(parents=True, exist_ok=True)
+            self._make_database()
+            self._launch(COMMANDS, timeout)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End every process, by SIGTERM and then SIGKILL, and make sure that none is left."""
+        self._api.close()
+        self._end(COMMANDS)
+        if self._home_is_ours:
+            shutil.rmtree(self.home, ignore_errors=True)
+
+    def kill(self, component: Component) -> None:
+        """Send SIGKILL to a component and all its children, tasks included where it is the scheduler.
+
+        :param component: which one.
+        """
+        self._end([component], grace=0)
+
+    def restart(self, component: Component, timeout: float = 60) -> None:
+        """Start a component again, ending it first where it still runs.
+
+        :param component: which one.
+        :param timeout: seconds to wait for its first heartbeat.
+        """
+        self._end([component])
+        self._launch([component], timeout)
+
+    def pids(self, *components: Component) -> set[int]:
+        """Tell which processes live: those of the components, their children and orphans.
+
+        :param components: which ones; by default all.
+        """
+        sessions = set().union(*(self._sessions[name] for name in components or COMMANDS))
+        marks = {self._mark(name) for name in components or COMMANDS}
+        found = set()
+        for process in psutil.process_iter(["status"]):
+            # A child that rewrote its title has no readable environment, but stays in its parent's session.
+            # A command that a task ran in a session of its own still has the environment it was given.
+            try:
+                ours = os.getsid(process.pid) in sessions or process.environ().get("LOCAL_AIRFLOW") in marks
+            except (psutil.Error, OSError):
+                continue
+            if ours and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.add(process.pid)
+        return found
+
+    def output(self, component: Component) -> Path:
+        """Tell where a component's own output goes.
+
+        :param component: which one.
+        """
+        return self.home / "logs" / f"{component}.log"
+
+    def _mark(self, component: Component) -> str:
+        return f"{self.home}:{component}"
+
+    def _make_database(self) -> None:
+        if self._uses_sqlite:
+            path = self.home / "airflow.db"
+            if not path.exists():
+                path.write_bytes(_empty_database())
+                # Readers and the writer do not wait for one another.
+                with sqlite3.connect(path) as database:
+                    database.execute("PRAGMA journal_mode=WAL")
+                database.close()
+        else:
+            _migrate(self._env)
+
+    def _launch(self, components: Collection[Component], timeout: float) -> None:
+        since = datetime.now(timezone.utc)
+        for name in components:
+            self.output(name).parent.mkdir(parents=True, exist_ok=True)
+            with self.output(name).open("ab") as output:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "airflow", *COMMANDS[name]],
+                    env=self._env | {"LOCAL_AIRFLOW": self._mark(name)},
+                    cwd=self.home,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            self._processes[name] = process
+            self._sessions[name].add(process.pid)
+        deadline = time.monotonic() + timeout
+        while waiting := self._not_ready(components, since):
+            for name in components:
+                if (code := self._processes[name].poll()) is not None:
+                    raise RuntimeError(f"Airflow's {name} ended with {code}:\n{self._tail(name)}")
+            if time.monotonic() > deadline:
+                tails = "\n".join(self._tail(name) for name in waiting)
+                raise TimeoutError(f"Airflow's {', '.join(waiting)} not ready in {timeout} s:\n{tails}")
+            time.sleep(0.2)
+
+    def _not_ready(self, components: Collection[Component], since: datetime) -> list[Component]:
+        try:
+            # The execution API is built at the first call, which takes seconds: not those of the first task.
+            self._api.get(f"{self.url}/execution/health").raise_for_status()
+            health = self._api.get("/monitor/health").raise_for_status().json()
+        except httpx.HTTPError:
+            return list(components)
+        return [name for name in components if name != "api-server" and not _beats(health, name, since)]
+
+    def _end(self, components: Collection[Component], grace: float = 3) -> None:
+        # Three seconds are enough for what matters; the rest of an orderly end is the interpreter tidying up.
+        processes = [self._processes.pop(name) for name in components if name in self._processes]
+        if grace:
+            for process in processes:
+                process.terminate()
+            self._wait_until_gone(components, grace)
+        deadline = time.monotonic() + 10
+        while left := self.pids(*components):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"These processes of Airflow outlived SIGKILL: {sorted(left)}")
+            for pid in left:
+                try:
+                    os.kill(pid, 9)
+                except ProcessLookupError:
+                    continue
+            self._wait_until_gone(components, 0.5)
+        for process in processes:
+            process.wait()
+        for name in components:
+            self._sessions[name].clear()
+
+    def _wait_until_gone(self, components: Collection[Component], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self.pids(*components):
+            time.sleep(0.1)
+
+    def _tail(self, component: Component) -> str:
+        return "\n".join(self.output(component).read_text(errors="replace").splitlines()[-40:])
+
+    # The public API
+
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Call the public API.
+
+        :param method: the HTTP method.
+        :param path: the path below ``/api/v2``.
+        :param options: those of :meth:`httpx.Client.request`.
+        """
+        response = self._api.request(method, path, **options)
+        if response.is_error:
+            raise httpx.HTTPStatusError(
+                f"{method} {path}: {response.status_code} {response.text}",
+                request=response.request,
+                response=response,
+            )
+        return response
+
+    def trigger_dag(self, dag_id: str, conf: Mapping[str, object] | None = None, *, timeout: float = 60) -> str:
+        """Start a run.
+
+        :param dag_id: the DAG.
+        :param conf: the run's configuration.
+        :param timeout: seconds to wait for the DAG to be parsed.
+        :return: the run's id.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                body = {"logical_date": None, "conf": conf or {}}
+                reply = self.request("POST", f"/dags/{_part(dag_id)}/dagRuns", json=body).json()
+                return str(reply["dag_run_id"])
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code != 404:
+                    raise
+                broken = self.request("GET", "/importErrors").json()["import_errors"]
+                if broken or time.monotonic() > deadline:
+                    traces = "\n".join(entry["stack_trace"] for entry in broken)
+                    raise RuntimeError(f"Airflow has no DAG {dag_id}.\n{traces}") from error
+            time.sleep(0.3)
+
+    def run_state(self, dag_id: str, run_id: str) -> str:
+        """Tell a run's state.
+
+        :param dag_id: the DAG.
+        :param run_id: the run.
+        """
+        return str(self.request("GET", _run(dag_id, run_id)).json()["state"])
+
+    def wait_for_run(self, dag_id: str, run_id: str, timeout: float = 120) -> str:
+        """Wait for the end of a run.
+
+        :param dag_id: the DAG.
+        :param run_id: the run.
+        :param timeout: seconds.
+        :return: ``success`` or ``failed``.
+        """
+        deadline = time.monotonic() + timeout
+        while (state := self.run_state(dag_id, run_id)) not in FINISHED:
+            if time.monotonic() > deadline:
+                tasks = {
+                    (task["task_id"], task["map_index"]): task["state"] for task in self.task_instances(dag_id, run_id)
+                }
+                raise TimeoutError(f"{dag_id} {run_id} is {state} after {timeout} s: {tasks}")
+            time.sleep(0.3)
+        return state
+
+    def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """List the task instances of a run.
+
+        :param dag_id: the DAG.
+        :param run_id: the run.
+        :return: the API's own objects: ``task_id``, ``map_index``, ``state``, ``try_number``, ``start_date``,
+            ``end_date``, ``pid``, ``trigger``, ``triggerer_job`` and more.
+        """
+        tasks: list[dict[str, Any]] = []
+        while True:
+            page = {"limit": 100, "offset": len(tasks)}
+            reply = self.request("GET", f"{_run(dag_id, run_id)}/taskInstances", params=page).json()
+            tasks += reply["task_instances"]
+            if not reply["task_instances"] or len(tasks) >= reply["total_entries"]:
+                return tasks
+
+    def task_instance(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> dict[str, Any]:
+        """Find one task instance of a run.
+
+        :param dag_id: the DAG.
+        :param run_id: the run.
+        :param task_id: the task.
+        :param map_index: which of a mapped task.
+        """
+        for task in self.task_instances(dag_id, run_id):
+            if (task["task_id"], task["map_index"]) == (task_id, map_index):
+                return task
+        raise LookupError(f"{dag_id} {run_id} has no task instance {task_id} {map_index}")
+
+    def wait_for_task(
+        self,
+        dag_id: str,
+        run_id: str,
+        task_id: str,
+        state: str,
+        *,
+        map_index: int = -1,
+        timeout: float = 60,
+    ) -> dict[str, Any]:
+        """Wait until a task instance is in a state.
+
+        :param dag_id: the DAG.
+        :param run_id: the run.
+        :param task_id: the task.
+        :param state: ``running``, ``deferred``, ...
+        :param map_index: which of a mapped task.
+        :param timeout: seconds.
+        :return: the task instance.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                task = self.task_instance(dag_id, run_id, task_id, map_index)
+            except LookupError:
+                # A mapped task has no instances before the task it is mapped over has ended.
+                task = {"state": None}
+            if task["state"] == state:
+                return task
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{task_id} is {task['state']}, not {state}, after {timeout} s")
+            time.sleep(0.2)
+
+    def worker_pids(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> list[int]:
+        """Find the processes that run a task instance now: the task's own, then its children.
+
+        :param dag_id: the DAG.
+        :param run_id: the run.
+        :param task_id: the task.
+        :param map_index: which of a mapped task.
+        :return: nothing where the task does not run.
+        """
+        task = self.task_instance(dag_id, run_id, task_id, map_index)
+        # An old pid is shown until the next try has one.
+        if task["state"] != "running" or task["pid"] not in self.pids("scheduler"):
+            return []
+        children = psutil.Process(task["pid"]).children(recursive=True)
+        return [task["pid"], *(child.pid for child in children)]
+
+    def xcom(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1, key: str = "return_value") -> Any:
+        """Read an XCom.
+
+        :param dag_id: the DAG.
+        :param run_id: the run.
+        :param task_id: the task that pushed it.
+        :param map_index: which of a mapped task.
+        :param key: its key.
+        """
+        path = f"{_run(dag_id, run_id)}/taskInstances/{_part(task_id)}/xcomEntries/{_part(key)}"
+        return self.request("GET", path, params={"map_index": map_index}).json()["value"]
+
+    def task_log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1) -> str:
+        """Read the log of a try, worker's and triggerer's parts together.
+
+        :param dag_id: the DAG.
+        :param run_id: the run.
+        :param task_id: the task.
+        :param try_number: from 1.
+        :param map_index: which of a mapped task.
+        :return: one JSON object a line.
+        """
+        path = f"{_run(dag_id, run_id)}/taskInstances/{_part(task_id)}/logs/{try_number}"
+        return self.request(
+            "GET",
+            path,
+            params={"map_index": map_index, "full_content": True},
+            headers={"Accept": "application/x-ndjson"},
+        ).text
+
+    def clear(
+        self,
+        dag_id: str,
+        run_id: str,
+        task_ids: Sequence[str | tuple[str, int]] | None = None,
+        *,
+        downstream: bool = True,
+    ) -> None:
+        """Clear task instances, so that they run again.
+
+        :param dag_id: the DAG.
+        :param run_id: the run.
+        :param task_ids: tasks, or pairs of task and map index; by default all.
+        :param downstream: clear what comes after them as well.
+        """
+        body = {
+            "dry_run": False,
+            "dag_run_id": run_id,
+            "only_failed": False,
+            "include_downstream": downstream,
+        }
+        if task_ids is not None:
+            body["task_ids"] = list(task_ids)
+        self.request("POST", f"/dags/{_part(dag_id)}/clearTaskInstances", json=body)
+
+    # What a stranger could read
+
+    def everything_visible(self) -> Iterator[tuple[str, str]]:
+        """Go through all that this Airflow wrote: every log file, and every row of every table.
+
+        :return: pairs of where and what.
+        """
+        for path in sorted((self.home / "logs").rglob("*")):
+            if path.is_file():
+                yield str(path.relative_to(self.home)), path.read_text(errors="replace")
+        engine = sqlalchemy.create_engine(self.sql_alchemy_conn)
+        try:
+            with engine.connect() as connection:
+                for table in sqlalchemy.inspect(engine).get_table_names():
+                    quoted = engine.dialect.identifier_preparer.quote(table)
+                    for row in connection.execute(sqlalchemy.text(f"SELECT * FROM {quoted}")).mappings():
+                        for column, value in row.items():
+                            if value is not None:
+                                yield f"{table}.{column}", _text(value)
+        finally:
+            engine.dispose()
+
+
+def _beats(health: dict[str, dict[str, str | None]], component: Component, since: datetime) -> bool:
+    name = component.replace("-", "_")
+    beat = health[name][f"latest_{name}_heartbeat"]
+    return beat is not None and datetime.fromisoformat(beat) >= since
+
+
+def _part(name: str) -> str:
+    return quote(name, safe="")
+
+
+def _run(dag_id: str, run_id: str) -> str:
+    return f"/dags/{_part(dag_id)}/dagRuns/{_part(run_id)}"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bytes | memoryview):
+        return bytes(value).decode(errors="replace")
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _migrate(env: Mapping[str, str]) -> None:
+    command = [sys.executable, "-m", "airflow", "db", "migrate"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=180)
+    if done.returncode:
+        raise RuntimeError(f"airflow db migrate failed:\n{done.stdout}\n{done.stderr}")
+
+
+@functools.cache
+def _empty_database() -> bytes:
+    """Make the tables once in this process: it takes about as long as the start of all components."""
+    with tempfile.TemporaryDirectory(prefix="airflow-") as home:
+        env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW_")}
+        _migrate(env | {"AIRFLOW_HOME": home, "AIRFLOW__CORE__LOAD_EXAMPLES": "False"})
+        return (Path(home) / "airflow.db").read_bytes()

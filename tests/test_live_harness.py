@@ -1,0 +1,116 @@
+"""The real Airflow that live tests and the demo run on (``demo/airflow.py``)."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import airflow
+import psutil
+import pytest
+
+from demo.airflow import LocalAirflow
+
+pytestmark = [
+    pytest.mark.live,
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(not airflow.__version__.startswith("3.3."), reason="the harness drives Airflow 3.3"),
+]
+
+DAGS = """
+from datetime import timedelta
+import os
+import time
+
+from airflow.providers.standard.sensors.time_delta import TimeDeltaSensor
+from airflow.sdk import DAG, task
+
+with DAG("waits", schedule=None):
+    wait = TimeDeltaSensor(task_id="wait", delta=timedelta(seconds=8), deferrable=True)
+
+    @task
+    def tell(who):
+        print("needle-in-the-log")
+        return {"hello": who, "from": os.environ["AIRFLOW_CONN_SOME_PLACE"]}
+
+    wait >> tell("{{ dag_run.conf['who'] }}")
+
+with DAG("dies", schedule=None):
+
+    @task(retries=1, retry_delay=timedelta(seconds=1))
+    def linger(task_instance=None):
+        if task_instance.try_number == 1:
+            time.sleep(300)
+        return task_instance.try_number
+
+    linger()
+"""
+
+
+@pytest.fixture(scope="module")
+def local_airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
+    folder = tmp_path_factory.mktemp("live")
+    (folder / "dags").mkdir()
+    (folder / "dags" / "stories.py").write_text(DAGS)
+    with LocalAirflow(
+        [folder / "dags"], home=folder / "home", connections={"some_place": {"conn_type": "http", "host": "there"}}
+    ) as running:
+        yield running
+        ours = [psutil.Process(pid) for pid in running.pids()]
+        assert len(ours) >= 4
+    assert not [process for process in ours if alive(process)]
+
+
+def test_a_wait_survives_the_death_of_the_triggerer(local_airflow: LocalAirflow) -> None:
+    run_id = local_airflow.trigger_dag("waits", conf={"who": "needle-in-the-conf"})
+    local_airflow.wait_for_task("waits", run_id, "wait", "deferred")
+    assert "moment" in seen_in("trigger.", local_airflow)
+
+    local_airflow.kill("triggerer")
+    assert not local_airflow.pids("triggerer")
+    assert local_airflow.pids("scheduler")
+    local_airflow.restart("triggerer")
+
+    assert local_airflow.wait_for_run("waits", run_id) == "success"
+    said = local_airflow.xcom("waits", run_id, "tell")
+    assert said["hello"] == "needle-in-the-conf"
+    assert "there" in said["from"]
+    assert local_airflow.task_instance("waits", run_id, "wait")["try_number"] == 1
+    assert "Trigger fired event" in local_airflow.task_log("waits", run_id, "wait")
+
+    assert "needle-in-the-log" in seen_in("logs/dag_id=waits", local_airflow)
+    for column in ("xcom.value", "dag_run.conf", "rendered_task_instance_fields."):
+        assert "needle-in-the-conf" in seen_in(column, local_airflow)
+
+
+def test_a_killed_task_is_tried_again_and_a_cleared_one_runs_again(local_airflow: LocalAirflow) -> None:
+    run_id = local_airflow.trigger_dag("dies")
+    local_airflow.wait_for_task("dies", run_id, "linger", "running")
+    pids = local_airflow.worker_pids("dies", run_id, "linger")
+    os.kill(pids[0], signal.SIGKILL)
+
+    assert local_airflow.wait_for_run("dies", run_id) == "success"
+    assert local_airflow.xcom("dies", run_id, "linger") == 2
+    assert local_airflow.worker_pids("dies", run_id, "linger") == []
+
+    local_airflow.clear("dies", run_id, ["linger"])
+    assert local_airflow.wait_for_run("dies", run_id) == "success"
+    assert local_airflow.xcom("dies", run_id, "linger") == 3
+
+
+def test_an_unknown_dag_is_told(local_airflow: LocalAirflow) -> None:
+    with pytest.raises(RuntimeError, match="no DAG nowhere"):
+        local_airflow.trigger_dag("nowhere", timeout=1)
+
+
+def seen_in(where: str, running: LocalAirflow) -> str:
+    return "\n".join(text for place, text in running.everything_visible() if place.startswith(where))
+
+
+def alive(process: psutil.Process) -> bool:
+    # The dead children of a killed component are for init to bury.
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
