@@ -55,8 +55,9 @@ class Request:
     content: Iterable[bytes] | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
-        """Name it in an error: method and path, never a query, which may be a signature."""
-        return f"{self.method} {urlsplit(self.target).path}"
+        """Name it in an error: method and path; of a URL that Roughy handed out, not the part that is a secret."""
+        path = urlsplit(self.target).path
+        return f"{self.method} {path if self.target.startswith('/') else path.rpartition('/')[0] + '/…'}"
 
 
 @dataclass(frozen=True)

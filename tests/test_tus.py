@@ -284,7 +284,7 @@ def test_a_server_that_makes_no_progress_ends_the_transfer(
     if isinstance(ended.value, RoughyUploadError):
         assert ended.value.offset == (MIB if roughy.choices.keep_partial else 0)
         assert "without progress" in str(ended.value)
-    assert len(patches(roughy)) <= 9
+    assert len(patches(roughy)) < 40
 
 
 def test_an_upload_for_another_size_is_refused(roughy: Emulator, hook: RoughyHook, recording: Path) -> None:

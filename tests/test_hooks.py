@@ -1,0 +1,168 @@
+"""The hook and its connection."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+from urllib.parse import parse_qs, quote
+
+import pytest
+
+from airflow_provider_roughy.emulator import Emulator, Fault
+from airflow_provider_roughy.exceptions import (
+    RoughyConfigurationError,
+    RoughyInsufficientCreditsError,
+    RoughyNotFoundError,
+)
+from airflow_provider_roughy.hooks import RoughyHook
+
+NOBODY = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"
+
+
+def test_a_connection_may_be_json(hook: RoughyHook, roughy: Emulator) -> None:
+    assert hook.settings.base_url == roughy.url
+    assert hook.settings.project_id == roughy.project_id
+    assert hook.get_credit_balance() == roughy.balance
+
+
+@pytest.mark.parametrize("form", ["roughy://:{key}@{host}?{query}", "roughy://:{key}@127.0.0.1:{port}/http?{query}"])
+def test_a_connection_may_be_a_uri(roughy: Emulator, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    uri = form.format(
+        key=quote(roughy.api_key, safe=""),
+        host=quote(roughy.url, safe=""),
+        port=roughy.url.rpartition(":")[2],
+        query=f"project_id={roughy.project_id}&timeout=2",
+    )
+    monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", uri)
+    with RoughyHook() as hook:
+        assert hook.get_credit_balance() == roughy.balance
+        assert hook.settings.project_id == roughy.project_id
+        assert hook.settings.timeout == 2.0
+
+
+def test_test_connection_tells_the_balance(hook: RoughyHook, roughy: Emulator) -> None:
+    assert hook.test_connection() == (True, f"Roughy answers at {roughy.url}; 1000 credits left")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"password": "sk_wrong"}, "Check the API key"),
+        ({"password": ""}, "no API key"),
+        ({"host": "http://127.0.0.1:9"}, "no answer from 127.0.0.1"),
+        ({"host": "http://roughy.internal"}, "plain http"),
+    ],
+    ids=["wrong key", "no key", "nobody listens", "plain http"],
+)
+def test_test_connection_tells_what_is_wrong_and_never_the_key(
+    connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], words: str
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps({**connection, **fields}))
+    works, message = RoughyHook().test_connection()
+    assert not works
+    assert words in message
+    assert "sk_wrong" not in message
+    assert str(connection["password"]) not in message
+
+
+def test_a_missing_connection_is_named(airflow_db: None) -> None:
+    works, message = RoughyHook("nowhere").test_connection()
+    assert (works, message) == (False, "Airflow has no connection 'nowhere'")
+
+
+def test_assets_are_listed_over_all_pages(hook: RoughyHook, roughy: Emulator) -> None:
+    ids = [roughy.seed_asset(state="ready") for _ in range(205)]
+    roughy.seed_asset(state="failed")
+    roughy.clear_requests()
+    assert [asset.id for asset in hook.list_assets(state="ready")] == ids[::-1]
+    asked = [parse_qs(request.query) for request in roughy.requests]
+    assert [query["offset"] for query in asked] == [["0"], ["100"], ["200"]]
+    assert all(query["limit"] == ["100"] for query in asked)
+
+
+def test_assets_are_listed_in_an_event_loop(hook: RoughyHook, roughy: Emulator) -> None:
+    ids = [roughy.seed_asset(state="ready") for _ in range(101)]
+
+    async def listed() -> list[str]:
+        return [asset.id async for asset in hook.alist_assets(project_id=roughy.project_id)]
+
+    assert asyncio.run(listed()) == ids[::-1]
+
+
+def test_an_asset_is_read_in_an_event_loop(hook: RoughyHook, roughy: Emulator) -> None:
+    asset_id = roughy.seed_asset(state="ready")
+    assert asyncio.run(hook.aget_asset(asset_id)) == hook.get_asset(asset_id)
+
+
+def test_a_project_that_does_not_exist_is_named(hook: RoughyHook) -> None:
+    with pytest.raises(RoughyNotFoundError):
+        list(hook.list_assets(project_id=NOBODY))
+
+
+def test_projects(hook: RoughyHook, roughy: Emulator) -> None:
+    made = hook.create_project("Episode 42")
+    assert made.name == "Episode 42"
+    assert hook.get_project(made.id) == made
+    assert [project.id for project in hook.list_projects()] == [made.id, roughy.project_id]
+
+
+def test_an_asset_needs_a_project(connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps({**connection, "extra": {}}))
+    with RoughyHook() as hook, pytest.raises(RoughyConfigurationError, match="roughy_default"):
+        hook.create_asset(None, 64)
+
+
+def test_no_asset_without_credits(hook: RoughyHook, roughy: Emulator) -> None:
+    roughy.balance = 0
+    with pytest.raises(RoughyInsufficientCreditsError, match="Top up"):
+        hook.create_asset(None, 64)
+    assert roughy.assets == []
+
+
+def test_deleting_twice_is_harmless(hook: RoughyHook, roughy: Emulator) -> None:
+    asset_id = roughy.seed_asset(state="ready")
+    assert hook.delete_asset(asset_id) is True
+    assert hook.delete_asset(asset_id) is False
+    with pytest.raises(RoughyNotFoundError):
+        hook.delete_asset(asset_id, missing_ok=False)
+
+
+def test_a_delete_whose_reply_was_lost_is_no_failure(hook: RoughyHook, roughy: Emulator) -> None:
+    asset_id = roughy.seed_asset(state="ready")
+    roughy.inject(Fault(method="DELETE", path="/v1/assets/*", lose_reply=True))
+    hook.delete_asset(asset_id)
+    assert roughy.assets == []
+
+
+def test_cancelling_an_upload_removes_the_asset(hook: RoughyHook, roughy: Emulator) -> None:
+    asset = hook.create_asset(None, 64)
+    assert hook.cancel_upload(asset) is True
+    assert roughy.assets == []
+    assert hook.cancel_upload(asset) is False
+
+
+def test_an_asset_without_an_open_upload_takes_no_bytes(hook: RoughyHook, roughy: Emulator) -> None:
+    asset = hook.get_asset(roughy.seed_asset(state="ready"))
+    with pytest.raises(RoughyConfigurationError, match="no open upload"):
+        hook.upload(asset, __file__)
+    assert hook.cancel_upload(asset) is False
+
+
+def test_the_download_never_sees_the_key(hook: RoughyHook, roughy: Emulator) -> None:
+    asset = hook.get_asset(roughy.seed_asset(state="ready"))
+    assert asset.download_url is not None
+    assert asset.download_url not in repr(asset)
+    assert asset.download_url not in json.dumps(asset.to_dict())
+
+
+def test_a_closed_hook_opens_again(hook: RoughyHook) -> None:
+    hook.get_credit_balance()
+    hook.close()
+    hook.get_credit_balance()
+
+
+def test_calls_share_one_network_connection(hook: RoughyHook, roughy: Emulator) -> None:
+    for _ in range(5):
+        hook.get_credit_balance()
+    assert len({request.connection for request in roughy.requests}) == 1

@@ -1,0 +1,280 @@
+"""Create-upload and delete, run as Airflow runs them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from airflow_provider_roughy.emulator import Emulator, Fault
+from airflow_provider_roughy.exceptions import (
+    RoughyAssetFailedError,
+    RoughyConfigurationError,
+    RoughyInsufficientCreditsError,
+    RoughyNotFoundError,
+    RoughyPaymentRequiredError,
+    RoughySourceError,
+    RoughyTimeoutError,
+    RoughyUnsupportedMediaError,
+    RoughyUnusableSourceError,
+    RoughyUploadError,
+)
+from airflow_provider_roughy.operators import RoughyCreateUploadOperator, RoughyDeleteAssetOperator
+from tests import media
+from tests.running import Ended, run_task
+
+NOBODY = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"
+
+pytestmark = pytest.mark.usefixtures("connection")
+
+
+def upload(source: Path | str, **options: Any) -> Ended:
+    return run_task(RoughyCreateUploadOperator(task_id="upload", source=source, **options))
+
+
+@pytest.fixture
+def audio(recordings: dict[str, Path]) -> Path:
+    return recordings["audio"]
+
+
+def test_a_recording_arrives_whole(roughy: Emulator, recordings: dict[str, Path]) -> None:
+    for name, kind in (("audio", "audio"), ("video", "video")):
+        ended = upload(recordings[name], language="DE")
+        asset = roughy.asset(ended.result)
+        assert asset["sha256"] == hashlib.sha256(recordings[name].read_bytes()).hexdigest()
+        assert (asset["state"], asset["type"], asset["language"]) == ("ready", kind, "de")
+        assert asset["project_id"] == roughy.project_id
+
+
+MODES: dict[str, dict[str, Any]] = {
+    "no wait": {},
+    "sync": {"wait_for_completion": True, "deferrable": False},
+    "deferrable": {"wait_for_completion": True, "deferrable": True},
+}
+
+
+@pytest.mark.parametrize("progression", ["immediate", "polls=2"])
+@pytest.mark.parametrize("options", MODES.values(), ids=MODES)
+def test_the_result_is_the_asset_id_in_every_mode(
+    roughy: Emulator, audio: Path, options: dict[str, Any], progression: str
+) -> None:
+    roughy.progression = progression
+    ended = upload(audio, poll_interval=0.05, **options)
+    assert ended.state == "success", ended.error
+    assert ended.result == roughy.assets[0]["id"]
+    assert (ended.waited == "triggerer") == (options.get("deferrable", False) and progression != "immediate")
+
+
+@pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
+@pytest.mark.parametrize("progression", ["immediate", "polls=2"])
+@pytest.mark.parametrize(
+    ("policy", "state", "error"),
+    [("fail", "failed", RoughyPaymentRequiredError), ("skip", "skipped", None), ("return", "success", None)],
+)
+def test_an_unpaid_asset_is_an_outcome_of_its_own(
+    roughy: Emulator, tmp_path: Path, deferrable: bool, progression: str, policy: Any, state: str, error: Any
+) -> None:
+    roughy.progression = progression
+    roughy.balance = 1
+    long = media.make_audio(tmp_path / "long.wav", seconds=61, format="wav")
+    ended = upload(
+        long,
+        wait_for_completion=True,
+        deferrable=deferrable,
+        on_pending_payment=policy,
+        poll_interval=0.05,
+    )
+    assert ended.state == state, ended.error
+    assert roughy.assets[0]["state"] == "pending_payment"
+    if error:
+        assert type(ended.error) is error
+
+
+@pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
+def test_an_asset_that_fails_fails_the_task(roughy: Emulator, audio: Path, tmp_path: Path, deferrable: bool) -> None:
+    roughy.progression = "polls=2"
+    broken = tmp_path / "broken.mp3"
+    content = audio.read_bytes()
+    broken.write_bytes(content[:128] + os.urandom(4000))
+    ended = upload(broken, wait_for_completion=True, deferrable=deferrable, poll_interval=0.05)
+    assert type(ended.error) is RoughyAssetFailedError
+    assert roughy.assets[0]["id"] in str(ended.error)
+
+
+@pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
+def test_a_wait_that_takes_too_long_burns_no_retries(roughy: Emulator, audio: Path, deferrable: bool) -> None:
+    roughy.progression = "manual"
+    ended = upload(audio, wait_for_completion=True, deferrable=deferrable, poll_interval=0.05, timeout=0.3)
+    assert (ended.state, type(ended.error)) == ("failed", RoughyTimeoutError)
+
+
+UNUSABLE: dict[str, Any] = {
+    "missing": lambda path: None,
+    "directory": lambda path: path.mkdir(),
+    "too small": lambda path: path.write_bytes(b"x" * 63),
+    "too big": lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 50 * 1024**3 + 1),
+}
+
+
+@pytest.mark.parametrize("make", UNUSABLE.values(), ids=UNUSABLE)
+def test_an_unusable_source_is_refused_before_anything_is_created(roughy: Emulator, tmp_path: Path, make: Any) -> None:
+    make(tmp_path / "recording.mp3")
+    ended = upload(tmp_path / "recording.mp3")
+    assert (ended.state, type(ended.error)) == ("failed", RoughyUnusableSourceError)
+    assert roughy.requests == []
+
+
+@pytest.mark.parametrize("options", [{"language": "german"}, {"project_id": "None"}, {"asset_id": "None"}], ids=str)
+def test_an_unusable_argument_is_refused_before_anything_is_sent(
+    roughy: Emulator, audio: Path, options: dict[str, Any]
+) -> None:
+    ended = upload(audio, **options)
+    assert (ended.state, type(ended.error)) == ("failed", RoughyConfigurationError)
+    assert roughy.requests == []
+
+
+def test_no_credits_is_named_and_burns_no_retries(roughy: Emulator, audio: Path) -> None:
+    roughy.balance = 0
+    ended = upload(audio)
+    assert (ended.state, type(ended.error)) == ("failed", RoughyInsufficientCreditsError)
+    assert roughy.assets == []
+
+
+def test_a_file_that_is_no_media_leaves_nothing_behind(roughy: Emulator, tmp_path: Path) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("notes " * 1000)
+    ended = upload(text)
+    assert (ended.state, type(ended.error)) == ("failed", RoughyUnsupportedMediaError)
+    assert [asset for asset in roughy.assets if asset["state"] == "pending_upload"] == []
+
+
+def test_a_try_that_fails_cancels_its_upload(roughy: Emulator, audio: Path) -> None:
+    roughy.inject(Fault(method="PATCH", status=400, times=None))
+    ended = upload(audio)
+    assert isinstance(ended.error, AirflowFailException)
+    assert roughy.assets == []
+
+
+def test_a_try_that_is_killed_cancels_its_upload(roughy: Emulator, audio: Path) -> None:
+    """Airflow ends a task by an exception raised in a signal handler: execution_timeout, mark failed."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*args: Any) -> None:
+        raise Killed
+
+    before = signal.signal(signal.SIGALRM, kill)
+    roughy.inject(Fault(method="PATCH", hang=True))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(Killed):
+            upload(audio)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert roughy.assets == []
+
+
+def test_a_cancel_that_fails_does_not_hide_why_the_try_failed(roughy: Emulator, audio: Path) -> None:
+    roughy.inject(Fault(method="PATCH", status=400, times=None))
+    roughy.inject(Fault(method="DELETE", status=403, times=None))
+    ended = upload(audio)
+    assert "400" in str(ended.error)
+
+
+def test_a_source_that_changes_may_be_retried(roughy: Emulator, audio: Path, tmp_path: Path) -> None:
+    live = tmp_path / "live.mp3"
+    live.write_bytes(audio.read_bytes() + os.urandom(3 * 1024 * 1024))
+    operator = RoughyCreateUploadOperator(task_id="upload", source=live)
+    create = operator.hook.create_asset
+
+    def create_and_rewrite(*args: Any, **options: Any) -> Any:
+        asset = create(*args, **options)
+        os.utime(live, ns=(1, 1))
+        return asset
+
+    operator.hook.create_asset = create_and_rewrite  # type: ignore[method-assign]  # the file changes just then
+    ended = run_task(operator)
+    assert (ended.state, type(ended.error)) == ("up_for_retry", RoughySourceError)
+    assert roughy.assets == []
+
+
+def test_a_transfer_that_gives_up_may_be_retried(roughy: Emulator, audio: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("airflow_provider_roughy.client.random.uniform", lambda low, high: 0.0)
+    roughy.inject(Fault(method="PATCH", status=503, times=None))
+    ended = upload(audio)
+    assert (ended.state, type(ended.error)) == ("up_for_retry", RoughyUploadError)
+    assert roughy.assets == []
+
+
+def test_an_open_upload_is_resumed_by_its_asset_id(roughy: Emulator, hook: Any, audio: Path) -> None:
+    asset = hook.create_asset(None, audio.stat().st_size)
+    ended = upload(audio, asset_id=asset.id)
+    assert ended.result == asset.id
+    assert roughy.asset(asset.id)["sha256"] == hashlib.sha256(audio.read_bytes()).hexdigest()
+    assert len(roughy.assets) == 1
+
+
+def test_an_upload_that_is_complete_is_not_sent_again(roughy: Emulator, audio: Path) -> None:
+    first = upload(audio)
+    roughy.clear_requests()
+    assert upload(audio, asset_id=first.result).result == first.result
+    assert [request.method for request in roughy.requests] == ["GET"]
+
+
+def test_a_failed_resume_keeps_the_upload_that_is_not_its_own(roughy: Emulator, hook: Any, audio: Path) -> None:
+    asset = hook.create_asset(None, audio.stat().st_size)
+    roughy.inject(Fault(method="PATCH", status=400, times=None))
+    assert upload(audio, asset_id=asset.id).state == "failed"
+    assert [kept["id"] for kept in roughy.assets] == [asset.id]
+
+
+def test_resuming_with_another_file_is_refused(roughy: Emulator, hook: Any, recordings: dict[str, Path]) -> None:
+    asset = hook.create_asset(None, recordings["audio"].stat().st_size)
+    ended = upload(recordings["video"], asset_id=asset.id)
+    assert type(ended.error) is RoughyUnusableSourceError
+
+
+def test_nothing_secret_is_returned_or_logged(
+    roughy: Emulator, audio: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    roughy.inject(Fault(method="PATCH", status=503))
+    ended = upload(audio, wait_for_completion=True)
+    output = capsys.readouterr()
+    said = caplog.text + output.out + output.err + json.dumps(ended.result)
+    assert roughy.api_key not in said
+    assert "/v1/uploads/" not in said.replace("PATCH /v1/uploads/", "")
+
+
+# ---- Delete
+
+
+def delete(asset_id: str, **options: Any) -> Ended:
+    return run_task(RoughyDeleteAssetOperator(task_id="delete", asset_id=asset_id, **options))
+
+
+@pytest.mark.parametrize("state", ["pending_upload", "processing", "ready", "failed", "pending_payment"])
+def test_deleting_is_idempotent_in_any_state(roughy: Emulator, state: str) -> None:
+    roughy.progression = "manual"
+    asset_id = roughy.seed_asset(state=state)
+    assert delete(asset_id).result == {"asset_id": asset_id, "deleted": True}
+    assert delete(asset_id).result == {"asset_id": asset_id, "deleted": False}
+    assert roughy.assets == []
+
+
+def test_a_missing_asset_may_be_an_error(roughy: Emulator) -> None:
+    ended = delete(NOBODY, missing_ok=False)
+    assert (ended.state, type(ended.error)) == ("failed", RoughyNotFoundError)
+
+
+def test_deleting_nothing_named_is_refused(roughy: Emulator) -> None:
+    ended = delete("None")
+    assert (ended.state, type(ended.error)) == ("failed", RoughyConfigurationError)
+    assert roughy.requests == []

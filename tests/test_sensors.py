@@ -1,0 +1,279 @@
+"""What became of an asset, in every mode the same."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, TaskDeferred
+
+from airflow_provider_roughy.emulator import Emulator, Fault
+from airflow_provider_roughy.exceptions import (
+    RoughyAssetFailedError,
+    RoughyAuthenticationError,
+    RoughyConfigurationError,
+    RoughyNotFoundError,
+    RoughyPaymentRequiredError,
+    RoughyTimeoutError,
+)
+from airflow_provider_roughy.hooks import RoughyHook
+from airflow_provider_roughy.sensors import RoughyAssetSensor
+from airflow_provider_roughy.triggers import RoughyAssetTrigger
+from tests.running import Ended, run_task
+
+NOBODY = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"
+MODES: dict[str, dict[str, Any]] = {
+    "poke": {"mode": "poke", "deferrable": False},
+    "reschedule": {"mode": "reschedule", "deferrable": False},
+    "deferrable": {"deferrable": True},
+}
+
+pytestmark = pytest.mark.usefixtures("connection")
+
+
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> str:
+    return request.param  # type: ignore[no-any-return]
+
+
+def sensor(mode: str, asset_id: str, **options: Any) -> RoughyAssetSensor:
+    return RoughyAssetSensor(
+        task_id="wait", asset_id=asset_id, **{"poke_interval": 0.05, "timeout": 20, **MODES[mode], **options}
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table: what the asset becomes, what is asked for, how the task ends."""
+
+    becomes: str
+    policy: str
+    state: str
+    error: type[BaseException] | None = None
+    softened: bool = True
+
+
+TABLE = [
+    *(Case("ready", policy, "success") for policy in ("fail", "skip", "return", "wait")),
+    *(Case("failed", policy, "failed", RoughyAssetFailedError) for policy in ("fail", "skip", "return", "wait")),
+    Case("pending_payment", "fail", "failed", RoughyPaymentRequiredError),
+    Case("pending_payment", "skip", "skipped", AirflowSkipException),
+    Case("pending_payment", "return", "success"),
+    Case("gone", "fail", "failed", RoughyNotFoundError),
+    Case("locked", "fail", "failed", RoughyAuthenticationError),
+]
+
+
+def becoming(roughy: Emulator, asset_id: str, becomes: str) -> None:
+    if becomes == "gone":
+        roughy.inject(Fault(method="GET", path=f"/v1/assets/{asset_id}", status=404, times=None))
+    elif becomes == "locked":
+        roughy.inject(Fault(method="GET", path=f"/v1/assets/{asset_id}", status=423, times=None))
+    elif becomes == "failed":
+        roughy.set_state(asset_id, "failed", error_code="probe_failed", error_message="cannot be read")
+    else:
+        roughy.set_state(asset_id, becomes)
+
+
+@pytest.mark.parametrize("soft_fail", [False, True], ids=["hard", "soft_fail"])
+@pytest.mark.parametrize("moment", ["at first look", "later"])
+@pytest.mark.parametrize("case", TABLE, ids=lambda case: f"{case.becomes}-{case.policy}")
+def test_an_outcome_is_the_same_in_every_mode(
+    roughy: Emulator, mode: str, case: Case, moment: str, soft_fail: bool
+) -> None:
+    roughy.progression = "manual"
+    asset_id = roughy.seed_asset(state="processing")
+    task = sensor(mode, asset_id, on_pending_payment=case.policy, soft_fail=soft_fail)
+    if moment == "at first look":
+        becoming(roughy, asset_id, case.becomes)
+        ended = run_task(task)
+    else:
+        ended = run_later(task, mode, lambda: becoming(roughy, asset_id, case.becomes))
+
+    expected = "skipped" if soft_fail and case.state == "failed" else case.state
+    assert ended.state == expected, ended.error
+    if case.state == "success":
+        with RoughyHook() as hook:
+            assert ended.result == hook.get_asset(asset_id).to_dict()
+        assert ended.result["state"] == case.becomes
+    elif not soft_fail:
+        assert type(ended.error) is case.error
+    assert (ended.waited == "triggerer") == (mode == "deferrable" and moment == "later")
+
+
+def run_later(task: RoughyAssetSensor, mode: str, change: Callable[[], None]) -> Ended:
+    """Run a task whose asset changes only after its first look."""
+    if mode != "poke":
+        return run_task(task, before_resuming=once(change))
+    timer = threading.Timer(0.2, change)
+    timer.start()
+    try:
+        return run_task(task)
+    finally:
+        timer.join()
+
+
+def once(change: Callable[[], None]) -> Callable[[], None]:
+    done: list[bool] = []
+
+    def run() -> None:
+        if not done:
+            done.append(True)
+            change()
+
+    return run
+
+
+def test_an_unpaid_asset_that_is_waited_for_goes_on_after_the_top_up(roughy: Emulator, mode: str) -> None:
+    roughy.progression = "manual"
+    asset_id = roughy.seed_asset(state="pending_payment", duration_seconds="61")
+    task = sensor(mode, asset_id, on_pending_payment="wait")
+    ended = run_later(task, mode, lambda: roughy.top_up(5))
+    assert (ended.state, ended.result["state"]) == ("success", "ready")
+
+
+@pytest.mark.parametrize("soft_fail", [False, True])
+def test_a_timeout_is_a_timeout_in_every_mode(roughy: Emulator, mode: str, soft_fail: bool) -> None:
+    roughy.progression = "manual"
+    ended = run_task(sensor(mode, roughy.seed_asset(state="processing"), timeout=0.3, soft_fail=soft_fail))
+    assert ended.state == ("skipped" if soft_fail else "failed")
+    if mode == "deferrable" and not soft_fail:
+        assert isinstance(ended.error, RoughyTimeoutError)
+        assert "still processing" in str(ended.error)
+
+
+def test_an_unknown_state_is_waited_through(roughy: Emulator, mode: str, caplog: pytest.LogCaptureFixture) -> None:
+    roughy.progression = "manual"
+    asset_id = roughy.seed_asset(state="processing")
+    roughy.set_state(asset_id, "marinating")
+    ended = run_later(sensor(mode, asset_id), mode, lambda: roughy.set_state(asset_id, "ready"))
+    assert ended.state == "success"
+
+
+FAULTS = [{"status": 500}, {"status": 502, "body": "<html>"}, {"status": 429}, {"drop": True}, {"garbage": True}]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+@pytest.mark.parametrize("nth", [1, 2], ids=["at first look", "later"])
+def test_a_passing_fault_of_a_look_is_waited_through(
+    roughy: Emulator, mode: str, fault: dict[str, Any], nth: int
+) -> None:
+    roughy.progression = "manual"
+    asset_id = roughy.seed_asset(state="processing")
+    roughy.inject(Fault(method="GET", path="/v1/assets/*", nth=nth, times=1, **fault))
+    ended = run_later(sensor(mode, asset_id), mode, lambda: roughy.set_state(asset_id, "ready"))
+    assert ended.state == "success"
+
+
+def test_the_api_being_down_for_good_ends_in_the_timeout(roughy: Emulator) -> None:
+    roughy.progression = "manual"
+    asset_id = roughy.seed_asset(state="processing")
+    down = Fault(method="GET", path="/v1/assets/*", status=503, times=None)
+    ended = run_task(sensor("deferrable", asset_id, timeout=0.5), before_resuming=once(lambda: roughy.inject(down)))
+    assert isinstance(ended.error, RoughyTimeoutError)
+    assert "503" in str(ended.error)
+
+
+def test_retry_after_of_a_look_is_obeyed(roughy: Emulator) -> None:
+    roughy.progression = "manual"
+    asset_id = roughy.seed_asset(state="processing")
+    limited = Fault(method="GET", path="/v1/assets/*", status=429, headers={"Retry-After": "1"})
+
+    def change() -> None:
+        roughy.clear_requests()
+        roughy.inject(limited)
+        roughy.set_state(asset_id, "ready")
+
+    assert run_task(sensor("deferrable", asset_id), before_resuming=once(change)).state == "success"
+    first, second = roughy.requests
+    assert second.started_at - first.started_at >= 1.0
+
+
+@pytest.mark.parametrize("value", ["None", "", "not an id"])
+def test_an_id_that_is_none_fails_at_once(roughy: Emulator, mode: str, value: str) -> None:
+    ended = run_task(sensor(mode, value))
+    assert (ended.state, type(ended.error)) == ("failed", RoughyConfigurationError)
+    assert "asset_id must be a UUID" in str(ended.error)
+    assert roughy.requests == []
+
+
+def test_a_policy_that_does_not_exist_is_refused_when_the_dag_is_read() -> None:
+    with pytest.raises(ValueError, match="on_pending_payment"):
+        sensor("poke", NOBODY, on_pending_payment="ignore")
+
+
+# ---- The trigger
+
+
+def test_what_airflow_stores_of_a_wait_is_plain_and_holds_no_secret(roughy: Emulator) -> None:
+    roughy.progression = "manual"
+    asset_id = roughy.seed_asset(state="processing")
+    with pytest.raises(TaskDeferred) as deferred:
+        sensor("deferrable", asset_id, timeout=600).execute({})  # type: ignore[arg-type]
+    classpath, kwargs = deferred.value.trigger.serialize()
+    assert classpath == f"{RoughyAssetTrigger.__module__}.{RoughyAssetTrigger.__qualname__}"
+    deadline = kwargs.pop("deadline")
+    assert 595 < deadline - time.time() <= 600
+    assert kwargs == {
+        "asset_id": asset_id,
+        "roughy_conn_id": "roughy_default",
+        "poll_interval": 0.05,
+        "on_pending_payment": "fail",
+    }
+    assert json.loads(json.dumps(kwargs)) == kwargs
+    assert deferred.value.timeout.total_seconds() > 600
+
+
+def test_a_restarted_trigger_keeps_its_deadline(roughy: Emulator) -> None:
+    roughy.progression = "manual"
+    asset_id = roughy.seed_asset(state="processing")
+    kwargs = {"asset_id": asset_id, "poll_interval": 0.05, "deadline": time.time() + 0.6}
+
+    async def killed_and_started_again() -> float:
+        stopped = asyncio.ensure_future(RoughyAssetTrigger(**kwargs).run().__anext__())
+        await asyncio.sleep(0.4)
+        stopped.cancel()
+        event = await RoughyAssetTrigger(**kwargs).run().__anext__()
+        assert event.payload["status"] == "timed_out"
+        return time.time() - kwargs["deadline"]
+
+    assert asyncio.run(killed_and_started_again()) < 0.3
+
+
+def test_a_missing_connection_ends_the_wait_in_words(airflow_db: None) -> None:
+    trigger = RoughyAssetTrigger(asset_id=NOBODY, roughy_conn_id="nowhere", deadline=time.time() + 60)
+
+    async def event() -> Any:
+        return (await trigger.run().__anext__()).payload
+
+    assert asyncio.run(event())["error"]["message"] == "Airflow has no connection 'nowhere'"
+
+
+def test_waiting_does_not_block_the_event_loop(roughy: Emulator) -> None:
+    roughy.progression = "manual"
+    asset_id = roughy.seed_asset(state="processing")
+    roughy.inject(Fault(method="GET", path="/v1/assets/*", hang=True))
+    trigger = RoughyAssetTrigger(asset_id=asset_id, poll_interval=0.05, deadline=time.time() + 1.8)
+
+    async def longest_pause() -> float:
+        waiting = asyncio.ensure_future(trigger.run().__anext__())
+        longest, last = 0.0, time.perf_counter()
+        while not waiting.done():
+            await asyncio.sleep(0.005)
+            longest, last = max(longest, time.perf_counter() - last), time.perf_counter()
+        assert waiting.result().payload["status"] == "timed_out"
+        return longest
+
+    # Airflow warns of a blocked triggerer at 0.2 s; a blocking call would take the 1.5 s of the timeout.
+    assert asyncio.run(longest_pause()) < 1.0
+
+
+def test_errors_that_end_a_wait_burn_no_retries() -> None:
+    for error in (RoughyAssetFailedError, RoughyPaymentRequiredError, RoughyNotFoundError, RoughyAuthenticationError):
+        assert issubclass(error, AirflowFailException)
