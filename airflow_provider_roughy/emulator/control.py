@@ -110,10 +110,13 @@ class _Actions:
             values = json.loads(raw) if raw else {}
             if not isinstance(values, dict):
                 return _problem(422, "The body must be a JSON object.")
-            result = await run_in_threadpool(action, values | request.path_params)
+            values |= request.path_params
+            result = await run_in_threadpool(action, values)
         except KeyError as error:
-            missing = error.args[0] not in request.path_params.values()
-            return _problem(422 if missing else 404, f"{'Missing field' if missing else 'Unknown asset'}: {error}")
+            # The store raises it with the id it does not know, an action with the field it misses.
+            if error.args[0] in request.path_params.values() or error.args[0] == values.get("asset_id"):
+                return _problem(404, f"Unknown asset {error}")
+            return _problem(422, f"Missing field {error}")
         except (ValueError, TypeError) as error:
             return _problem(422, str(error))
         return JSONResponse({"ok": True} if result is None else result)

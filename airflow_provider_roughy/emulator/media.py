@@ -143,9 +143,9 @@ def _frame_kind(head: bytes) -> Kind | None:
         return _AAC if len(following) < 7 or _adts_frame_length(following) else None
     for first, stride in ((0, 188), (4, 192)):
         marks = head[first : 5 * stride : stride]
-        # One lonely mark is too little to believe, unless a plausible program table or stream packet follows.
-        sure = len(marks) > 1 or (head[1] & 0x80 == 0 and head[3] & 0x30 != 0)
-        if marks and set(marks) == {0x47} and sure:
+        # One lonely mark is too little to believe, unless a table that opens streams follows (PAT or SDT).
+        program = int.from_bytes(head[first + 1 : first + 3], "big") & 0x1FFF
+        if marks and set(marks) == {0x47} and (len(marks) > 1 or program in (0x00, 0x11)):
             return _TS
     return None
 

@@ -21,7 +21,7 @@ from .choices import Choices
 from .control import Control
 from .faults import Fault, FaultBook
 from .gate import Gate, Request, RequestLog
-from .store import Asset, Store, well_known_id
+from .store import Asset, Progression, Store, well_known_id
 from .wire import timestamp
 
 DEFAULT_KEY = "sk_emulator"
@@ -64,6 +64,7 @@ class Emulator:
         self.api_keys = (api_key,) if isinstance(api_key, str) else tuple(api_key)
         if not self.api_keys or not all(key.startswith("sk_") for key in self.api_keys):
             raise ValueError("an API key starts with sk_")
+        Progression.parse(progression)
         self.api_key = self.api_keys[0]
         self.project_id = well_known_id(1)
         self.choices = choices
@@ -76,7 +77,6 @@ class Emulator:
         self._faults = FaultBook()
         self._log = RequestLog(on_request)
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        self._thread: threading.Thread | None = None
         self._server: _Server | None = None
         self._open_store: Store | None = None
         for fault in self._start_faults:
@@ -98,22 +98,27 @@ class Emulator:
         if self._server is not None:
             raise RuntimeError("the emulator is running")
         listener = _listen(self._host, self._port)
-        self._port = listener.getsockname()[1]
-        folder = self._data_dir
-        if folder is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="roughy-emulator-", ignore_cleanup_errors=True)
-            folder = Path(self._temporary.name)
-        self._open_store = Store(
-            folder,
-            accounts=len(self.api_keys),
-            balance=self._start_balance,
-            progression=self._start_progression,
-            choices=self.choices,
-        )
-        keys = {key: number for number, key in enumerate(self.api_keys, start=1)}
-        app = build(self._open_store, keys, Control(self).routes())
-        self._server = _Server(Gate(app, self._faults, self._log), listener)
-        self._server.start()
+        try:
+            self._port = listener.getsockname()[1]
+            folder = self._data_dir
+            if folder is None:
+                self._temporary = tempfile.TemporaryDirectory(prefix="roughy-emulator-", ignore_cleanup_errors=True)
+                folder = Path(self._temporary.name)
+            self._open_store = Store(
+                folder,
+                accounts=len(self.api_keys),
+                balance=self._start_balance,
+                progression=self._start_progression,
+                choices=self.choices,
+            )
+            keys = {key: number for number, key in enumerate(self.api_keys, start=1)}
+            app = build(self._open_store, keys, Control(self).routes())
+            self._server = _Server(Gate(app, self._faults, self._log), listener)
+            self._server.start()
+        except BaseException:
+            listener.close()
+            self.close()
+            raise
 
     def close(self) -> None:
         """Cut all connections, stop listening, and remove the temporary folder if there is one."""

@@ -20,6 +20,7 @@ class Api:
     def __init__(self, roughy: Emulator, key: str | None = None) -> None:
         self.roughy = roughy
         self.key = key or roughy.api_key
+        self.raw: list[RawPatch] = []
         self.http = httpx.Client(
             base_url=roughy.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=20, trust_env=False
         )
@@ -31,6 +32,8 @@ class Api:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.http.close()
+        for raw in self.raw:
+            raw.close()
 
     def create(self, size: int, **fields: Any) -> dict[str, Any]:
         reply = self.http.post("/v1/assets", json={"project_id": self.roughy.project_id, "size_bytes": size, **fields})
@@ -79,14 +82,15 @@ def problem(reply: httpx.Response) -> tuple[int, str]:
 class RawPatch:
     """A PATCH by hand, to be broken off wherever a test likes."""
 
-    def __init__(self, api: Api, url: str, offset: int, length: int) -> None:
+    def __init__(self, api: Api, url: str, offset: int, length: int, more: str = "") -> None:
+        api.raw.append(self)
         parts = urlsplit(url)
         self.socket = socket.create_connection((parts.hostname or "", parts.port or 0), timeout=20)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         head = (
             f"PATCH {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nAuthorization: Bearer {api.key}\r\n"
             f"Tus-Resumable: 1.0.0\r\nUpload-Offset: {offset}\r\nContent-Type: {CHUNK}\r\n"
-            f"Content-Length: {length}\r\n\r\n"
+            f"Content-Length: {length}\r\n{more}\r\n"
         )
         self.socket.sendall(head.encode())
 

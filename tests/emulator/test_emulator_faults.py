@@ -81,7 +81,7 @@ def test_cut_after_so_many_bytes(after: int, keep: bool) -> None:
     with Emulator(choices=Choices(keep_partial=keep)) as roughy, Api(roughy) as api:
         asset = api.create(len(content))
         roughy.inject(Fault(**UPLOADS, cut_after=after))
-        with pytest.raises((httpx.ReadError, httpx.WriteError)):
+        with pytest.raises(httpx.TransportError):
             api.patch(asset["upload_url"], 0, content)
         kept = after if keep else 0
         assert api.offset(asset["upload_url"]) == kept
@@ -99,14 +99,14 @@ def test_a_cut_beyond_the_body_does_no_harm(api: Api, roughy: Emulator, speech: 
 def test_a_lost_reply(api: Api, roughy: Emulator, speech: bytes) -> None:
     asset = api.create(len(speech))
     roughy.inject(Fault(**UPLOADS, lose_reply=True))
-    with pytest.raises(httpx.ReadError):
+    with pytest.raises(httpx.TransportError):
         api.patch(asset["upload_url"], 0, speech)
     assert api.head(asset["upload_url"]).status_code == 410
     assert api.get(asset["id"])["state"] == "processing"
     assert roughy.requests[1].status is None
 
     roughy.inject(Fault(method="POST", path="/v1/assets", lose_reply=True))
-    with pytest.raises(httpx.ReadError):
+    with pytest.raises(httpx.TransportError):
         api.create(100)
     assert len(roughy.assets) == 2
 
@@ -128,7 +128,7 @@ def test_hang_until_the_client_leaves(api: Api, roughy: Emulator, size: int) -> 
     end = time.monotonic() + 5
     while roughy.requests[0].seconds == 0 and time.monotonic() < end:
         time.sleep(0.005)
-    assert roughy.requests[0].seconds >= 0.3
+    assert roughy.requests[0].seconds > 0.25
     assert (roughy.requests[0].status, roughy.requests[0].body_bytes) == (None, size)
     assert get(api) == 200
 
@@ -159,7 +159,7 @@ def test_closing_ends_what_hangs_and_what_waits(speech: bytes) -> None:
 
 def test_drop(api: Api, roughy: Emulator) -> None:
     roughy.inject(Fault(drop=True))
-    with pytest.raises(httpx.ReadError):
+    with pytest.raises(httpx.TransportError):
         api.http.get("/v1/users/me")
     assert roughy.requests[0].status is None
     assert get(api) == 200
@@ -211,7 +211,15 @@ def test_an_early_refusal_reaches_a_client_that_is_still_sending(api: Api, rough
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"nth": 0}, {"times": 0}, {"status": 99}, {"delay": -1}, {"cut_after": -1}, {"swallow": "some"}, {"method": "get"}],
+    [
+        {"nth": 0},
+        {"times": 0},
+        {"status": 99},
+        {"delay": -1},
+        {"cut_after": -1},
+        {"swallow": "some"},
+        {"method": "get"},
+    ],
 )
 def test_faults_that_could_never_work(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
