@@ -143,12 +143,12 @@ class RoughyHook(BaseHook):
 
     def test_connection(self) -> tuple[bool, str]:
         """Say whether the connection works: the balance, or what is wrong. Never the key."""
+        from airflow_provider_roughy.client import Backoff
+
         try:
             with self:
-                return (
-                    True,
-                    f"Roughy answers at {self.settings.base_url}; {self.get_credit_balance()} credits left",
-                )
+                balance = self.client.run(api.get_credit_balance(), backoff=Backoff(tries=1))
+                return True, f"Roughy answers at {self.settings.base_url}; {balance} credits left"
         except RoughyError as err:
             return False, str(err)
 

@@ -18,7 +18,6 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 
-
 try:
     from airflow.sdk.exceptions import AirflowRescheduleException
 except ImportError:
@@ -74,10 +73,9 @@ def run_task(task: BaseOperator, *, before_resuming: Callable[[], None] = lambda
         except TaskDeferred as deferred:
             ended.waited = "triggerer"
             before_resuming()
-            event = _run_trigger(deferred)
-            ended.event = event
-            kwargs = {**(deferred.kwargs or {}), "event": event}
-            attempt(lambda: task.resume_execution(deferred.method_name, kwargs, context))
+            ended.event = _run_trigger(deferred)
+            method, kwargs = deferred.method_name, {**(deferred.kwargs or {}), "event": ended.event}
+            attempt(lambda: task.resume_execution(method, kwargs, context))
         except AirflowSkipException as error:
             ended.state, ended.error = "skipped", error
         except (AirflowFailException, AirflowSensorTimeout) as error:

@@ -221,7 +221,11 @@ def test_a_language_of_more_or_less_than_two_letters_is_refused(language: str) -
 
 
 def test_a_language_is_sent_as_roughy_stores_it() -> None:
-    assert api.create_asset(ID, 64, language="DE").request.json == {"project_id": ID, "size_bytes": 64, "language": "de"}
+    assert api.create_asset(ID, 64, language="DE").request.json == {
+        "project_id": ID,
+        "size_bytes": 64,
+        "language": "de",
+    }
 
 
 def test_the_upload_url_may_come_in_the_location_alone() -> None:
