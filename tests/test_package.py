@@ -1,0 +1,176 @@
+"""What holds for the package as a whole: its rooms, its names, what it loads."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from importlib.metadata import distribution, entry_points
+from pathlib import Path
+
+import airflow
+import jsonschema
+import pytest
+
+import airflow_provider_roughy
+from airflow_provider_roughy.get_provider_info import get_provider_info
+from airflow_provider_roughy.hooks import RoughyHook
+
+ROOT = Path(airflow_provider_roughy.__file__).parent
+
+#: Which room may import which.
+ROOMS: dict[str, set[str]] = {
+    "__init__": set(),
+    "get_provider_info": {"__init__"},
+    "exceptions": set(),
+    "lifecycle": {"exceptions"},
+    "api": {"exceptions"},
+    "client": {"__init__", "api", "exceptions"},
+    "source": {"api", "exceptions"},
+    "tus": {"api", "client", "exceptions", "source"},
+    "hooks": {"api", "client", "exceptions", "get_provider_info", "source", "tus"},
+    "triggers": {"api", "client", "exceptions", "hooks", "lifecycle"},
+    "sensors": {"hooks", "lifecycle", "triggers"},
+    "operators": {"api", "exceptions", "hooks", "lifecycle", "source", "triggers"},
+}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Every module that a file names in an import, wherever it stands."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            names |= {f"{module.rstrip('.')}.{alias.name}" for alias in node.names} | {module}
+    return names
+
+
+def test_every_module_has_its_place() -> None:
+    assert {path.stem for path in ROOT.glob("*.py")} == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_run_one_way(room: str) -> None:
+    own = {
+        name.split(".")[1] if "." in name else "__init__"
+        for name in imported_modules(ROOT / f"{room}.py")
+        if name.split(".")[0] == "airflow_provider_roughy"
+    }
+    own = {name if name in ROOMS or name == "emulator" else "__init__" for name in own}
+    if room != "get_provider_info":
+        own -= {"__init__"} - ROOMS[room]
+    assert own <= ROOMS[room]
+
+
+def test_only_the_client_knows_httpx_and_only_the_transfer_tuspy() -> None:
+    users = {
+        library: {
+            path.stem for path in ROOT.glob("*.py") if library in {n.split(".")[0] for n in imported_modules(path)}
+        }
+        for library in ("httpx", "tusclient", "requests", "aiohttp")
+    }
+    assert users == {"httpx": {"client"}, "tusclient": {"tus"}, "requests": set(), "aiohttp": set()}
+
+
+def test_the_pure_rooms_touch_neither_network_nor_clock() -> None:
+    for room in ("exceptions", "lifecycle", "api"):
+        used = {name.split(".")[0] for name in imported_modules(ROOT / f"{room}.py")}
+        assert not used & {"httpx", "socket", "time", "datetime", "asyncio", "random", "threading", "os"}
+        airflow = {name for name in imported_modules(ROOT / f"{room}.py") if name.split(".")[0] == "airflow"}
+        assert {name.rpartition(".")[2] for name in airflow} <= {
+            "sdk",
+            "AirflowFailException",
+            "AirflowSensorTimeout",
+            "AirflowSkipException",
+        }
+
+
+def test_the_emulator_shares_nothing_with_the_client() -> None:
+    for path in (ROOT / "emulator").glob("*.py"):
+        for name in imported_modules(path):
+            assert not name.startswith(".."), f"{path.name} reaches out of its room: {name}"
+            if name.startswith("airflow_provider_roughy"):
+                assert name.startswith("airflow_provider_roughy.emulator"), f"{path.name}: {name}"
+            assert name.split(".")[0] not in ("airflow", "httpx", "tusclient"), f"{path.name}: {name}"
+
+
+def test_a_dag_file_loads_no_http_library() -> None:
+    """The DAG processor imports operators at every parse. What Airflow itself loads does not count."""
+    program = """
+import sys
+from airflow.providers.common.compat.sdk import BaseHook, BaseOperator, BaseSensorOperator, conf, TaskDeferred
+from airflow.providers.common.compat.connection import get_async_connection
+import airflow.triggers.base
+before = set(sys.modules)
+import airflow_provider_roughy.operators, airflow_provider_roughy.sensors
+heavy = {"httpx", "tusclient", "requests", "aiohttp", "starlette", "uvicorn", "av", "tinydb"}
+print(sorted(heavy & (set(sys.modules) - before)))
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=100)
+    assert run.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_airflow_finds_the_provider() -> None:
+    (found,) = entry_points(group="apache_airflow_provider", name="provider_info").select(
+        value="airflow_provider_roughy.get_provider_info:get_provider_info"
+    )
+    assert found.load()() == get_provider_info()
+
+
+def test_the_provider_info_is_what_airflow_expects() -> None:
+    folder = Path(airflow.__file__).parent
+    info = get_provider_info()
+    jsonschema.validate(info, json.loads((folder / "provider_info.schema.json").read_text()))
+    form = folder / "provider.yaml.schema.json"
+    if form.exists():
+        rules = json.loads(form.read_text())
+        connections = {**rules["properties"]["connection-types"], "definitions": rules.get("definitions", {})}
+        jsonschema.validate(info["connection-types"], connections)
+
+
+def test_the_form_says_the_same_before_and_after_airflow_3_2() -> None:
+    (connection,) = get_provider_info()["connection-types"]
+    declared = connection["ui-field-behaviour"]
+    assert RoughyHook.get_ui_field_behaviour() == {
+        "hidden_fields": declared["hidden-fields"],
+        "relabeling": declared["relabeling"],
+        "placeholders": declared["placeholders"],
+    }
+    assert connection["hook-class-name"] == f"{RoughyHook.__module__}.{RoughyHook.__qualname__}"
+    assert connection["connection-type"] == RoughyHook.conn_type
+
+
+def test_the_form_widgets_of_older_airflow() -> None:
+    pytest.importorskip("wtforms", reason="Airflow before 3.1 draws the form with it; later ones do not have it")
+    pytest.importorskip("flask_appbuilder", reason="Airflow before 3.1 draws the form with it")
+    (connection,) = get_provider_info()["connection-types"]
+    assert set(RoughyHook.get_connection_form_widgets()) == set(connection["conn-fields"])
+
+
+def test_versions_agree() -> None:
+    version = airflow_provider_roughy.__version__
+    changelog = (ROOT.parent / "CHANGELOG.md").read_text()
+    (newest, *_) = re.findall(r"^## \[?(\d[^\] ]*)", changelog, re.MULTILINE)
+    assert newest == version == distribution("airflow-provider-roughy").version
+
+
+def test_the_readme_names_every_public_name() -> None:
+    readme = (ROOT.parent / "README.md").read_text()
+    for name in (
+        "RoughyHook",
+        "RoughyCreateUploadOperator",
+        "RoughyDeleteAssetOperator",
+        "RoughyAssetSensor",
+        "on_pending_payment",
+        "roughy_default",
+        "airflow_provider_roughy.emulator",
+    ):
+        assert name in readme, name
+
+
+def test_the_package_is_typed() -> None:
+    assert (ROOT / "py.typed").exists()
