@@ -21,7 +21,7 @@ with DAG(
     default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
     tags=["roughy"],
     doc_md=__doc__,
-):
+) as dag:
 
     @task
     def recordings(params: dict) -> list[str]:
@@ -31,9 +31,7 @@ with DAG(
         return sorted(str(path) for path in Path(params["folder"]).iterdir() if path.is_file())
 
     # At most four at a time: a worker's uplink is soon full.
-    upload = RoughyCreateUploadOperator.partial(task_id="upload", max_active_tis_per_dag=4).expand(
-        source=recordings()
-    )
+    upload = RoughyCreateUploadOperator.partial(task_id="upload", max_active_tis_per_dag=4).expand(source=recordings())
 
     @task(trigger_rule="all_done")
     def uploaded(asset_ids: list[str]) -> list[str]:

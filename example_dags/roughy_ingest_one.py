@@ -21,7 +21,7 @@ with DAG(
     default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
     tags=["roughy"],
     doc_md=__doc__,
-):
+) as dag:
     upload = RoughyCreateUploadOperator(task_id="upload", source="{{ params.source }}")
 
     ready = RoughyAssetSensor(

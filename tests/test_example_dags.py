@@ -1,0 +1,192 @@
+"""The example DAGs and the README's, run by Airflow's own ``dag.test`` against the emulator."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import threading
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from airflow_provider_roughy.emulator import Emulator
+from tests import media
+from tests.conftest import DAGS_FOLDER
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "example_dags").glob("*.py"))
+
+pytestmark = [
+    pytest.mark.usefixtures("airflow_db", "connection"),
+    # Airflow runs every task of a DAG here, one after the other.
+    pytest.mark.timeout(300),
+]
+
+
+def load(path: Path) -> ModuleType:
+    """Run a DAG file as Airflow does, from its text."""
+    module = ModuleType(path.stem)
+    module.__file__ = str(path)
+    exec(compile(path.read_text(), str(path), "exec"), vars(module))
+    return module
+
+
+class Run:
+    """A finished run of a DAG.
+
+    :param dag: The DAG.
+    :param conf: Its parameters.
+    """
+
+    def __init__(self, dag: Any, conf: dict[str, Any]) -> None:
+        self._run = dag.test(run_conf=conf)
+        self.state = str(getattr(self._run.state, "value", self._run.state))
+
+    def states(self) -> dict[str, list[str]]:
+        """Return the states of all task instances, by task."""
+        found: dict[str, list[str]] = {}
+        for instance in sorted(self._run.get_task_instances(), key=lambda instance: instance.map_index):
+            found.setdefault(instance.task_id, []).append(str(getattr(instance.state, "value", instance.state)))
+        return found
+
+    def result(self, task_id: str) -> Any:
+        """Return what a task returned."""
+        (instance,) = (found for found in self._run.get_task_instances() if found.task_id == task_id)
+        return instance.xcom_pull(task_ids=task_id)
+
+
+def run(name: str, **conf: Any) -> Run:
+    return Run(load(DAGS_FOLDER / f"{name}.py").dag, conf)
+
+
+@contextmanager
+def whenever(condition: Callable[[], bool], act: Callable[[], None]) -> Any:
+    """Do something once, as soon as something is so, while the body runs."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.1):
+            if condition():
+                act()
+                return
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_needs_no_connection_to_be_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AIRFLOW_CONN_ROUGHY_DEFAULT")
+    dag = load(path).dag
+    assert dag.dag_id == path.stem
+    assert dag.doc_md
+    assert all(task.retries >= 1 for task in dag.tasks)
+
+
+def test_ingest_one(roughy: Emulator, recordings: dict[str, Path]) -> None:
+    roughy.progression = "seconds=1"
+    ended = run("roughy_ingest_one", source=str(recordings["audio"]))
+    assert ended.state == "success"
+    assert ended.states() == {name: ["success"] for name in ("upload", "wait_until_ready", "use", "delete")}
+    assert (
+        ended.result("use")
+        == f"audio of {ended.result('wait_until_ready')['duration_seconds']} s, "
+        + str(recordings["audio"].stat().st_size)
+        + " bytes"
+    )
+    assert "download_url" not in ended.result("wait_until_ready")
+    assert roughy.assets == [], "the teardown left the asset behind"
+
+
+def test_ingest_folder(roughy: Emulator, recordings: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copy(recordings["audio"], tmp_path / "a.mp3")
+    (tmp_path / "b.mp3").write_text("These are notes, whatever the name says. " * 50)
+    media.corrupt(shutil.copy(recordings["video"], tmp_path / "c.mp4"))
+    shutil.copy(recordings["video"], tmp_path / "d.mp4")
+    ended = run("roughy_ingest_folder", folder=str(tmp_path))
+    states = ended.states()
+    assert states["upload"] == ["success", "failed", "success", "success"]
+    assert states["wait"] == ["success", "failed", "success"]
+    assert states["report"] == ["success"]
+    assert ended.state == "success", "one bad file sank the batch"
+    assert ended.result("report")["ready"] == 2
+
+
+def test_branch_on_payment_when_it_is_paid(roughy: Emulator, recordings: dict[str, Path]) -> None:
+    ended = run("roughy_branch_on_payment", source=str(recordings["audio"]))
+    assert ended.state == "success"
+    assert ended.states() == {
+        "upload": ["success"],
+        "wait_until_settled": ["success"],
+        "paid": ["success"],
+        "ask_for_top_up": ["skipped"],
+        "wait_for_top_up": ["skipped"],
+        "go_on": ["success"],
+    }
+
+
+def test_branch_on_payment_when_it_is_not(roughy: Emulator, tmp_path: Path) -> None:
+    roughy.balance = 1
+    source = media.make_audio(tmp_path / "long.wav", seconds=61, format="wav")
+
+    def asked() -> bool:
+        """Whether the second sensor has looked: the first one saw the asset unpaid, and so did it."""
+        looks = [request for request in roughy.requests if request.method == "GET" and "/v1/assets/" in request.path]
+        return len(looks) >= 3
+
+    with whenever(asked, lambda: roughy.top_up(10)):
+        ended = run("roughy_branch_on_payment", source=str(source))
+    assert ended.state == "success"
+    assert set(map(tuple, ended.states().values())) == {("success",)}
+    (asset,) = roughy.assets
+    assert [state for state, _ in asset["states"]] == ["pending_upload", "processing", "pending_payment", "ready"]
+    assert ended.result("go_on") == asset["id"]
+
+
+def python_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_dag_of_the_readme_runs(roughy: Emulator, recordings: dict[str, Path]) -> None:
+    (block, *_) = (block for block in python_blocks() if "with DAG(" in block)
+    try:
+        import airflow.sdk  # noqa: F401  # Airflow 3
+    except ImportError:
+        block = block.replace("from airflow.sdk import", "from airflow.providers.common.compat.sdk import")
+    block = block.replace("/data/interview.mp3", str(recordings["audio"])).replace(
+        "catchup=False)", "catchup=False) as dag"
+    )
+    path = DAGS_FOLDER / "interviews.py"
+    path.write_text(block)
+    ended = Run(load(path).dag, {})
+    assert ended.state == "success"
+    assert ended.states() == {name: ["success"] for name in ("upload", "wait", "use", "delete")}
+
+
+def test_the_operator_of_the_readme_exists() -> None:
+    from airflow_provider_roughy.operators import RoughyCreateUploadOperator
+
+    (block,) = (block for block in python_blocks() if "s3://" in block)
+    exec(block, {"RoughyCreateUploadOperator": RoughyCreateUploadOperator})
+
+
+def test_the_emulator_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = (block for block in python_blocks() if "Emulator(" in block)
+    exec(block, {})
+    assert "roughy" in capsys.readouterr().out
+
+
+def test_every_block_of_the_readme_is_python() -> None:
+    assert len(python_blocks()) == 3
+    for block in python_blocks():
+        ast.parse(block)
