@@ -8,6 +8,7 @@ import random
 import wave
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 
@@ -51,7 +52,7 @@ def make_audio(path: Path, seconds: float = 3, format: str = "mp3", options: dic
     """
     container_format, codec = AUDIO[format]
     with av.open(str(path), "w", format=container_format, options=options or {}) as container:
-        stream = container.add_stream(codec, rate=SAMPLE_RATE)
+        stream: Any = container.add_stream(codec, rate=SAMPLE_RATE)
         stream.layout = "mono"
         _encode_sine(container, stream, seconds)
     return path
@@ -70,7 +71,7 @@ def make_video(
     """
     container_format, codec = VIDEO[format]
     with av.open(str(path), "w", format=container_format, options=options or {}) as container:
-        stream = container.add_stream(codec, rate=25)
+        stream: Any = container.add_stream(codec, rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
         sound = container.add_stream("aac", rate=SAMPLE_RATE) if audio else None
         for number in range(round(seconds * 25)):

@@ -60,7 +60,11 @@ class Fault:
 
     def __post_init__(self) -> None:
         """Refuse what could never work, so that a typing error is no silent "no fault"."""
+        texts = [*self.headers.items(), *((k, v) for k, v in self.reply_headers.items() if v is not None)]
         problems = [
+            (not isinstance(self.method, str) or not isinstance(self.path, str), "method and path must be text"),
+            (not all(isinstance(text, str) for pair in texts for text in pair), "headers must be text"),
+            (not isinstance(self.body, (str, Mapping, type(None))), "body must be text or an object"),
             (self.nth < 1, "nth counts from 1"),
             (self.times is not None and self.times < 1, "times must be at least 1, or None"),
             (self.status is not None and not 200 <= self.status <= 599, "status must be 200 to 599"),

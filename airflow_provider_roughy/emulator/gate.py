@@ -198,7 +198,8 @@ class Gate:
             await exchange.reply(200, _HTML, "text/html; charset=utf-8")
         elif fault.swallow:
             await exchange.drain()
-            offset = int(exchange.headers.get("upload-offset", "0"))
+            claimed = exchange.headers.get("upload-offset", "")
+            offset = int(claimed) if claimed.isdecimal() else 0
             if fault.swallow is True:
                 offset += exchange.body_bytes
             await exchange.reply(204, b"", None, {"tus-resumable": "1.0.0", "upload-offset": str(offset)})
@@ -225,6 +226,7 @@ class _Exchange:
         self._started = time.monotonic()
         self._left = False
         self._over = False
+        self._longer = False
         self._request = Request(
             method=scope["method"],
             path=scope["path"],
@@ -260,7 +262,7 @@ class _Exchange:
         if self._left or self.cut:
             return {"type": "http.disconnect"}
         limit = self._fault.cut_after if self._fault is not None else None
-        if limit is not None and self.body_bytes >= limit and int(self.headers.get("content-length", "0")) > limit:
+        if limit is not None and self.body_bytes >= limit and self._has_more_than(limit):
             self.cut = True
             return {"type": "http.disconnect"}
         message = await self._receive()
@@ -273,9 +275,14 @@ class _Exchange:
         body = message.get("body", b"")
         if limit is not None and self.body_bytes + len(body) > limit:
             body = body[: limit - self.body_bytes]
+            self._longer = True
             message = {"type": "http.request", "body": body, "more_body": True}
         self.body_bytes += len(body)
         return message
+
+    def _has_more_than(self, limit: int) -> bool:
+        length = self.headers.get("content-length", "")
+        return self._longer or (length.isdecimal() and int(length) > limit)
 
     async def send(self, message: Message) -> None:
         """Send for the application: adds the request id, and withholds what a fault withholds."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
+from typing import Any
 
 import httpx
 import pytest
@@ -12,7 +13,9 @@ import pytest
 from airflow_provider_roughy.emulator import Choices, Emulator, Fault
 from tests.emulator.api import Api, problem
 
-UPLOADS = {"method": "PATCH", "path": "/v1/uploads/*"}
+
+def on_chunk(**fields: Any) -> Fault:
+    return Fault(method="PATCH", path="/v1/uploads/*", **fields)
 
 
 def get(api: Api) -> int:
@@ -80,7 +83,7 @@ def test_cut_after_so_many_bytes(after: int, keep: bool) -> None:
     content = b"fLaC" + bytes(range(256)) * 10_000
     with Emulator(choices=Choices(keep_partial=keep)) as roughy, Api(roughy) as api:
         asset = api.create(len(content))
-        roughy.inject(Fault(**UPLOADS, cut_after=after))
+        roughy.inject(on_chunk(cut_after=after))
         with pytest.raises(httpx.TransportError):
             api.patch(asset["upload_url"], 0, content)
         kept = after if keep else 0
@@ -92,13 +95,20 @@ def test_cut_after_so_many_bytes(after: int, keep: bool) -> None:
 
 def test_a_cut_beyond_the_body_does_no_harm(api: Api, roughy: Emulator, speech: bytes) -> None:
     asset = api.create(len(speech))
-    roughy.inject(Fault(**UPLOADS, cut_after=len(speech)))
+    roughy.inject(on_chunk(cut_after=len(speech)))
     assert api.patch(asset["upload_url"], 0, speech).status_code == 204
+
+
+def test_cutting_a_body_of_unknown_length(api: Api, roughy: Emulator) -> None:
+    roughy.inject(Fault(method="POST", cut_after=10))
+    with pytest.raises(httpx.TransportError):
+        api.http.post("/v1/assets", content=iter([b"{" + b" " * 50_000]), headers={"Content-Type": "application/json"})
+    assert (roughy.requests[0].status, roughy.requests[0].body_bytes) == (None, 10)
 
 
 def test_a_lost_reply(api: Api, roughy: Emulator, speech: bytes) -> None:
     asset = api.create(len(speech))
-    roughy.inject(Fault(**UPLOADS, lose_reply=True))
+    roughy.inject(on_chunk(lose_reply=True))
     with pytest.raises(httpx.TransportError):
         api.patch(asset["upload_url"], 0, speech)
     assert api.head(asset["upload_url"]).status_code == 410
@@ -113,7 +123,7 @@ def test_a_lost_reply(api: Api, roughy: Emulator, speech: bytes) -> None:
 
 def test_garbage(api: Api, roughy: Emulator, speech: bytes) -> None:
     asset = api.create(len(speech))
-    roughy.inject(Fault(**UPLOADS, garbage=True))
+    roughy.inject(on_chunk(garbage=True))
     reply = api.patch(asset["upload_url"], 0, speech)
     assert (reply.status_code, reply.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
     assert "Upload-Offset" not in reply.headers
@@ -168,8 +178,8 @@ def test_drop(api: Api, roughy: Emulator) -> None:
 
 def test_swallowed_bytes(api: Api, roughy: Emulator, speech: bytes) -> None:
     asset = api.create(len(speech))
-    roughy.inject(Fault(**UPLOADS, swallow=True))
-    roughy.inject(Fault(**UPLOADS, nth=2, swallow="unchanged"))
+    roughy.inject(on_chunk(swallow=True))
+    roughy.inject(on_chunk(nth=2, swallow="unchanged"))
     reply = api.patch(asset["upload_url"], 0, speech)
     assert (reply.status_code, reply.headers["Upload-Offset"]) == (204, str(len(speech)))
     reply = api.patch(asset["upload_url"], 0, speech)
@@ -183,7 +193,7 @@ def test_reply_headers(api: Api, roughy: Emulator, speech: bytes) -> None:
     reply = api.head(asset["upload_url"])
     assert reply.headers["Upload-Offset"] == "999999999"
     assert "Upload-Length" not in reply.headers
-    roughy.inject(Fault(**UPLOADS, reply_headers={"upload-offset": None, "X-Request-Id": "fixed"}))
+    roughy.inject(on_chunk(reply_headers={"upload-offset": None, "X-Request-Id": "fixed"}))
     reply = api.patch(asset["upload_url"], 0, speech[:1000])
     assert reply.status_code == 204
     assert "Upload-Offset" not in reply.headers
@@ -202,7 +212,7 @@ def test_delay_alone_and_with_another(api: Api, roughy: Emulator) -> None:
 
 def test_an_early_refusal_reaches_a_client_that_is_still_sending(api: Api, roughy: Emulator) -> None:
     asset = api.create(100_000_000)
-    roughy.inject(Fault(**UPLOADS, status=503))
+    roughy.inject(on_chunk(status=503))
     connection = roughy.requests[0].connection
     assert api.patch(asset["upload_url"], 0, bytes(100_000_000)).status_code == 503
     assert get(api) == 200
@@ -219,6 +229,8 @@ def test_an_early_refusal_reaches_a_client_that_is_still_sending(api: Api, rough
         {"cut_after": -1},
         {"swallow": "some"},
         {"method": "get"},
+        {"path": 5},
+        {"headers": {"Retry-After": 1}},
     ],
 )
 def test_faults_that_could_never_work(wrong: dict[str, object]) -> None:

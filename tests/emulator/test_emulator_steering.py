@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -222,8 +222,8 @@ def test_reset(speech: bytes) -> None:
         assert [api.http.get("/v1/users/me").status_code for _ in range(2)] == [500, 200]
         assert api.head(url).status_code == 404
         assert [p["id"] for p in api.http.get("/v1/projects").json()["items"]] == [roughy.project_id]
-        now = datetime.fromisoformat(api.create(100)["created_at"][:-1])
-        assert abs((now - datetime.utcfromtimestamp(time.time())).total_seconds()) < 60
+        now = datetime.fromisoformat(api.create(100)["created_at"][:-1] + "+00:00")
+        assert abs((now - datetime.now(timezone.utc)).total_seconds()) < 60
 
 
 def test_facts_for_users(roughy: Emulator) -> None:
