@@ -1,0 +1,605 @@
+"""The main job on a real Airflow, with a Roughy on this machine: ``make demo``.
+
+Three DAGs of ``example_dags/`` run one after another, and each change of a task or an asset is told as it happens. What
+is expected of each is in the table :func:`stories`; all of it is looked up afterwards in Airflow's REST API and in the
+records of the emulator, and the exit status is 0 only if all of it came true.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import wave
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import httpx
+
+from airflow_provider_roughy.emulator import Emulator, Request
+from demo.airflow import LocalAirflow
+
+HERE = Path(__file__).parent
+MEDIA = HERE / "media"
+EXAMPLE_DAGS = HERE.parent / "example_dags"
+
+#: The signals that end the demo in good order.
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: Seconds without any change after which a story is given up.
+STALLED = 120
+#: Seconds between "this task waits in the triggerer" and the event it waits for, so that its trigger has looked once.
+PATIENCE = 2
+
+SETTINGS = {
+    # Runs start only by our hand, not at two in the morning.
+    "SCHEDULER__USE_JOB_SCHEDULE": "False",
+}
+
+# The ways of an asset.
+READY = "pending_upload > processing > ready"
+FAILED = "pending_upload > processing > failed"
+REFUSED = "pending_upload > refused"
+UNPAID_THEN_READY = "pending_upload > processing > pending_payment > ready"
+
+
+#: Task states worth a line; the others pass in a moment.
+TOLD = frozenset(
+    {"running", "deferred", "success", "failed", "skipped", "upstream_failed", "up_for_retry", "up_for_reschedule"}
+)
+
+
+@dataclass(frozen=True)
+class Wait:
+    """A wait in the triggerer.
+
+    :param asset_id: For which asset.
+    :param seconds: How long.
+    """
+
+    asset_id: str
+    seconds: float
+
+
+@dataclass
+class Story:
+    """One run of a DAG: what is expected of it, then what was seen.
+
+    :param title: What it shows.
+    :param dag_id: The DAG.
+    :param conf: The run's configuration.
+    :param files: What is expected of each file: the states of its asset.
+    :param tasks: What is expected of each task instance: its state; ``deferred > success`` if it waits in the
+        triggerer before.
+    :param facts: More that must be true, each with how it is found out.
+    :param on_waiting: What happens once all instances of a task wait in the triggerer.
+    :param balance: Credits on the account.
+    """
+
+    title: str
+    dag_id: str
+    conf: Mapping[str, object]
+    files: Mapping[Path, str]
+    tasks: Mapping[str, str]
+    facts: Mapping[str, Callable[[Story], bool]]
+    on_waiting: Mapping[str, Callable[[], None]]
+    balance: int
+
+    run_id: str = ""
+    run_state: str = ""
+    states: dict[str, list[str]] = field(default_factory=dict)
+    details: dict[str, dict[str, Any]] = field(default_factory=dict)
+    waited: set[str] = field(default_factory=set)
+    waits: list[Wait] = field(default_factory=list)
+    xcoms: dict[str, Any] = field(default_factory=dict)
+    assets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    requests: list[Request] = field(default_factory=list)
+
+
+def stories(folder: Path, own_file: Path | None, roughy: Emulator, say: Voice) -> list[Story]:
+    """Tell what is run and what is expected of it.
+
+    :param folder: Where files may be made.
+    :param own_file: The user's own recording, if any.
+    :param roughy: Steered while tasks wait.
+    :param say: Told what is steered.
+    """
+    recording = own_file or MEDIA / "interview.mp3"
+    batch = make_batch(folder / "recordings")
+    long = make_silence(folder / "long-interview.wav", seconds=100)
+
+    def finish() -> None:
+        say.event("Roughy", "", "has prepared what it was processing")
+        roughy.settle()
+
+    def top_up() -> None:
+        say.event("You", "", "top up 5 credits")
+        roughy.top_up(5)
+
+    return [
+        Story(
+            title="One recording: upload it, wait without a worker, use it, delete it",
+            dag_id="roughy_ingest_one",
+            conf={"source": str(recording)},
+            balance=100_000 if own_file else 10,
+            files={recording: READY},
+            tasks={
+                "upload": "success",
+                "wait_until_ready": "deferred > success",
+                "use": "success",
+                "delete": "success",
+            },
+            facts={
+                "the sensor returned the asset as ready": lambda s: s.xcoms["wait_until_ready"]["state"] == "ready",
+                "the work was given the asset": lambda s: str(recording.stat().st_size) in s.xcoms["use"],
+                "the teardown deleted it": lambda s: s.xcoms["delete"]["deleted"] is True,
+                "Roughy has no asset left": lambda s: not roughy.assets,
+            },
+            on_waiting={"wait_until_ready": finish},
+        ),
+        Story(
+            title="A folder with two good files, a damaged one and one that is no recording: the batch goes on",
+            dag_id="roughy_ingest_folder",
+            conf={"folder": str(folder / "recordings")},
+            balance=10,
+            files=batch,
+            tasks={
+                "recordings": "success",
+                "upload[0]": "success",
+                "upload[1]": "success",
+                "upload[2]": "failed",
+                "upload[3]": "success",
+                "uploaded": "success",
+                "wait[0]": "deferred > failed",
+                "wait[1]": "deferred > success",
+                "wait[2]": "deferred > success",
+                "report": "success",
+            },
+            facts={
+                "the report counts two good files": lambda s: s.xcoms["report"]["ready"] == 2,
+                "no retries were burned": lambda s: {task["try_number"] for task in s.details.values()} == {1},
+                "only the good files were charged": lambda s: roughy.balance == s.balance - 2,
+            },
+            on_waiting={"wait": finish},
+        ),
+        Story(
+            title="A recording that the credits do not cover: ask for a top-up, wait for it, go on",
+            dag_id="roughy_branch_on_payment",
+            conf={"source": str(long)},
+            balance=1,
+            files={long: UNPAID_THEN_READY},
+            tasks={
+                "upload": "success",
+                "wait_until_settled": "deferred > success",
+                "paid": "success",
+                "ask_for_top_up": "success",
+                "wait_for_top_up": "deferred > success",
+                "go_on": "success",
+            },
+            facts={
+                "the first sensor returned pending_payment": (
+                    lambda s: s.xcoms["wait_until_settled"]["state"] == "pending_payment"
+                ),
+                "the second sensor returned ready": lambda s: s.xcoms["wait_for_top_up"]["state"] == "ready",
+                "the work was given the asset": lambda s: s.xcoms["go_on"] == s.xcoms["upload"],
+                "two minutes were charged": lambda s: roughy.balance == s.balance + 5 - 2,
+            },
+            on_waiting={"wait_until_settled": finish, "wait_for_top_up": top_up},
+        ),
+    ]
+
+
+# Files that need not be kept
+
+
+def make_batch(folder: Path) -> dict[Path, str]:
+    """Fill a folder with the recordings of a day, and tell what is expected of each."""
+    folder.mkdir()
+    recordings = {
+        folder / "damaged.mp3": FAILED,
+        folder / "lecture.m4a": READY,
+        folder / "notes.mp3": REFUSED,
+        folder / "statement.mp4": READY,
+    }
+    damaged, lecture, notes, statement = recordings
+    # It begins like a recording, so that its first chunk is taken; the rest is noise.
+    damaged.write_bytes((MEDIA / "interview.mp3").read_bytes()[:64] + random.Random(1).randbytes(20_000))
+    notes.write_text("Notes of the interview, saved under the wrong name.\n" * 100)
+    for path in (lecture, statement):
+        shutil.copy(MEDIA / path.name, path)
+    return recordings
+
+
+def make_silence(path: Path, seconds: int) -> Path:
+    """Write a WAV of 8 bits at 8 kHz."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(1)
+        file.setframerate(8000)
+        file.writeframes(b"\x80" * seconds * 8000)
+    return path
+
+
+# Telling
+
+
+class Voice:
+    """Writes to the terminal, in colour where it is one."""
+
+    COLOURS: Mapping[str, str] = {
+        "success": "32",
+        "ready": "32",
+        "failed": "31",
+        "refused": "31",
+        "upstream_failed": "31",
+        "up_for_retry": "31",
+        "pending_payment": "33",
+        "deferred": "36",
+        "skipped": "90",
+    }
+
+    def __init__(self) -> None:
+        self._colours = sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and "NO_COLOR" not in os.environ
+
+    def paint(self, text: str, code: str) -> str:
+        """Colour a text.
+
+        :param text: The text.
+        :param code: The number of ANSI's SGR.
+        """
+        return f"\033[{code}m{text}\033[0m" if self._colours else text
+
+    def line(self, text: str = "") -> None:
+        """Say one line."""
+        print(text, flush=True)
+
+    def title(self, text: str) -> None:
+        """Begin a section."""
+        self.line(f"\n{self.paint(text, '1')}")
+
+    def event(self, who: str, state: str, more: str = "") -> None:
+        """Say what just happened.
+
+        :param who: A task, or whoever else acts.
+        :param state: Its new state, if it has one.
+        :param more: Anything else.
+        """
+        now = self.paint(f"{datetime.now():%H:%M:%S}", "90")
+        painted = self.paint(f"{state:<16}", self.COLOURS.get(state, "0")) if state else ""
+        self.line(f"  {now}  {who:<20} {painted}{more}".rstrip())
+
+    def table(self, rows: Sequence[Sequence[str]]) -> None:
+        """Say rows in columns; the first row is their head."""
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        for number, row in enumerate(rows):
+            text = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+            self.line("  " + (self.paint(text, "1") if number == 0 else text))
+
+
+def clock(timestamp: str) -> str:
+    """Return the local time of day of an ISO 8601 timestamp."""
+    return f"{datetime.fromisoformat(timestamp.replace('Z', '+00:00')).astimezone():%H:%M:%S}"
+
+
+def short(asset_id: str) -> str:
+    """Abbreviate an asset id; its last digits tell assets apart, the first are the time."""
+    return f"…{asset_id[-8:]}"
+
+
+# Watching
+
+
+class Watcher:
+    """Runs a story and tells each change of its tasks and assets.
+
+    :param story: Filled with what was seen.
+    :param airflow: Where it runs.
+    :param roughy: Where its files go.
+    :param say: Told what happens.
+    """
+
+    def __init__(self, story: Story, airflow: LocalAirflow, roughy: Emulator, say: Voice) -> None:
+        self._story = story
+        self._airflow = airflow
+        self._roughy = roughy
+        self._say = say
+        self._changed_at = time.monotonic()
+        self._waiting_since: dict[str, float] = {}
+        self._pending = dict(story.on_waiting)
+        self._answered = -1
+
+    def run(self) -> None:
+        """Start the DAG and watch it to its end."""
+        story = self._story
+        self._roughy.clear_requests()
+        self._roughy.balance = story.balance
+        story.run_id = self._airflow.trigger_dag(story.dag_id, conf=story.conf)
+        while not story.run_state:
+            # The run first: what its tasks are afterwards is their last word.
+            state = self._airflow.run_state(story.dag_id, story.run_id)
+            self._look_at_tasks()
+            self._look_at_assets()
+            self._act()
+            if state in ("success", "failed"):
+                story.run_state = state
+            elif time.monotonic() - self._changed_at > STALLED:
+                raise TimeoutError(f"{story.dag_id}: nothing has changed for {STALLED} s")
+            else:
+                time.sleep(0.25)
+        story.requests = self._roughy.requests
+        self._read_xcoms()
+
+    def _look_at_tasks(self) -> None:
+        story = self._story
+        tasks = self._airflow.task_instances(story.dag_id, story.run_id)
+        story.details = {_name(task): task for task in tasks}
+        for name, task in story.details.items():
+            seen = story.states.setdefault(name, [])
+            state = task["state"]
+            if state == "deferred":
+                self._look_at_wait(name, task)
+            elif name in self._waiting_since:
+                began = self._waiting_since.pop(name)
+                story.waits.append(Wait(task["rendered_fields"]["asset_id"], time.monotonic() - began))
+            if state in TOLD and state not in seen[-1:]:
+                seen.append(state)
+                self._changed_at = time.monotonic()
+                if state != "deferred":
+                    self._say.event(name, state)
+
+    def _look_at_wait(self, name: str, task: dict[str, Any]) -> None:
+        trigger = task["trigger"]
+        if name in self._waiting_since or not (trigger and trigger["triggerer_id"] and task["triggerer_job"]):
+            return
+        if task["pid"] in self._airflow.pids("scheduler"):
+            return  # The worker that deferred it is about to end.
+        self._waiting_since[name] = self._changed_at = time.monotonic()
+        self._story.waited.add(name)
+        kind = trigger["classpath"].rpartition(".")[2]
+        more = f"waits in the triggerer ({kind} {trigger['id']}); its worker process {task['pid']} is gone"
+        self._say.event(name, "deferred", more)
+
+    def _look_at_assets(self) -> None:
+        # The emulator hashes what it stores: look only after something happened there.
+        answered = sum(1 for request in self._roughy.requests if request.status is not None)
+        if answered == self._answered:
+            return
+        self._answered = answered
+        story = self._story
+        for asset in self._roughy.assets:
+            known = story.assets.get(asset["id"], {"states": []})
+            for state, at in asset["states"][len(known["states"]) :]:
+                self._changed_at = time.monotonic()
+                self._say.event(f"asset {short(asset['id'])}", state, f"at {clock(at)}, {asset['stored_bytes']} bytes")
+            story.assets[asset["id"]] = asset
+
+    def _act(self) -> None:
+        for task_id, action in list(self._pending.items()):
+            instances = {name for name in self._story.tasks if name.partition("[")[0] == task_id}
+            if not instances <= self._waiting_since.keys():
+                continue
+            if time.monotonic() - max(self._waiting_since[name] for name in instances) >= PATIENCE:
+                del self._pending[task_id]
+                action()
+                self._answered = -1
+
+    def _read_xcoms(self) -> None:
+        story = self._story
+        for name, task in story.details.items():
+            path = f"/dags/{story.dag_id}/dagRuns/{story.run_id}/taskInstances/{task['task_id']}/xcomEntries"
+            entries = self._airflow.request("GET", path, params={"map_index": task["map_index"]}).json()["xcom_entries"]
+            if any(entry["key"] == "return_value" for entry in entries):
+                story.xcoms[name] = self._airflow.xcom(story.dag_id, story.run_id, task["task_id"], task["map_index"])
+
+
+def _name(task: Mapping[str, Any]) -> str:
+    return str(task["task_id"]) if task["map_index"] < 0 else f"{task['task_id']}[{task['map_index']}]"
+
+
+# Checking
+
+
+def checks(story: Story) -> Iterator[tuple[str, bool]]:
+    """Compare what was seen with what was expected.
+
+    :return: pairs of what should be, with what is instead, and whether it is.
+    """
+    yield f"the run is {story.run_state}, expected success", story.run_state == "success"
+    yield f"the tasks are {', '.join(story.details)}", story.details.keys() == story.tasks.keys()
+    for name, expected in story.tasks.items():
+        seen = " > ".join(story.states.get(name, []))
+        yield f"{name}: {seen}, expected {expected}", seen.endswith(expected.rpartition(" > ")[2])
+        waits = expected.startswith("deferred")
+        yield f"{name}: waited in the triggerer: {name in story.waited}", waits == (name in story.waited)
+    for path, expected in story.files.items():
+        yield f"{path.name}: {ways(story, path)}, expected {expected}", ways(story, path) == expected
+        if expected != REFUSED:
+            yield f"{path.name}: the bytes stored are not those of the file", is_whole(story, path)
+    created = sum(request.method == "POST" and request.path == "/v1/assets" for request in story.requests)
+    yield f"{created} assets were created for {len(story.files)} files", created == len(story.files)
+    refused = sum(request.method == "PATCH" and request.status == 409 for request in story.requests)
+    expected_refusals = list(story.files.values()).count(REFUSED)
+    yield f"{refused} uploads were refused, expected {expected_refusals}", refused == expected_refusals
+    for text, is_true in story.facts.items():
+        try:
+            yield text, is_true(story)
+        except (KeyError, TypeError) as error:
+            yield f"{text} (missing: {error})", False
+
+
+def asset_of(story: Story, path: Path) -> dict[str, Any] | None:
+    """Find the asset of a file by what its upload task returned; ``None`` if it returned nothing."""
+    files = list(story.files)
+    name = "upload" if len(files) == 1 else f"upload[{files.index(path)}]"
+    return story.assets.get(story.xcoms.get(name, ""))
+
+
+def ways(story: Story, path: Path) -> str:
+    """Tell which states the asset of a file has been in."""
+    asset = asset_of(story, path)
+    return " > ".join(state for state, _ in asset["states"]) if asset else REFUSED
+
+
+def is_whole(story: Story, path: Path) -> bool:
+    """Tell whether Roughy stored a file's bytes exactly."""
+    asset = asset_of(story, path)
+    with path.open("rb") as file:
+        return asset is not None and hashlib.file_digest(file, "sha256").hexdigest() == asset["sha256"]
+
+
+# Reporting
+
+
+def tell_files(story: Story, say: Voice) -> None:
+    """Say for each file of a story what became of it."""
+    for path in story.files:
+        asset = asset_of(story, path)
+        waits = " and ".join(f"{w.seconds:.0f} s" for w in story.waits if asset and w.asset_id == asset["id"])
+        outcome = asset["state"] if asset else "refused"
+        say.line(
+            f"  {path.name:<20} {path.stat().st_size:>12,} bytes  {asset['id'] if asset else '-':<36}  "
+            f"{say.paint(f'{outcome:<8}', say.COLOURS.get(outcome, '0'))} "
+            f"{f'waited {waits} in the triggerer' if waits else 'no wait'}"
+        )
+        if asset:
+            say.line("      " + " > ".join(f"{state} {clock(at)}" for state, at in asset["states"]))
+        else:
+            say.line("      refused at its first chunk: neither audio nor video; its asset was removed")
+
+
+def tell_logs(story: Story, airflow: LocalAirflow, say: Voice) -> None:
+    """Say what the logs of a story's tasks and of Airflow's components have that may explain a failure."""
+    for name, task in story.details.items():
+        if task["state"] == story.tasks.get(name, "").rpartition(" > ")[2]:
+            continue
+        say.title(f"Log of {story.dag_id} {name}, try {task['try_number']}, which is {task['state']}")
+        log = airflow.task_log(story.dag_id, story.run_id, task["task_id"], task["try_number"], task["map_index"])
+        for line in log.splitlines()[-15:]:
+            entry = json.loads(line)
+            say.line(f"  {entry.get('level') or '':<8} {entry['event']} {json.dumps(entry.get('error_detail') or '')}")
+    for component in ("scheduler", "triggerer"):
+        say.title(f"End of the {component}'s output")
+        for line in airflow.output(component).read_text(errors="replace").splitlines()[-15:]:
+            say.line(f"  {line}")
+
+
+# Running
+
+
+def run(own_file: Path | None, keep: bool, say: Voice) -> bool:
+    """Run everything, and clean up.
+
+    :param own_file: The user's own recording, if any.
+    :param keep: Whether to stay until interrupted.
+    :return: whether all was as expected.
+    """
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="roughy-demo-")))
+        # Roughy finishes when told, after the wait has been seen: no machine is too slow for that.
+        roughy = stack.enter_context(Emulator(progression="manual"))
+        say.line(f"Roughy, emulated, at {roughy.url}")
+        say.line(
+            f"Airflow {version('apache-airflow')}: scheduler, triggerer, DAG processor and API server are starting"
+        )
+        airflow = LocalAirflow(
+            [EXAMPLE_DAGS], connections={"roughy_default": roughy.airflow_connection}, settings=SETTINGS
+        )
+        stack.enter_context(airflow)
+        # Last in, first out: nothing interrupts the cleaning up.
+        stack.callback(_ignore_signals)
+        say.line(f"Airflow at {airflow.url}, after {time.monotonic() - began:.0f} s")
+
+        told = stories(folder, own_file, roughy, say)
+        good = all([run_story(story, airflow, roughy, say) for story in told])
+        say.title("What became of the files")
+        for story in told:
+            tell_files(story, say)
+        say.line()
+        verdict = say.paint("All as expected", "32") if good else say.paint("NOT as expected, see above", "31")
+        say.line(f"{verdict}, after {time.monotonic() - began:.0f} s")
+        if keep:
+            stay(airflow, roughy, say)
+    return good
+
+
+def run_story(story: Story, airflow: LocalAirflow, roughy: Emulator, say: Voice) -> bool:
+    """Run one story, and check it.
+
+    :return: whether all was as expected.
+    """
+    say.title(f"{story.title} ({story.dag_id}; {story.balance:,} credits left)")
+    try:
+        Watcher(story, airflow, roughy, say).run()
+    except (TimeoutError, RuntimeError, httpx.HTTPError) as error:
+        say.event("the demo", "failed", str(error))
+    results = list(checks(story))
+    missed = [text for text, is_so in results if not is_so]
+    say.line(f"  {len(results) - len(missed)} of {len(results)} checks hold")
+    for text in missed:
+        say.line(f"  {say.paint('FAILED', '31')} {text}")
+    if missed:
+        tell_logs(story, airflow, say)
+    return not missed
+
+
+def stay(airflow: LocalAirflow, roughy: Emulator, say: Voice) -> None:
+    """Leave everything up until Ctrl-C."""
+    roughy.progression = "seconds=5"
+    say.title("Still running, until Ctrl-C")
+    say.line(f"  Airflow  {airflow.url} (no login: whoever reaches it, on this machine, is an administrator)")
+    say.line(f"           home {airflow.home}")
+    say.line(f"  Roughy   {roughy.url} (key {roughy.api_key}; steer it at {roughy.url}/_emulator/)")
+    say.line('  Try      trigger roughy_ingest_one with {"source": "/path/of/a/recording"}')
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(60)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    _ignore_signals()
+    raise KeyboardInterrupt
+
+
+def _ignore_signals() -> None:
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo.
+
+    :param arguments: those of the command line.
+    :return: the exit status: 0 if all was as expected.
+    """
+    parser = argparse.ArgumentParser(prog="python -m demo", description="Run the main job on a real Airflow.")
+    parser.add_argument("file", nargs="?", type=Path, help="a recording of your own for the first story")
+    parser.add_argument("--keep", action="store_true", help="leave everything running until Ctrl-C")
+    options = parser.parse_args(arguments)
+    if options.file is not None and not options.file.is_file():
+        parser.error(f"{options.file} is no file")
+    for number in ENDING:
+        signal.signal(number, _interrupt)
+    say = Voice()
+    try:
+        good = run(options.file and options.file.resolve(), options.keep, say)
+    except KeyboardInterrupt:
+        say.line("\nInterrupted; everything has been stopped and removed")
+        return 130
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
