@@ -195,10 +195,15 @@ class Progression:
             return "(released = 1 OR polls >= ?)", self.amount
         return "(released = 1 OR ?)", int(self.kind == "immediate")
 
-    def settles_at(self, asset: Asset) -> int:
-        """Return when an asset that is due settles: in the past, if nobody has looked since."""
+    def settles_at(self, asset: Asset, now: int) -> int:
+        """Return when an asset that is due settles: in the past, if nobody has looked since.
+
+        :param now: when it was told to settle, or seen for the last time in ``processing``.
+        """
         started = asset.processing_at or asset.created_at
-        return started if asset.released or self.kind != "seconds" else started + round(self.amount * 1_000_000)
+        if self.kind == "immediate":
+            return started
+        return min(now, started + round(self.amount * 1_000_000)) if self.kind == "seconds" else now
 
 
 def well_known_id(account: int, *, user: bool = False) -> str:
@@ -344,9 +349,11 @@ class Store:
             due, value = self.progression.due(now)
             measured = "(measured_seconds IS NOT NULL OR measured_problem IS NOT NULL)"
             settling = f"SELECT * FROM assets WHERE state = 'processing' AND {measured} AND {due}"
-            settles_at = self.progression.settles_at
-            for asset in sorted(self._rows(Asset, settling, value), key=settles_at):
-                self._settle(asset, settles_at(asset))
+            assets = self._rows(Asset, settling, value)
+            # Those that settle at the same moment are charged in the order in which their bytes arrived.
+            assets.sort(key=lambda asset: asset.processing_at or asset.created_at)
+            for asset in sorted(assets, key=lambda asset: self.progression.settles_at(asset, now)):
+                self._settle(asset, self.progression.settles_at(asset, now))
             limit = now - round(self.choices.unpaid_ttl_seconds * 1_000_000)
             purged = "SELECT * FROM assets WHERE state = 'pending_payment' AND unpaid_at <= ?"
             for asset in self._rows(Asset, purged, limit):
