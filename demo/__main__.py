@@ -319,6 +319,7 @@ class Watcher:
         self._waiting_since: dict[str, float] = {}
         self._pending = dict(story.on_waiting)
         self._answered = -1
+        self._earlier = {asset["id"] for asset in roughy.assets}
 
     def run(self) -> None:
         """Start the DAG and watch it to its end."""
@@ -368,7 +369,7 @@ class Watcher:
         self._waiting_since[name] = self._changed_at = time.monotonic()
         self._story.waited.add(name)
         kind = trigger["classpath"].rpartition(".")[2]
-        more = f"waits in the triggerer ({kind} {trigger['id']}); its worker process {task['pid']} is gone"
+        more = f"waits in the triggerer as {kind} {trigger['id']}; its worker process is gone"
         self._say.event(name, "deferred", more)
 
     def _look_at_assets(self) -> None:
@@ -379,10 +380,12 @@ class Watcher:
         self._answered = answered
         story = self._story
         for asset in self._roughy.assets:
+            if asset["id"] in self._earlier:
+                continue
             known = story.assets.get(asset["id"], {"states": []})
             for state, at in asset["states"][len(known["states"]) :]:
                 self._changed_at = time.monotonic()
-                self._say.event(f"asset {short(asset['id'])}", state, f"at {clock(at)}, {asset['stored_bytes']} bytes")
+                self._say.event(f"asset {short(asset['id'])}", state, f"since {clock(at)}")
             story.assets[asset["id"]] = asset
 
     def _act(self) -> None:
@@ -540,7 +543,8 @@ def run_story(story: Story, airflow: LocalAirflow, roughy: Emulator, say: Voice)
 
     :return: whether all was as expected.
     """
-    say.title(f"{story.title} ({story.dag_id}; {story.balance:,} credits left)")
+    say.title(f"{story.title} ({story.dag_id})")
+    say.event("Roughy", "", f"has {story.balance:,} credit{'s' if story.balance != 1 else ''} on the account")
     try:
         Watcher(story, airflow, roughy, say).run()
     except (TimeoutError, RuntimeError, httpx.HTTPError) as error:
