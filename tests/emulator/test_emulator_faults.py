@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 import threading
 import time
 from typing import Any
@@ -174,6 +175,14 @@ def test_drop(api: Api, roughy: Emulator) -> None:
     assert roughy.requests[0].status is None
     assert get(api) == 200
     assert roughy.requests[0].connection != roughy.requests[1].connection
+
+
+def test_a_cut_is_a_reset_and_no_orderly_end(roughy: Emulator) -> None:
+    roughy.inject(Fault(drop=True))
+    with socket.create_connection(("127.0.0.1", httpx.URL(roughy.url).port or 0), timeout=5) as raw:
+        raw.sendall(b"GET /v1/users/me HTTP/1.1\r\nHost: x\r\n\r\n")
+        with pytest.raises(ConnectionResetError):
+            raw.recv(1)
 
 
 def test_swallowed_bytes(api: Api, roughy: Emulator, speech: bytes) -> None:

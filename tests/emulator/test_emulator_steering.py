@@ -154,9 +154,9 @@ def test_steering_over_http(api: Api, roughy: Emulator, talk: bytes) -> None:
     assert {route["path"] for route in index["routes"]} >= {"/_emulator/faults", "/_emulator/reset"}
     asset_id = api.upload(talk)
     assert [a["id"] for a in call("GET", "/assets")] == [asset_id]
-    assert call("GET", f"/assets/{asset_id}") == json.loads(json.dumps(roughy.asset(asset_id)))
     call("PUT", "/credits/balance", balance=1)
     assert call("POST", "/settle") == {"settled": [asset_id]}
+    assert call("GET", f"/assets/{asset_id}") == json.loads(json.dumps(roughy.asset(asset_id)))
     assert state(api, asset_id) == "pending_payment"
     call("POST", "/credits/top-up", credits=10)
     assert state(api, asset_id) == "ready"
