@@ -67,3 +67,23 @@ def airflow_db() -> None:
     subprocess.run(
         [sys.executable, "-m", "airflow", "db", "migrate"], check=True, stdout=subprocess.DEVNULL, timeout=120
     )
+
+
+@pytest.fixture(scope="session")
+def node() -> Path:
+    """A folder with the reference TUS client and server in it, installed once and kept in the project's cache."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        pytest.skip("the TUS referees need node and npm, which are not installed")
+    programs = Path(__file__).parent / "node"
+    folder = Path(__file__).parent.parent / ".cache" / "node"
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = (programs / "package.json").read_bytes()
+    done = folder / "installed.json"
+    if not done.exists() or done.read_bytes() != wanted:
+        shutil.copy(programs / "package.json", folder)
+        command = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=110)
+        done.write_bytes(wanted)
+    for program in programs.glob("*.mjs"):
+        shutil.copy(program, folder)
+    return folder

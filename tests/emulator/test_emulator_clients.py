@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,23 +63,6 @@ def test_tuspy_resumes_after_cuts(media: Path, keep: bool) -> None:
         roughy.inject(Fault(method="PATCH", nth=4, status=503))
         tuspy(roughy, asset, media, 1_048_576, retries=3)
         assert roughy.asset(asset["id"])["sha256"] == sha256(media)
-
-
-@pytest.fixture(scope="session")
-def node() -> Path:
-    """A folder with the reference client in it, installed once and kept in the cache of the project."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("tus-js-client needs node and npm, which are not installed")
-    folder = HERE.parents[1] / ".cache" / "node"
-    folder.mkdir(parents=True, exist_ok=True)
-    wanted = (NODE / "package.json").read_bytes()
-    installed = folder / "package.json"
-    if not (folder / "node_modules").exists() or not installed.exists() or installed.read_bytes() != wanted:
-        shutil.copy(NODE / "package.json", installed)
-        command = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=110)
-    shutil.copy(NODE / "upload.mjs", folder)
-    return folder
 
 
 @pytest.mark.parametrize("chunk", [0, 500_000])

@@ -1,0 +1,72 @@
+"""A link that breaks: a TCP relay on loopback that resets connections after a number of bytes."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from contextlib import suppress
+from types import TracebackType
+
+
+class BreakingLink:
+    """Relays connections to a server, and resets some after so many bytes towards it.
+
+    :param port: The server's port on loopback.
+    :param cuts: Bytes after which each connection in turn is reset; later ones are left alone.
+    """
+
+    def __init__(self, port: int, cuts: list[int]) -> None:
+        self._target = port
+        self._cuts = list(cuts)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._threads: list[threading.Thread] = []
+        self.port: int = self._listener.getsockname()[1]
+
+    def __enter__(self) -> BreakingLink:
+        self._start(self._accept)
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # Wakes the thread that waits in accept().
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join(timeout=10)
+
+    def _start(self, run: object, *args: object) -> None:
+        thread = threading.Thread(target=run, args=args, daemon=True)  # type: ignore[arg-type]
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(("127.0.0.1", self._target))
+            budget = self._cuts.pop(0) if self._cuts else None
+            self._start(self._relay, client, server, budget)
+            self._start(self._relay, server, client, None)
+
+    @staticmethod
+    def _relay(source: socket.socket, target: socket.socket, budget: int | None) -> None:
+        try:
+            while data := source.recv(65536):
+                if budget is not None and len(data) >= budget:
+                    target.sendall(data[:budget])
+                    # Lingering for no time makes close() a reset.
+                    source.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    return
+                target.sendall(data)
+                budget = None if budget is None else budget - len(data)
+        except OSError:
+            pass
+        finally:
+            for end in (source, target):
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+                end.close()
