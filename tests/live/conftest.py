@@ -1,0 +1,53 @@
+"""One Airflow and one Roughy for all live tests: their start takes longer than most tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_roughy.emulator import Emulator
+from demo.airflow import LocalAirflow
+from tests.live.running import PARALLELISM, Run
+
+HERE = Path(__file__).parent
+EXAMPLE_DAGS = HERE.parent.parent / "example_dags"
+
+#: Not the emulator's own, so that it is found only where it leaked.
+API_KEY = "sk_needle_7c1f0e93"
+
+
+@pytest.fixture(scope="session")
+def session_roughy() -> Iterator[Emulator]:
+    with Emulator(progression="manual", api_key=API_KEY) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def roughy(session_roughy: Emulator) -> Emulator:
+    """A Roughy where nothing settles by itself, with credits enough."""
+    session_roughy.balance = 1000
+    return session_roughy
+
+
+@pytest.fixture(scope="session")
+def local_airflow(session_roughy: Emulator) -> Iterator[LocalAirflow]:
+    """An Airflow with the DAGs of ``tests/live/dags`` and the examples, none of which starts by itself."""
+    with LocalAirflow(
+        [HERE / "dags", EXAMPLE_DAGS],
+        connections={"roughy_default": session_roughy.airflow_connection},
+        settings={"CORE__PARALLELISM": str(PARALLELISM), "SCHEDULER__USE_JOB_SCHEDULE": "False"},
+    ) as running:
+        yield running
+
+
+@pytest.fixture
+def start(local_airflow: LocalAirflow) -> Callable[..., Run]:
+    """Start a run of a DAG."""
+
+    def start_run(dag_id: str, **conf: object) -> Run:
+        conf = {name: str(value) if isinstance(value, Path) else value for name, value in conf.items()}
+        return Run(local_airflow, dag_id, local_airflow.trigger_dag(dag_id, conf=conf))
+
+    return start_run

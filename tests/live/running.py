@@ -1,0 +1,73 @@
+"""One run of a DAG on a real Airflow, as the live tests look at it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from demo.airflow import LocalAirflow
+
+#: Worker slots of the Airflow under test.
+PARALLELISM = 4
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run.
+
+    :param airflow: Where.
+    :param dag_id: Of which DAG.
+    :param run_id: Which.
+    """
+
+    airflow: LocalAirflow
+    dag_id: str
+    run_id: str
+
+    def task(self, task_id: str) -> dict[str, Any]:
+        """Return a task instance as the API shows it."""
+        return self.airflow.task_instance(self.dag_id, self.run_id, task_id)
+
+    def xcom(self, task_id: str) -> Any:
+        """Return what a task returned."""
+        return self.airflow.xcom(self.dag_id, self.run_id, task_id)
+
+    def log(self, task_id: str) -> str:
+        """Return the log of a task's first try."""
+        return self.airflow.task_log(self.dag_id, self.run_id, task_id)
+
+    def end(self) -> str:
+        """Wait for the run's end, and return its state."""
+        return self.airflow.wait_for_run(self.dag_id, self.run_id)
+
+    def trigger_logs(self, task_id: str) -> list[str]:
+        """Return what each triggerer wrote about a task, oldest first: one file each."""
+        folder = self.airflow.home / "logs" / f"dag_id={self.dag_id}" / f"run_id={self.run_id}" / f"task_id={task_id}"
+        files = sorted(folder.glob("*.trigger.*"), key=lambda path: path.stat().st_ctime)
+        return [path.read_text() for path in files]
+
+    def wait_until_watched(self, task_id: str, state: str, triggerers: int = 1) -> dict[str, Any]:
+        """Wait until a task is deferred, and a triggerer has seen its asset in a state.
+
+        :param task_id: The task.
+        :param state: The state of the asset.
+        :param triggerers: How many triggerers must have seen it, one after another.
+        :return: The task instance.
+        """
+        task = self.airflow.wait_for_task(self.dag_id, self.run_id, task_id, "deferred")
+        wait_until(lambda: sum(f"is {state}" in log for log in self.trigger_logs(task_id)) == triggerers)
+        return task
+
+
+def wait_until(is_so: Callable[[], object], seconds: float = 60) -> None:
+    """Wait until something is so.
+
+    :param is_so: Asked again and again.
+    :param seconds: For how long.
+    """
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, f"still not so after {seconds} s"
+        time.sleep(0.2)

@@ -1,0 +1,51 @@
+"""What a stranger who reads Airflow's logs and database must not find."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from airflow_provider_roughy.emulator import Emulator
+from demo.airflow import LocalAirflow
+from tests import media
+from tests.live import LIVE
+from tests.live.running import Run
+
+pytestmark = LIVE
+
+
+def test_neither_the_key_nor_a_signed_url_is_written_anywhere(
+    start: Callable[..., Run], roughy: Emulator, local_airflow: LocalAirflow, tmp_path: Path
+) -> None:
+    source = media.make_audio(tmp_path / "speech.mp3", seconds=1)
+    waits, uploads = start("waits", source=source), start("uploads_and_waits", source=source)
+    waits.wait_until_watched("wait", "processing")
+    uploads.wait_until_watched("upload", "processing")
+    asset_ids = [asset["id"] for asset in roughy.assets if asset["state"] == "processing"]
+    assert len(asset_ids) == 2
+
+    # Afterwards the trigger's row is gone, so it is looked at now.
+    for asset_id in asset_ids:
+        assert {"trigger.kwargs"} <= places(asset_id, local_airflow)
+    assert not leaks(roughy, local_airflow)
+
+    roughy.settle()
+    assert (waits.end(), uploads.end()) == ("success", "success")
+    for asset_id in asset_ids:
+        assert {"xcom.value", "log file"} <= places(asset_id, local_airflow)
+    # Whatever ran before is looked at as well.
+    assert not leaks(roughy, local_airflow)
+
+
+def leaks(roughy: Emulator, airflow: LocalAirflow) -> dict[str, set[str]]:
+    """Tell which secrets are found, and where."""
+    secrets = {roughy.api_key, "X-Amz-Signature", "/v1/uploads/"} | {asset["upload_id"] for asset in roughy.assets}
+    visible = list(airflow.everything_visible())
+    found = {secret: {where for where, text in visible if secret in text} for secret in secrets}
+    return {secret: where for secret, where in found.items() if where}
+
+
+def places(needle: str, airflow: LocalAirflow) -> set[str]:
+    """Tell where something is found."""
+    found = {where for where, text in airflow.everything_visible() if needle in text}
+    return {"log file" if where.startswith("logs/") else where for where in found}
