@@ -485,17 +485,27 @@ def tell_files(story: Story, say: Voice) -> None:
 def tell_logs(story: Story, airflow: LocalAirflow, say: Voice) -> None:
     """Say what the logs of a story's tasks and of Airflow's components have that may explain a failure."""
     for name, task in story.details.items():
-        if task["state"] == story.tasks.get(name, "").rpartition(" > ")[2]:
+        if not task["try_number"] or task["state"] == story.tasks.get(name, "").rpartition(" > ")[2]:
             continue
         say.title(f"Log of {story.dag_id} {name}, try {task['try_number']}, which is {task['state']}")
         log = airflow.task_log(story.dag_id, story.run_id, task["task_id"], task["try_number"], task["map_index"])
-        for line in log.splitlines()[-15:]:
-            entry = json.loads(line)
-            say.line(f"  {entry.get('level') or '':<8} {entry['event']} {json.dumps(entry.get('error_detail') or '')}")
+        for line in tail(log):
+            say.line(f"  {log_line(json.loads(line))}")
     for component in ("scheduler", "triggerer"):
         say.title(f"End of the {component}'s output")
-        for line in airflow.output(component).read_text(errors="replace").splitlines()[-15:]:
-            say.line(f"  {line}")
+        for line in tail(airflow.output(component).read_text(errors="replace")):
+            say.line(f"  {line[:240]}")
+
+
+def tail(text: str, count: int = 15) -> list[str]:
+    """Return the last lines of a log, without the marks that fold it."""
+    return [line for line in text.splitlines() if "::group::" not in line and "::endgroup::" not in line][-count:]
+
+
+def log_line(entry: Mapping[str, Any]) -> str:
+    """Make a line of an entry of a task's log."""
+    causes = [f"{error['exc_type']}: {error['exc_value']}" for error in entry.get("error_detail") or []]
+    return " ".join([f"{entry.get('level') or '':<8}", entry["event"], *causes])
 
 
 # Running
