@@ -6,12 +6,15 @@ This is the only module that imports httpx.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import platform
 import random
 import re
 import ssl
 import time
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -32,10 +35,9 @@ from airflow_provider_roughy.exceptions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Generator, Iterator, Mapping
     from types import TracebackType
-
-    from typing_extensions import Self
+    from typing import Self
 
 T = TypeVar("T")
 
@@ -257,7 +259,8 @@ class Client:
         :raises RoughyUnreachableError: If nothing did.
         """
         try:
-            response = self._http.send(_build(self._http, self.settings, request))
+            with _unlogged():
+                response = self._http.send(_build(self._http, self.settings, request))
         except httpx.HTTPError as err:
             raise _translate(request, self.settings, err) from err
         return _reply(response)
@@ -323,7 +326,8 @@ class AsyncClient:
         :raises RoughyUnreachableError: If nothing did.
         """
         try:
-            response = await self._http.send(_build(self._http, self.settings, request))
+            with _unlogged():
+                response = await self._http.send(_build(self._http, self.settings, request))
         except httpx.HTTPError as err:
             raise _translate(request, self.settings, err) from err
         return _reply(response)
@@ -339,6 +343,23 @@ class AsyncClient:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+
+_sending: ContextVar[bool] = ContextVar("airflow_provider_roughy_sending", default=False)
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keep httpx from logging the URL of each request, which may be an upload's, into the task's log."""
+    token = _sending.set(True)
+    try:
+        yield
+    finally:
+        _sending.reset(token)
+
+
+for _name in ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy"):
+    logging.getLogger(_name).addFilter(lambda record: not _sending.get())
 
 
 def _build(http: httpx.Client | httpx.AsyncClient, settings: Settings, request: Request) -> httpx.Request:

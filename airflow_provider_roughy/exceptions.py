@@ -105,11 +105,8 @@ class RoughyApiError(RoughyError):
 
     @property
     def transient(self) -> bool:
-        """Whether the same request may succeed a little later: timeout, locked upload, rate limit, server fault.
-
-        423 is TUS's "locked by another request" unless the code says that the account is locked.
-        """
-        return _says_later(self.status) or self.status == 423
+        """Whether the same request may succeed a little later: timeout, locked upload, rate limit, server fault."""
+        return _says_later(self.status, self.code)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON, from which :func:`api_error` makes the same error again."""
@@ -219,7 +216,7 @@ def api_error(request: str, *, status: int, code: str | None = None, **details: 
     :param details: The other arguments of :class:`RoughyApiError`.
     """
     by_status = _ERRORS_BY_STATUS.get(status, RoughyServerError if status >= 500 else RoughyApiError)
-    cls = by_status if _says_later(status) else ERRORS_BY_CODE.get(code or "", by_status)
+    cls = by_status if _says_later(status, code) else ERRORS_BY_CODE.get(code or "", by_status)
     return cls(request, status=status, code=code, **details)
 
 
@@ -323,8 +320,9 @@ class RoughyTimeoutError(RoughyError, AirflowSensorTimeout):
         super().__init__(f"Asset {asset_id} was not done in time: {seen}{f'; last look: {reason}' if reason else ''}")
 
 
-def _says_later(status: int) -> bool:
-    return status in (408, 425, 429) or status >= 500
+def _says_later(status: int, code: str | None) -> bool:
+    # 423 is TUS's "another request holds the upload", unless the code says that the account is locked.
+    return status in (408, 425, 429) or status >= 500 or (status == 423 and code != "account_locked")
 
 
 def _asked_in(request_id: str | None) -> str:

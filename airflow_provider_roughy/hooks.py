@@ -18,9 +18,9 @@ from airflow_provider_roughy.source import Source, find_source
 if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterator, Callable, Iterator
+    from typing import Self
 
     from airflow.providers.common.compat.sdk import Connection
-    from typing_extensions import Self
 
     from airflow_provider_roughy.api import Call, Page, RoughyAsset, RoughyProject
     from airflow_provider_roughy.client import AsyncClient, Client, Settings

@@ -14,7 +14,7 @@ Nothing here touches the network or a clock.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from airflow.providers.common.compat.sdk import AirflowSkipException
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 OnPendingPayment = Literal["fail", "skip", "return", "wait"]
 
 
-class Outcome(str, Enum):
+class Outcome(StrEnum):
     """What a look at a resource told."""
 
     WAITING = "waiting"

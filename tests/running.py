@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import import_module
 from typing import Any
 
@@ -46,9 +46,10 @@ class _TaskInstance:
     """The little of a task instance that a rescheduling sensor asks for."""
 
     def __init__(self) -> None:
-        self.started = datetime.now(timezone.utc)
+        self.started = datetime.now(UTC)
         self.try_number = 1
         self.max_tries = 0
+        self.dag_id, self.run_id, self.task_id, self.map_index = "dag", "run", "task", -1
 
     def get_first_reschedule_date(self, context: Any) -> datetime:
         return self.started

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from airflow_provider_roughy import __version__, api
@@ -204,6 +205,18 @@ def test_requests_say_who_asks(roughy: Emulator, settings: Settings, run: Run) -
     run(settings, api.get_credit_balance())
     agent = roughy.requests[-1].headers["user-agent"]
     assert agent.startswith(f"airflow-provider-roughy/{__version__} apache-airflow/")
+
+
+def test_httpx_does_not_log_what_is_asked(
+    roughy: Emulator, settings: Settings, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(0)
+    roughy.clear_requests()
+    run(settings, api.get_credit_balance())
+    names = {record.name for record in caplog.records}
+    assert not names & {"httpx", "httpcore.http11"}
+    httpx.get(f"{roughy.url}/_emulator/state")
+    assert "httpx" in {record.name for record in caplog.records}, "the requests of others are not ours to hide"
 
 
 # ---- Retries

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import airflow
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, TaskDeferred
 
@@ -34,7 +35,8 @@ MODES: dict[str, dict[str, Any]] = {
     "deferrable": {"deferrable": True},
 }
 
-pytestmark = pytest.mark.usefixtures("connection")
+# Airflow 2 asks its database when a sensor was first rescheduled.
+pytestmark = pytest.mark.usefixtures("connection", "airflow_db")
 
 
 @pytest.fixture(params=MODES)
@@ -140,6 +142,8 @@ def test_an_unpaid_asset_that_is_waited_for_goes_on_after_the_top_up(roughy: Emu
 
 @pytest.mark.parametrize("soft_fail", [False, True])
 def test_a_timeout_is_a_timeout_in_every_mode(roughy: Emulator, mode: str, soft_fail: bool) -> None:
+    if mode == "reschedule" and airflow.__version__.startswith("2."):
+        pytest.skip("Airflow 2 counts the time since the first reschedule in its database, which has no task here")
     roughy.progression = "manual"
     ended = run_task(sensor(mode, roughy.seed_asset(state="processing"), timeout=0.3, soft_fail=soft_fail))
     assert ended.state == ("skipped" if soft_fail else "failed")

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import hmac
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -320,7 +320,7 @@ class Downloads:
         signature = _signature(self._store, request.url.path, date, expires)
         if not hmac.compare_digest(signature.encode(), query.get("X-Amz-Signature", "").encode()):
             return _xml_error(403, "SignatureDoesNotMatch", "The request signature does not match.")
-        signed_at = datetime.strptime(date, "%Y%m%dT%H%M%SZ").replace(tzinfo=timezone.utc).timestamp()
+        signed_at = datetime.strptime(date, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
         if self._store.now() >= (signed_at + int(expires)) * 1_000_000:
             return _xml_error(403, "AccessDenied", "Request has expired")
         try:
@@ -339,7 +339,7 @@ def sign_download(store: Store, asset: Asset, base: str) -> str:
     :param base: scheme and authority.
     """
     path = f"{DOWNLOADS}/{asset.project_id}/{asset.id}"
-    date = datetime.fromtimestamp(store.now() / 1_000_000, timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    date = datetime.fromtimestamp(store.now() / 1_000_000, UTC).strftime("%Y%m%dT%H%M%SZ")
     expires = str(store.choices.download_ttl_seconds)
     return (
         f"{base}{path}?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Date={date}&X-Amz-Expires={expires}"

@@ -175,7 +175,7 @@ class Uploads:
             raise refusal
         try:
             await asyncio.wait_for(lock.acquire(), self._choices.lock_wait_seconds)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise refusal from None
         try:
             yield

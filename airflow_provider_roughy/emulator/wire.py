@@ -11,7 +11,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -98,7 +98,7 @@ def uuid7(microseconds: int) -> str:
 
 def timestamp(microseconds: int) -> str:
     """Return ISO 8601 in UTC with six digits and ``Z``, as in all documented examples."""
-    moment = datetime.fromtimestamp(microseconds // 1_000_000, timezone.utc)
+    moment = datetime.fromtimestamp(microseconds // 1_000_000, UTC)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{microseconds % 1_000_000:06d}Z"
 
 

@@ -16,9 +16,6 @@ from tusclient.client import TusClient
 from airflow_provider_roughy.emulator import Choices, Emulator, Fault
 from tests.emulator.api import Api
 
-HERE = Path(__file__).parent
-NODE = HERE.parent / "node"
-
 
 @pytest.fixture
 def media(tmp_path: Path) -> Path:

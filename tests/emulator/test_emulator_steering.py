@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +223,7 @@ def test_reset(speech: bytes) -> None:
         assert api.head(url).status_code == 404
         assert [p["id"] for p in api.http.get("/v1/projects").json()["items"]] == [roughy.project_id]
         now = datetime.fromisoformat(api.create(100)["created_at"][:-1] + "+00:00")
-        assert abs((now - datetime.now(timezone.utc)).total_seconds()) < 60
+        assert abs((now - datetime.now(UTC)).total_seconds()) < 60
 
 
 def test_facts_for_users(roughy: Emulator) -> None:
