@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -233,7 +233,7 @@ class LocalAirflow:
             _migrate(self._env)
 
     def _launch(self, components: Collection[Component], timeout: float) -> None:
-        since = datetime.now(timezone.utc)
+        since = datetime.now(UTC)
         for name in components:
             self.output(name).parent.mkdir(parents=True, exist_ok=True)
             with self.output(name).open("ab") as output:

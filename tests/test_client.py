@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import threading
 import time
@@ -210,7 +211,8 @@ def test_requests_say_who_asks(roughy: Emulator, settings: Settings, run: Run) -
 def test_httpx_does_not_log_what_is_asked(
     roughy: Emulator, settings: Settings, run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(0)
+    for name in ("httpx", "httpcore.http11"):
+        caplog.set_level(logging.DEBUG, name)
     roughy.clear_requests()
     run(settings, api.get_credit_balance())
     names = {record.name for record in caplog.records}
