@@ -129,6 +129,12 @@ class RoughyHook(BaseHook):
         """Return :attr:`client`."""
         return self.client
 
+    def twin(self) -> RoughyHook:
+        """Return another hook of the same settings, whose network connections are its own."""
+        hook = RoughyHook(self.roughy_conn_id)
+        hook._settings = self.settings
+        return hook
+
     def close(self) -> None:
         """Close the network connections; the next call opens new ones."""
         client: Client | None = self.__dict__.pop("client", None)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import BaseOperator, conf
+from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator, conf
 
 from airflow_provider_roughy.api import language_code
-from airflow_provider_roughy.exceptions import RoughyError
+from airflow_provider_roughy.exceptions import RoughyError, RoughyNotFoundError
 from airflow_provider_roughy.hooks import RoughyHook
-from airflow_provider_roughy.lifecycle import ASSET, OnPendingPayment, Verdict, check_on_pending_payment
+from airflow_provider_roughy.lifecycle import ASSET, OnPendingPayment, Outcome, Verdict, check_on_pending_payment
 from airflow_provider_roughy.source import find_source
 from airflow_provider_roughy.triggers import RoughyAssetTrigger, Watch, wait_for_asset
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from airflow.providers.common.compat.sdk import Context
 
@@ -32,8 +33,16 @@ class RoughyCreateUploadOperator(BaseOperator):
     The recording is looked at before anything is created: it must exist, be a file of 64 bytes to 50 GiB, and be
     readable. It is then streamed in constant memory, and goes on where Roughy stands after a broken connection, a
     timeout, a lost reply, a 5xx, a 429 or a lock. What no retry can mend (wrong key, no credits, neither audio nor
-    video) fails at once and burns no retries. If the try fails for good, the upload is cancelled and its asset is
-    gone: the next try starts anew, and no orphan stays.
+    video) fails at once and burns no retries.
+
+    On Airflow 3.3 and later every start of the task (a retry, a cleared task, one after a killed worker) goes on where
+    Roughy stands: the task state store holds the asset's id and a fingerprint of the source. If all bytes have arrived
+    already, nothing is sent. If the asset is gone or failed at Roughy, or the source, the project or the language has
+    changed, it starts anew, and cancels the old upload if that is still open. Before 3.3 there is no such store: a try
+    that fails cancels its upload, so that no orphan stays, and the next one starts anew.
+
+    ``POST /v1/assets`` has no idempotency key. A worker that dies between Roughy's reply and the note of it leaves an
+    empty asset in ``pending_upload``, which costs nothing.
 
     The result is the asset's id in every mode, so that waiting for many is one line::
 
@@ -55,6 +64,7 @@ class RoughyCreateUploadOperator(BaseOperator):
     :param poll_interval: With ``wait_for_completion``: seconds between two looks.
     :param timeout: With ``wait_for_completion``: seconds to wait after the upload; by default Airflow's
         ``[sensors] default_timeout``. A timeout is no reason to upload again, so it burns no retries.
+    :param durable: Whether a later start of the task may go on with an earlier one's upload (Airflow 3.3 and later).
     :param roughy_conn_id: The Airflow connection. (templated)
     :param deferrable: With ``wait_for_completion``: whether to wait in the triggerer, which takes no worker slot.
     """
@@ -81,6 +91,7 @@ class RoughyCreateUploadOperator(BaseOperator):
         on_pending_payment: OnPendingPayment = "fail",
         poll_interval: float = 30.0,
         timeout: float | None = None,
+        durable: bool = True,
         roughy_conn_id: str = RoughyHook.default_conn_name,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
@@ -96,8 +107,13 @@ class RoughyCreateUploadOperator(BaseOperator):
         self.on_pending_payment = on_pending_payment
         self.poll_interval = poll_interval
         self.timeout = conf.getfloat("sensors", "default_timeout") if timeout is None else timeout
+        self.durable = durable
         self.roughy_conn_id = roughy_conn_id
         self.deferrable = deferrable
+        #: The asset that bytes are being sent to.
+        self._open_asset: RoughyAsset | None = None
+        #: Whether a later try will find its upload.
+        self._leave_open = False
 
     @cached_property
     def hook(self) -> RoughyHook:
@@ -109,48 +125,106 @@ class RoughyCreateUploadOperator(BaseOperator):
 
         :returns: The asset's id.
         """
+        notes = _Notes(context.get("task_state_store") if self.durable else None)
         with self.hook:
-            asset_id = self._upload()
+            asset_id = self._upload(notes)
             if self.wait_for_completion:
                 self._wait_for(asset_id)
         return asset_id
 
-    def _upload(self) -> str:
+    def _upload(self, notes: _Notes) -> str:
         source = find_source(self.source, conn_id=self.source_conn_id)
-        if self.language:
-            language_code(self.language)
+        language = language_code(self.language) if self.language else None
         if self.asset_id:
             asset = self.hook.get_asset(self.asset_id)
             Verdict.of(ASSET, asset).raise_for_failure("return")
-            if asset.upload_url is None:
-                self.log.info("Asset %s is %s: its bytes have arrived, nothing to send", asset.id, asset.state)
-                return asset.id
-            self.log.info("Resuming the upload of %s to asset %s", source.uri, asset.id)
-            self._send(asset, source)
-            return asset.id
-        asset = self.hook.create_asset(self.project_id, source.size, self.language or None)
-        self.log.info(
-            "Created asset %s in project %s for %s (%s)",
-            asset.id,
-            asset.project_id,
-            source.uri,
-            _bytes(source.size),
-        )
-        try:
-            self._send(asset, source, fresh=True)
-        except BaseException:  # A kill and a timeout are no Exception, and must not leave an orphan either.
-            self._cancel(asset)
-            raise
+            return self._resume(asset, source, notes)
+        project_id = self.hook.get_project_id(self.project_id)
+        wanted = {**source.fingerprint, "project_id": project_id, "language": language}
+        earlier = self._find_earlier(notes, wanted)
+        if earlier is not None:
+            try:
+                return self._resume(earlier, source, notes)
+            except RoughyNotFoundError as error:
+                self.log.info("The upload of asset %s is gone, starting anew: %s", earlier.id, error)
+                self.hook.delete_asset(earlier.id)
+        asset = self.hook.create_asset(project_id, source.size, language)
+        with self._guarded(asset):
+            # Nothing comes between the two: a worker that dies here leaves an asset that nobody knows.
+            self._leave_open = notes.write(asset.id, wanted)
+            self.log.info(
+                "Created asset %s in project %s for %s (%s)", asset.id, project_id, source.uri, _bytes(source.size)
+            )
+            self._send(asset, source, notes, fresh=True)
         return asset.id
 
-    def _send(self, asset: RoughyAsset, source: Source, *, fresh: bool = False) -> None:
-        progress = _Progress(self.log, asset.id)
+    def _find_earlier(self, notes: _Notes, wanted: dict[str, Any]) -> RoughyAsset | None:
+        """Decide what to make of an earlier start of this task: go on with its asset, or (``None``) start anew.
+
+        A retry, a cleared task, a killed worker and a mapped task whose list has shifted all come by here.
+        """
+        note = notes.read()
+        if note is None:
+            return None
+        asset_id, was_wanted = note
+        try:
+            asset = self.hook.get_asset(asset_id)
+        except RoughyNotFoundError:
+            self.log.info("Asset %s of an earlier try is gone: starting anew", asset_id)
+            return None
+        if was_wanted != wanted:
+            changed = ", ".join(sorted(name for name in wanted if was_wanted.get(name) != wanted[name]))
+            self.log.info("Asset %s of an earlier try was for something else (%s): starting anew", asset_id, changed)
+            if asset.upload_url is not None:
+                self._cancel(self.hook, asset)
+            return None
+        if Verdict.of(ASSET, asset).outcome is Outcome.FAILED:
+            self.log.info("Asset %s of an earlier try has failed at Roughy: starting anew", asset_id)
+            return None
+        self._leave_open = True
+        return asset
+
+    def _resume(self, asset: RoughyAsset, source: Source, notes: _Notes) -> str:
+        if asset.upload_url is None:
+            self.log.info("Asset %s is %s: its bytes have arrived, nothing to send", asset.id, asset.state)
+        else:
+            self.log.info("Resuming the upload of %s to asset %s", source.uri, asset.id)
+            with self._guarded(asset):
+                self._send(asset, source, notes)
+        return asset.id
+
+    def _send(self, asset: RoughyAsset, source: Source, notes: _Notes, *, fresh: bool = False) -> None:
+        progress = _Progress(self.log, asset.id, notes)
         self.hook.upload(asset, source, progress, fresh=fresh)
         progress.finish(source.size)
 
-    def _cancel(self, asset: RoughyAsset) -> None:
+    @contextmanager
+    def _guarded(self, asset: RoughyAsset) -> Iterator[None]:
+        """Cancel the upload if the body fails and no later try is to go on with it."""
+        self._open_asset = asset
         try:
-            if self.hook.cancel_upload(asset):
+            yield
+        except BaseException as error:  # A kill and a timeout are no Exception, and must not leave an orphan either.
+            # One that is gone is dealt with by the caller; one that the user named is the user's.
+            for_good = not self._leave_open or isinstance(error, AirflowFailException)
+            if for_good and not isinstance(error, RoughyNotFoundError) and not self.asset_id:
+                self._cancel(self.hook, asset)
+            raise
+        finally:
+            self._open_asset = None
+
+    def on_kill(self) -> None:
+        """Leave the upload for the next try to go on with, or cancel it where the next try could not find it."""
+        asset = self._open_asset
+        if asset is None or asset.upload_url is None or self._leave_open or self.asset_id:
+            return
+        # The hook itself may be in the middle of a request.
+        with self.hook.twin() as hook:
+            self._cancel(hook, asset)
+
+    def _cancel(self, hook: RoughyHook, asset: RoughyAsset) -> None:
+        try:
+            if hook.cancel_upload(asset):
                 self.log.info("Cancelled the upload of asset %s", asset.id)
         except RoughyError as err:
             self.log.warning("The upload of asset %s could not be cancelled, and stays open: %s", asset.id, err)
@@ -223,15 +297,49 @@ class RoughyDeleteAssetOperator(BaseOperator):
         return {"asset_id": self.asset_id, "deleted": deleted}
 
 
+class _Notes:
+    """What one start of a task leaves to the next, in Airflow's task state store; no secret, it is plain text.
+
+    :param store: ``context["task_state_store"]``, which Airflow has from 3.3 on.
+    """
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def read(self) -> tuple[str, dict[str, Any]] | None:
+        """Return the asset of an earlier start, and what it was made for."""
+        match self._store.get("roughy_upload") if self._store is not None else None:
+            case {"asset_id": str(asset_id), "wanted": dict(wanted)}:
+                return asset_id, wanted
+        return None
+
+    def write(self, asset_id: str, wanted: dict[str, Any]) -> bool:
+        """Keep the asset and what it is made for.
+
+        :returns: Whether there is a store to keep it in.
+        """
+        if self._store is None:
+            return False
+        self._store.set("roughy_upload", {"asset_id": asset_id, "wanted": wanted})
+        return True
+
+    def show_progress(self, done: int, total: int) -> None:
+        """Show how far the upload is, where Airflow's UI shows the store."""
+        if self._store is not None:
+            self._store.set("roughy_progress", {"bytes": done, "of": total, "percent": 100 * done // total})
+
+
 class _Progress:
-    """Logs how far an upload is: after every tenth, but at most once a second, or after 30 seconds.
+    """Tells how far an upload is: after every tenth, but at most once a second, or after 30 seconds.
 
     :param log: Where to.
     :param asset_id: The asset.
+    :param notes: Where to as well.
     """
 
-    def __init__(self, log: Any, asset_id: str) -> None:
+    def __init__(self, log: Any, asset_id: str, notes: _Notes) -> None:
         self._log = log
+        self._notes = notes
         self._asset_id = asset_id
         self._started = self._logged_at = time.monotonic()
         self._first: int | None = None
@@ -256,11 +364,19 @@ class _Progress:
             _bytes(rate),
             left,
         )
+        self._show(done, total)
 
     def finish(self, total: int) -> None:
         """Log that all bytes have arrived."""
         seconds = time.monotonic() - self._started
         self._log.info("Asset %s: all %s have arrived, after %.1f s", self._asset_id, _bytes(total), seconds)
+        self._show(total, total)
+
+    def _show(self, done: int, total: int) -> None:
+        try:
+            self._notes.show_progress(done, total)
+        except Exception as err:  # Airflow's API may be down for a while; the upload does not need it.
+            self._log.debug("The progress could not be shown: %s", err)
 
 
 def _bytes(count: float) -> str:

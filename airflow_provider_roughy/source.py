@@ -170,7 +170,7 @@ class LocalSource(Source):
             raise RoughyUnusableSourceError(f"Source {self.uri} is not a regular file")
         if not os.access(self._path, os.R_OK):
             raise RoughyUnusableSourceError(f"Source {self.uri} is not readable for uid {os.getuid()}")
-        return {"uri": self.uri, "size": found.st_size, "mtime_ns": found.st_mtime_ns}
+        return {"uri": self.uri, "size": found.st_size, "mtime": str(found.st_mtime_ns)}
 
     def _open(self) -> IO[bytes]:
         return open(self._path, "rb", buffering=0)

@@ -55,13 +55,19 @@ class _TaskInstance:
         return self.started
 
 
-def run_task(task: BaseOperator, *, before_resuming: Callable[[], None] = lambda: None) -> Ended:
+def run_task(
+    task: BaseOperator,
+    *,
+    before_resuming: Callable[[], None] = lambda: None,
+    context: dict[str, Any] | None = None,
+) -> Ended:
     """Run a task to its end.
 
     :param task: The task.
     :param before_resuming: Called each time it starts to wait outside of this process.
+    :param context: What Airflow's context holds beside the task instance.
     """
-    context: Any = {"ti": _TaskInstance()}
+    full: Any = {"ti": _TaskInstance(), **(context or {})}
     ended = Ended("success")
 
     def attempt(step: Callable[[], Any]) -> None:
@@ -70,13 +76,13 @@ def run_task(task: BaseOperator, *, before_resuming: Callable[[], None] = lambda
         except AirflowRescheduleException:
             ended.waited = "reschedule"
             before_resuming()
-            attempt(lambda: task.execute(context))
+            attempt(lambda: task.execute(full))
         except TaskDeferred as deferred:
             ended.waited = "triggerer"
             before_resuming()
             ended.event = _run_trigger(deferred)
             method, kwargs = deferred.method_name, {**(deferred.kwargs or {}), "event": ended.event}
-            attempt(lambda: task.resume_execution(method, kwargs, context))
+            attempt(lambda: task.resume_execution(method, kwargs, full))
         except AirflowSkipException as error:
             ended.state, ended.error = "skipped", error
         except (AirflowFailException, AirflowSensorTimeout) as error:
@@ -84,7 +90,7 @@ def run_task(task: BaseOperator, *, before_resuming: Callable[[], None] = lambda
         except Exception as error:
             ended.state, ended.error = "up_for_retry", error
 
-    attempt(lambda: task.execute(context))
+    attempt(lambda: task.execute(full))
     return ended
 
 
