@@ -40,6 +40,8 @@ SETTINGS = {
     "CORE__EXECUTOR": "LocalExecutor",
     # A deferral about as long as the executor's event lag is taken for a failure; many workers lengthen the lag.
     "CORE__PARALLELISM": "4",
+    # The end of a task's process may be noticed only with the next heartbeat, which is then a part of that lag.
+    "WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
     # Nothing in the database is encrypted, so that everything_visible() sees it.
     "CORE__FERNET_KEY": "",
     "CORE__AUTH_MANAGER": "airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager",
@@ -97,7 +99,8 @@ class LocalAirflow:
         self._home_is_ours = home is None
         self.home = Path(home or tempfile.mkdtemp(prefix="airflow-")).resolve()
         self._uses_sqlite = sql_alchemy_conn is None
-        self.sql_alchemy_conn = sql_alchemy_conn or f"sqlite:///{self.home / 'airflow.db'}"
+        # On a busy machine SQLite's writers may wait for one another for longer than the usual five seconds.
+        self.sql_alchemy_conn = sql_alchemy_conn or f"sqlite:///{self.home / 'airflow.db'}?timeout=30"
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._processes: dict[Component, subprocess.Popen[bytes]] = {}
