@@ -327,6 +327,14 @@ class Watcher:
         self._roughy.clear_requests()
         self._roughy.balance = story.balance
         story.run_id = self._airflow.trigger_dag(story.dag_id, conf=story.conf)
+        try:
+            self._watch()
+        finally:
+            story.requests = self._roughy.requests
+            self._read_xcoms()
+
+    def _watch(self) -> None:
+        story = self._story
         while not story.run_state:
             # The run first: what its tasks are afterwards is their last word.
             state = self._airflow.run_state(story.dag_id, story.run_id)
@@ -339,8 +347,6 @@ class Watcher:
                 raise TimeoutError(f"{story.dag_id}: nothing has changed for {STALLED} s")
             else:
                 time.sleep(0.25)
-        story.requests = self._roughy.requests
-        self._read_xcoms()
 
     def _look_at_tasks(self) -> None:
         story = self._story
@@ -419,17 +425,17 @@ def checks(story: Story) -> Iterator[tuple[str, bool]]:
 
     :return: pairs of what should be, with what is instead, and whether it is.
     """
-    yield f"the run is {story.run_state}, expected success", story.run_state == "success"
+    yield f"the run is {story.run_state or 'unfinished'}, expected success", story.run_state == "success"
     yield f"the tasks are {', '.join(story.details)}", story.details.keys() == story.tasks.keys()
     for name, expected in story.tasks.items():
-        seen = " > ".join(story.states.get(name, []))
+        seen = " > ".join(story.states.get(name, [])) or "never seen"
         yield f"{name}: {seen}, expected {expected}", seen.endswith(expected.rpartition(" > ")[2])
         waits = expected.startswith("deferred")
         yield f"{name}: waited in the triggerer: {name in story.waited}", waits == (name in story.waited)
     for path, expected in story.files.items():
         yield f"{path.name}: {ways(story, path)}, expected {expected}", ways(story, path) == expected
         if expected != REFUSED:
-            yield f"{path.name}: the bytes stored are not those of the file", is_whole(story, path)
+            yield f"{path.name}: the bytes stored are those of the file", is_whole(story, path)
     created = sum(request.method == "POST" and request.path == "/v1/assets" for request in story.requests)
     yield f"{created} assets were created for {len(story.files)} files", created == len(story.files)
     refused = sum(request.method == "PATCH" and request.status == 409 for request in story.requests)
@@ -536,9 +542,10 @@ def run(own_file: Path | None, keep: bool, say: Voice) -> bool:
         say.line(f"Airflow at {airflow.url}, after {time.monotonic() - began:.0f} s")
 
         told = stories(folder, own_file, roughy, say)
-        good = all([run_story(story, airflow, roughy, say) for story in told])
+        # The first story that goes wrong is the last one.
+        good = all(run_story(story, airflow, roughy, say) for story in told)
         say.title("What became of the files")
-        for story in told:
+        for story in (story for story in told if story.run_id):
             tell_files(story, say)
         say.line()
         verdict = say.paint("All as expected", "32") if good else say.paint("NOT as expected, see above", "31")
