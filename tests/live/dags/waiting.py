@@ -18,7 +18,7 @@ RETRIES = {"retries": 3, "retry_delay": timedelta(seconds=1)}
 
 with DAG("waits", schedule=None, default_args=RETRIES):
     upload = RoughyCreateUploadOperator(task_id="upload", source=SOURCE)
-    RoughyAssetSensor(task_id="wait", asset_id=upload.output, deferrable=True, poke_interval=1, timeout=300)
+    RoughyAssetSensor(task_id="wait", asset_id=upload.output, deferrable=True, poke_interval=2, timeout=300)
 
 with DAG("unpaid", schedule=None, default_args=RETRIES):
     upload = RoughyCreateUploadOperator(task_id="upload", source=SOURCE)
@@ -28,7 +28,7 @@ with DAG("unpaid", schedule=None, default_args=RETRIES):
             asset_id=upload.output,
             on_pending_payment=policy,
             deferrable=True,
-            poke_interval=1,
+            poke_interval=2,
             timeout=300,
         )
 
@@ -38,7 +38,7 @@ with DAG("uploads_and_waits", schedule=None, default_args=RETRIES):
         source=SOURCE,
         wait_for_completion=True,
         deferrable=True,
-        poll_interval=1,
+        poll_interval=2,
         timeout=300,
     )
 
