@@ -1,0 +1,152 @@
+"""Whatever happens on the way, in whatever order: identical bytes in the end, and never a loop."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_roughy import api
+from airflow_provider_roughy import source as source_module
+from airflow_provider_roughy.client import Backoff, Client, Settings
+from airflow_provider_roughy.emulator import Choices, Emulator, Fault
+from airflow_provider_roughy.exceptions import RoughyUploadError
+from airflow_provider_roughy.source import find_source
+from airflow_provider_roughy.tus import RoughyUploader
+
+KIB = 1024
+MIB = 1024 * KIB
+SIZE = 700 * KIB + 13
+
+PATCH = {"method": "PATCH", "path": "/v1/uploads/*"}
+HEAD = {"method": "HEAD", "path": "/v1/uploads/*"}
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["keeps parts", "keeps nothing"])
+def server(request: pytest.FixtureRequest) -> Iterator[Emulator]:
+    with Emulator(progression="manual", choices=Choices(keep_partial=request.param)) as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory, recordings: dict[str, Path]) -> Path:
+    path = tmp_path_factory.mktemp("properties") / "recording.mp3"
+    head = recordings["audio"].read_bytes()
+    path.write_bytes(head + os.urandom(SIZE - len(head)))
+    return path
+
+
+def offsets() -> st.SearchStrategy[str | None]:
+    return st.one_of(st.none(), st.sampled_from(["", "lots", "-1"]), st.integers(0, 2 * SIZE).map(str))
+
+
+def answers() -> st.SearchStrategy[dict[str, Any]]:
+    """What may go wrong with a request, and pass."""
+    return st.one_of(
+        st.sampled_from([408, 423, 500, 502, 503]).map(lambda status: {"status": status, "body": ""}),
+        st.sampled_from([429, 503]).map(lambda status: {"status": status, "headers": {"Retry-After": "0"}}),
+        st.just({"drop": True}),
+        st.just({"garbage": True}),
+        st.just({"hang": True}),
+        st.just({"lose_reply": True}),
+        offsets().map(lambda offset: {"reply_headers": {"Upload-Offset": offset}}),
+    )
+
+
+def patch_faults() -> st.SearchStrategy[dict[str, Any] | None]:
+    return st.one_of(
+        st.none(),
+        st.integers(0, SIZE).map(lambda count: {"cut_after": count}),
+        st.sampled_from([{"swallow": True}, {"swallow": "unchanged"}]),
+        answers(),
+    )
+
+
+# A hang costs the client's timeout, so they are short, and the deadline of an example is none.
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+@given(
+    patches=st.lists(patch_faults(), max_size=8),
+    heads=st.lists(st.one_of(st.none(), answers()), max_size=4),
+    tries=st.integers(2, 6),
+)
+def test_any_sequence_of_passing_faults_ends_in_identical_bytes(
+    server: Emulator,
+    recording: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    patches: list[dict[str, Any] | None],
+    heads: list[dict[str, Any] | None],
+    tries: int,
+) -> None:
+    monkeypatch.setattr(source_module, "BLOCK_BYTES", 64 * KIB)
+    server.reset()
+    server.clear_requests()
+    server.clear_faults()
+    for where, faults in ((PATCH, patches), (HEAD, heads)):
+        for nth, fault in enumerate(faults, start=1):
+            if fault is not None:
+                server.inject(Fault(**where, nth=nth, **fault))
+
+    source = find_source(recording)
+    restarts = 0
+    patient = Settings(server.api_key, base_url=server.url)
+    with Client(patient) as rest, Client(replace(patient, timeout=0.5)) as client:
+        asset = rest.run(api.create_asset(server.project_id, source.size))
+        assert asset.upload_url is not None
+        while True:
+            try:
+                with source.open() as reader:
+                    RoughyUploader(
+                        client,
+                        asset.upload_url,
+                        reader,
+                        is_complete=lambda: rest.run(api.get_asset(asset.id)).upload_url is None,
+                        fresh=restarts == 0,
+                        backoff=Backoff(tries=tries, first=0.001, longest=0.002),
+                    ).upload()
+                break
+            except RoughyUploadError as error:
+                restarts += 1
+                # A few more than faults, for a machine so busy that it misses the short timeout by itself.
+                if restarts > len(patches) + len(heads) + 3:
+                    raise AssertionError("there are fewer faults than restarts") from error
+    event(f"restarts: {restarts}")
+    (stored_asset,) = server.assets
+    assert stored_asset["state"] == "processing"
+    assert stored_asset["sha256"] == hashlib.sha256(recording.read_bytes()).hexdigest()
+    assert len(server.requests) <= 30 + 6 * (len(patches) + len(heads)), "more requests than the faults explain"
+
+
+@pytest.mark.parametrize("keep_partial", [True, False], ids=["keeps parts", "keeps nothing"])
+def test_a_link_that_breaks_every_24_mib_lets_128_mib_through(
+    tmp_path: Path, recordings: dict[str, Path], keep_partial: bool
+) -> None:
+    recording = tmp_path / "long.mp3"
+    with recording.open("wb") as file:
+        file.write(recordings["audio"].read_bytes())
+        for _ in range(16):
+            file.write(os.urandom(8 * MIB))
+        file.truncate(128 * MIB)
+    with Emulator(progression="manual", choices=Choices(keep_partial=keep_partial)) as roughy:
+        roughy.inject(Fault(**PATCH, cut_after=24 * MIB, times=None))
+        with Client(Settings(roughy.api_key, base_url=roughy.url)) as client, find_source(recording).open() as reader:
+            asset = client.run(api.create_asset(roughy.project_id, 128 * MIB))
+            assert asset.upload_url is not None
+            RoughyUploader(
+                client,
+                asset.upload_url,
+                reader,
+                is_complete=lambda: client.run(api.get_asset(asset.id)).upload_url is None,
+                fresh=True,
+                backoff=Backoff(tries=8, first=0.01),
+            ).upload()
+        with recording.open("rb") as file:
+            assert roughy.assets[0]["sha256"] == hashlib.file_digest(file, "sha256").hexdigest()
