@@ -33,13 +33,13 @@ class RoughyCreateUploadOperator(BaseOperator):
     The recording is looked at before anything is created: it must exist, be a file of 64 bytes to 50 GiB, and be
     readable. It is then streamed in constant memory, and goes on where Roughy stands after a broken connection, a
     timeout, a lost reply, a 5xx, a 429 or a lock. What no retry can mend (wrong key, no credits, neither audio nor
-    video) fails at once and burns no retries.
+    video) fails at once and burns no retries, and leaves no asset behind.
 
     On Airflow 3.3 and later every start of the task (a retry, a cleared task, one after a killed worker) goes on where
     Roughy stands: the task state store holds the asset's id and a fingerprint of the source. If all bytes have arrived
     already, nothing is sent. If the asset is gone or failed at Roughy, or the source, the project or the language has
     changed, it starts anew, and cancels the old upload if that is still open. Before 3.3 there is no such store: a try
-    that fails cancels its upload, so that no orphan stays, and the next one starts anew.
+    that fails discards its asset, so that no orphan stays, and the next one starts anew.
 
     ``POST /v1/assets`` has no idempotency key. A worker that dies between Roughy's reply and the note of it leaves an
     empty asset in ``pending_upload``, which costs nothing.
@@ -133,6 +133,7 @@ class RoughyCreateUploadOperator(BaseOperator):
         return asset_id
 
     def _upload(self, notes: _Notes) -> str:
+        self._leave_open = False
         source = find_source(self.source, conn_id=self.source_conn_id)
         language = language_code(self.language) if self.language else None
         if self.asset_id:
@@ -147,7 +148,6 @@ class RoughyCreateUploadOperator(BaseOperator):
                 return self._resume(earlier, source, notes)
             except RoughyNotFoundError as error:
                 self.log.info("The upload of asset %s is gone, starting anew: %s", earlier.id, error)
-                self.hook.delete_asset(earlier.id)
         asset = self.hook.create_asset(project_id, source.size, language)
         with self._guarded(asset):
             # Nothing comes between the two: a worker that dies here leaves an asset that nobody knows.
@@ -173,10 +173,11 @@ class RoughyCreateUploadOperator(BaseOperator):
             self.log.info("Asset %s of an earlier try is gone: starting anew", asset_id)
             return None
         if was_wanted != wanted:
-            changed = ", ".join(sorted(name for name in wanted if was_wanted.get(name) != wanted[name]))
+            names = sorted(wanted.keys() | was_wanted.keys())
+            changed = ", ".join(name for name in names if was_wanted.get(name) != wanted.get(name))
             self.log.info("Asset %s of an earlier try was for something else (%s): starting anew", asset_id, changed)
             if asset.upload_url is not None:
-                self._cancel(self.hook, asset)
+                self._discard(self.hook, asset)
             return None
         if Verdict.of(ASSET, asset).outcome is Outcome.FAILED:
             self.log.info("Asset %s of an earlier try has failed at Roughy: starting anew", asset_id)
@@ -200,34 +201,34 @@ class RoughyCreateUploadOperator(BaseOperator):
 
     @contextmanager
     def _guarded(self, asset: RoughyAsset) -> Iterator[None]:
-        """Cancel the upload if the body fails and no later try is to go on with it."""
+        """Discard the asset if the body fails and no later try is to go on with it; one that the user named stays."""
         self._open_asset = asset
         try:
             yield
         except BaseException as error:  # A kill and a timeout are no Exception, and must not leave an orphan either.
-            # One that is gone is dealt with by the caller; one that the user named is the user's.
-            for_good = not self._leave_open or isinstance(error, AirflowFailException)
-            if for_good and not isinstance(error, RoughyNotFoundError) and not self.asset_id:
-                self._cancel(self.hook, asset)
+            if self.asset_id or (self._leave_open and not isinstance(error, AirflowFailException)):
+                self.log.info("Asset %s keeps what has arrived: a later try goes on from there", asset.id)
+            else:
+                self._discard(self.hook, asset)
             raise
         finally:
             self._open_asset = None
 
     def on_kill(self) -> None:
-        """Leave the upload for the next try to go on with, or cancel it where the next try could not find it."""
-        asset = self._open_asset
-        if asset is None or asset.upload_url is None or self._leave_open or self.asset_id:
+        """Leave the upload for the next try to go on with, or discard it where the next try could not find it."""
+        if self._open_asset is None or self._leave_open or self.asset_id:
             return
         # The hook itself may be in the middle of a request.
         with self.hook.twin() as hook:
-            self._cancel(hook, asset)
+            self._discard(hook, self._open_asset)
 
-    def _cancel(self, hook: RoughyHook, asset: RoughyAsset) -> None:
+    def _discard(self, hook: RoughyHook, asset: RoughyAsset) -> None:
+        """Cancel an upload; where there is none left to cancel, delete the asset, which nobody will come back for."""
         try:
-            if hook.cancel_upload(asset):
-                self.log.info("Cancelled the upload of asset %s", asset.id)
+            if hook.cancel_upload(asset) or hook.delete_asset(asset.id):
+                self.log.info("Discarded asset %s and its upload", asset.id)
         except RoughyError as err:
-            self.log.warning("The upload of asset %s could not be cancelled, and stays open: %s", asset.id, err)
+            self.log.warning("Asset %s could not be discarded, and its upload stays open: %s", asset.id, err)
 
     def _wait_for(self, asset_id: str) -> None:
         deadline = time.time() + self.timeout

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_roughy.emulator import Emulator, Fault
+from airflow_provider_roughy.emulator import Choices, Emulator, Fault
 from airflow_provider_roughy.exceptions import (
     RoughyAssetFailedError,
     RoughyConfigurationError,
@@ -154,11 +154,24 @@ def test_a_file_that_is_no_media_leaves_nothing_behind(roughy: Emulator, tmp_pat
     assert [asset for asset in roughy.assets if asset["state"] == "pending_upload"] == []
 
 
-def test_a_try_that_fails_cancels_its_upload(roughy: Emulator, audio: Path) -> None:
-    roughy.inject(Fault(method="PATCH", status=400, times=None))
+@pytest.mark.parametrize("status", [400, 403, 404, 410, 415])
+def test_a_try_that_fails_for_good_leaves_nothing_behind(roughy: Emulator, audio: Path, status: int) -> None:
+    roughy.inject(Fault(method="PATCH", status=status, times=None))
     ended = upload(audio)
     assert isinstance(ended.error, AirflowFailException)
+    assert str(status) in str(ended.error)
     assert roughy.assets == []
+
+
+def test_an_upload_that_roughy_rejected_but_kept_is_deleted(
+    connection: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("notes " * 1000)
+    with Emulator(choices=Choices(rejected_upload="kept")) as roughy:
+        monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps(roughy.airflow_connection))
+        assert type(upload(text).error) is RoughyUnsupportedMediaError
+        assert roughy.assets == []
 
 
 def test_a_try_that_is_killed_cancels_its_upload(roughy: Emulator, audio: Path) -> None:
