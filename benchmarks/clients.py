@@ -1,0 +1,113 @@
+"""The clients that are measured, each upload in a fresh process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from benchmarks.measure import MIB, Sample
+from benchmarks.processes import ROOT, module
+from benchmarks.servers import Server, has_node, node_program
+
+#: Uploads a file to a server.
+Client = Callable[[Server, Path], Sample]
+
+OURS = "this package's operator"
+CURL = "curl"
+
+
+def run(command: Sequence[str], server: Server) -> Any:
+    """Run a client to its end and return the JSON that it prints last.
+
+    :param command: The client.
+    :param server: Its environment leads there.
+    """
+    done = subprocess.run(command, cwd=ROOT, env=server.environment, capture_output=True, text=True, timeout=900)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def operator(server: Server, file: Path) -> Sample:
+    """Create an asset and upload to it, as a task does."""
+    sample = run(module("uploads", "operator", file), server)
+    return Sample(sample["wall"], sample["cpu"], sample["peak"])
+
+
+def curl(server: Server, file: Path) -> Sample:
+    """Send one streamed ``PATCH``. The whole process counts."""
+    headers = {
+        "Tus-Resumable": "1.0.0",
+        "Upload-Offset": "0",
+        "Content-Type": "application/offset+octet-stream",
+        # Or curl waits a second for a 100 that no TUS server sends.
+        "Expect": "",
+    }
+    command = [
+        "curl",
+        "--silent",
+        "--show-error",
+        "--fail",
+        "--http1.1",
+        "--request",
+        "PATCH",
+        "--upload-file",
+        str(file),
+    ]
+    for name, value in headers.items():
+        command += ["--header", f"{name}: {value}" if value else f"{name}:"]
+    small = [sys.executable, "-I", "-S", str(ROOT / "benchmarks" / "curl.py")]
+    return _to_new_upload(server, file, lambda url: [*small, *command, url])
+
+
+def tuspy(chunk_bytes: int) -> Client:
+    """Return tuspy as it comes.
+
+    :param chunk_bytes: Its chunk size; 0 for its default, which is the whole file.
+    """
+
+    def client(server: Server, file: Path) -> Sample:
+        return _to_new_upload(server, file, lambda url: module("uploads", "tuspy", file, url, str(chunk_bytes)))
+
+    return client
+
+
+def tus_js_client(server: Server, file: Path) -> Sample:
+    """Upload with the reference client."""
+    program = str(node_program("upload.mjs"))
+    return _to_new_upload(server, file, lambda url: ["node", program, str(file), url])
+
+
+def _to_new_upload(server: Server, file: Path, command: Callable[[str], Sequence[str]]) -> Sample:
+    """Open an upload outside of the measurement, have it filled, and see that all bytes arrived."""
+    asset = server.ask("/v1/assets", {"size_bytes": file.stat().st_size})
+    url = server.url + urlsplit(asset["upload_url"]).path
+    sample = Sample(**run(command(url), server))
+    if server.ask(f"/v1/assets/{asset['id']}")["upload_url"] is not None:
+        raise RuntimeError(f"{url} did not get all bytes")
+    return sample
+
+
+def available(say: Callable[[str], None]) -> dict[str, Client]:
+    """Return the clients that this machine can run, by name.
+
+    :param say: Told of each that is left out.
+    """
+    clients: dict[str, Client] = {OURS: operator}
+    if shutil.which("curl"):
+        clients[CURL] = curl
+    else:
+        say("curl is not installed: it is left out, and with it all ratios.")
+    clients["tuspy, whole file"] = tuspy(0)
+    clients["tuspy, 8 MiB chunks"] = tuspy(8 * MIB)
+    if has_node():
+        clients["tus-js-client"] = tus_js_client
+    else:
+        say("node and npm are not installed: tus-js-client is left out.")
+    return clients

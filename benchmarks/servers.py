@@ -1,0 +1,167 @@
+"""The servers that take the uploads, each in a process of its own, on loopback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import ssl
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from benchmarks.certificates import make_certificates
+from benchmarks.processes import ROOT, environment, module, serving
+
+#: Seconds that a byte spends on the long line, each way.
+DELAY = 0.02
+
+_PROGRAMS = ROOT / "benchmarks" / "node"
+_PACKAGES = ROOT / "tests" / "node" / "package.json"
+_INSTALLED = ROOT / ".cache" / "node"
+
+
+@dataclass
+class Scratch:
+    """Where a run keeps what it makes; the certificates are made once.
+
+    :param folder: An empty folder, in memory where possible.
+    """
+
+    folder: Path
+    certificate: Path = field(init=False)
+    key: Path = field(init=False)
+    bundle: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.certificate, self.key, self.bundle = make_certificates(self.folder)
+
+    def source(self, size: int, *, sparse: bool = False) -> Path:
+        """Return a file of this size, made the first time it is asked for.
+
+        :param size: Bytes.
+        :param sparse: Whether it is one hole instead of random bytes.
+        """
+        path = self.folder / f"source-{size}"
+        if not path.exists():
+            with path.open("wb") as file:
+                if not sparse:
+                    with Path("/dev/urandom").open("rb") as random:
+                        noise = random.read(min(size, 16 * 1024**2))
+                    for start in range(0, size, len(noise)):
+                        file.write(noise[: size - start])
+                file.truncate(size)
+        return path
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server.
+
+    :param url: Its base URL.
+    :param scratch: Where its run keeps things.
+    :param folder: Where it stores uploads, if it stores them.
+    :param near_url: Its base URL for those who only watch, if ``url`` leads over a long line.
+    """
+
+    url: str
+    scratch: Scratch
+    folder: Path | None = None
+    near_url: str | None = None
+
+    @cached_property
+    def environment(self) -> dict[str, str]:
+        """What its clients find in their environment: Airflow's connection, and the bundle to verify against."""
+        bundle = str(self.scratch.bundle)
+        connection = {
+            "conn_type": "roughy",
+            "host": self.url,
+            "password": "sk_benchmark",
+            "extra": {"project_id": str(uuid4()), "verify": bundle},
+        }
+        return environment(
+            AIRFLOW_HOME=str(self.scratch.folder / "airflow"),
+            AIRFLOW__CORE__LOAD_EXAMPLES="False",
+            AIRFLOW_CONN_ROUGHY_DEFAULT=json.dumps(connection),
+            CURL_CA_BUNDLE=bundle,
+            REQUESTS_CA_BUNDLE=bundle,
+            NODE_EXTRA_CA_CERTS=bundle,
+        )
+
+    def ask(self, path: str, body: object = None) -> Any:
+        """Send a request, not over the long line, and return the reply's JSON.
+
+        :param path: The path.
+        :param body: Sent as JSON, with ``POST``.
+        """
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request((self.near_url or self.url) + path, data, {"Content-Type": "application/json"})
+        with self._opener.open(request, timeout=60) as reply:
+            return json.load(reply)
+
+    @cached_property
+    def _opener(self) -> urllib.request.OpenerDirector:
+        tls = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=self.scratch.bundle))
+        return urllib.request.build_opener(urllib.request.ProxyHandler({}), tls)
+
+    def clear(self) -> None:
+        """Remove what it stored."""
+        for file in self.folder.iterdir() if self.folder else ():
+            file.unlink()
+
+
+@contextmanager
+def sink(scratch: Scratch) -> Iterator[Server]:
+    """Run a server that throws bytes away."""
+    with serving(module("sinks")) as port:
+        yield Server(f"http://127.0.0.1:{port}", scratch)
+
+
+@contextmanager
+def tls_sink(scratch: Scratch) -> Iterator[Server]:
+    """Run the same over TLS."""
+    with serving(module("sinks", scratch.certificate, scratch.key)) as port:
+        yield Server(f"https://127.0.0.1:{port}", scratch)
+
+
+@contextmanager
+def distant_sink(scratch: Scratch) -> Iterator[Server]:
+    """Run the same over TLS and a long line."""
+    with (
+        serving(module("sinks", scratch.certificate, scratch.key)) as port,
+        serving(module("delay", str(port), str(DELAY))) as far,
+    ):
+        yield Server(f"https://127.0.0.1:{far}", scratch, near_url=f"https://127.0.0.1:{port}")
+
+
+@contextmanager
+def reference_server(scratch: Scratch) -> Iterator[Server]:
+    """Run ``@tus/server``, which stores what it gets in the scratch folder."""
+    folder = scratch.folder / "stored"
+    folder.mkdir()
+    with serving(["node", str(node_program("server.mjs")), str(folder)]) as port:
+        yield Server(f"http://127.0.0.1:{port}", scratch, folder)
+
+
+def has_node() -> bool:
+    """Whether node programs can be run."""
+    return shutil.which("node") is not None and shutil.which("npm") is not None
+
+
+def node_program(name: str) -> Path:
+    """Return a program beside the npm packages that it imports; they are installed once and kept in the cache."""
+    wanted, done = _PACKAGES.read_bytes(), _INSTALLED / "installed.json"
+    if not done.exists() or done.read_bytes() != wanted:
+        _INSTALLED.mkdir(parents=True, exist_ok=True)
+        shutil.copy(_PACKAGES, _INSTALLED)
+        command = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"]
+        subprocess.run(command, cwd=_INSTALLED, check=True, stdout=subprocess.DEVNULL, timeout=300)
+        done.write_bytes(wanted)
+    folder = _INSTALLED / "benchmarks"
+    folder.mkdir(exist_ok=True)
+    return Path(shutil.copy(_PROGRAMS / name, folder))
