@@ -1,0 +1,244 @@
+"""Recordings in S3: a real S3 API (moto's server), through the Amazon provider's filesystem."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_roughy.emulator import Emulator, Fault
+from airflow_provider_roughy.exceptions import RoughySourceError, RoughyUnusableSourceError, RoughyUploadError
+from airflow_provider_roughy.operators import RoughyCreateUploadOperator
+from tests.running import Ended, run_task
+from tests.test_durable import Store
+
+WHY = "the group s3 is installed for the newest Airflow only"
+moto_server = pytest.importorskip("moto.server", reason=WHY)
+boto3 = pytest.importorskip("boto3", reason=WHY)
+s3fs = pytest.importorskip("s3fs", reason=WHY)
+
+MIB = 1024 * 1024
+SIZE = 24 * MIB + 13
+
+Put = Callable[[bytes], None]
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """The URL of an S3."""
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def put(s3: str, monkeypatch: pytest.MonkeyPatch) -> Put:
+    """Put an object at ``s3://recordings/talk.mp3``, which Airflow's connection ``s3`` leads to."""
+    login = {"login": "key", "password": "secret"}
+    extra = {"endpoint_url": s3, "region_name": "us-east-1"}
+    monkeypatch.setenv("AIRFLOW_CONN_S3", json.dumps({"conn_type": "aws", **login, "extra": extra}))
+    client = boto3.client(
+        "s3", endpoint_url=s3, aws_access_key_id="key", aws_secret_access_key="secret", region_name="us-east-1"
+    )
+    client.create_bucket(Bucket="recordings")
+
+    def put(content: bytes) -> None:
+        client.put_object(Bucket="recordings", Key="talk.mp3", Body=content)
+
+    return put
+
+
+@pytest.fixture
+def recording(recordings: dict[str, Path]) -> bytes:
+    """Bytes that begin like a recording."""
+    head = recordings["audio"].read_bytes()
+    return head + os.urandom(SIZE - len(head))
+
+
+@pytest.fixture
+def ranges(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """What is read from S3: pairs of begin and end."""
+    read: list[tuple[int, int]] = []
+    fetch = s3fs.core._fetch_range
+
+    def fetch_and_tell(fs: Any, bucket: str, key: str, version: Any, start: int, end: int, **options: Any) -> Any:
+        read.append((start, end))
+        return fetch(fs, bucket, key, version, start, end, **options)
+
+    monkeypatch.setattr(s3fs.core, "_fetch_range", fetch_and_tell)
+    return read
+
+
+@pytest.fixture(autouse=True)
+def quick(roughy: Emulator, connection: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pauses between tries; and what is uploaded stays in ``processing``, for it is no real recording."""
+    roughy.progression = "manual"
+    monkeypatch.setattr("airflow_provider_roughy.client.random.uniform", lambda low, high: 0.001)
+
+
+def upload(store: Store, key: str = "recordings/talk.mp3", conn_id: str = "s3") -> Ended:
+    operator = RoughyCreateUploadOperator(task_id="upload", source=f"s3://{key}", source_conn_id=conn_id)
+    return run_task(operator, context={"task_state_store": store})
+
+
+def break_off(roughy: Emulator, store: Store, after: int) -> None:
+    """Run a try that fails after some bytes."""
+    roughy.inject(Fault(method="PATCH", cut_after=after))
+    roughy.inject(Fault(method="PATCH", nth=2, status=503, times=None))
+    assert type(upload(store).error) is RoughyUploadError
+    roughy.clear_faults()
+    roughy.clear_requests()
+
+
+def sent(roughy: Emulator) -> int:
+    return sum(request.body_bytes for request in roughy.requests if request.method == "PATCH")
+
+
+def only_asset(roughy: Emulator, ended: Ended, content: bytes) -> dict[str, Any]:
+    """Return the only asset there is, which has arrived whole."""
+    [asset] = roughy.assets
+    assert ended.result == asset["id"], ended.error
+    assert asset["sha256"] == hashlib.sha256(content).hexdigest()
+    return asset
+
+
+def test_an_object_arrives_and_is_read_once(
+    roughy: Emulator, put: Put, recording: bytes, ranges: list[tuple[int, int]]
+) -> None:
+    put(recording)
+    only_asset(roughy, upload(Store()), recording)
+    assert sum(end - start for start, end in ranges) == SIZE
+
+
+def test_a_cut_is_resumed_by_seeking(
+    roughy: Emulator, put: Put, recording: bytes, ranges: list[tuple[int, int]]
+) -> None:
+    put(recording)
+    roughy.inject(Fault(method="PATCH", cut_after=17 * MIB + 1))
+    only_asset(roughy, upload(Store()), recording)
+    assert sent(roughy) == SIZE
+
+
+def test_a_later_try_reads_only_what_is_missing(
+    roughy: Emulator, put: Put, recording: bytes, ranges: list[tuple[int, int]]
+) -> None:
+    put(recording)
+    store = Store()
+    break_off(roughy, store, after=17 * MIB + 1)
+    ranges.clear()
+    asset = only_asset(roughy, upload(store), recording)
+    assert sent(roughy) == SIZE - (17 * MIB + 1)
+    assert min(start for start, _ in ranges) == 17 * MIB + 1
+    assert store.get("roughy_upload")["asset_id"] == asset["id"]
+    assert store.get("roughy_upload")["wanted"]["etag"] == f'"{hashlib.md5(recording).hexdigest()}"'
+
+
+def test_a_complete_upload_is_not_read_again(
+    roughy: Emulator, put: Put, recording: bytes, ranges: list[tuple[int, int]]
+) -> None:
+    put(recording)
+    store = Store()
+    first = upload(store)
+    ranges.clear()
+    assert upload(store).result == first.result
+    assert ranges == []
+
+
+def test_an_object_that_changed_between_two_tries_is_uploaded_anew(
+    roughy: Emulator, put: Put, recording: bytes
+) -> None:
+    put(recording)
+    store = Store()
+    break_off(roughy, store, after=5 * MIB)
+    [first] = roughy.assets
+    changed = recording[:-1] + bytes([recording[-1] ^ 1])
+    put(changed)
+    assert only_asset(roughy, upload(store), changed)["id"] != first["id"]
+
+
+@pytest.mark.parametrize("size", [SIZE, SIZE - 1000, SIZE + 1000], ids=["same size", "shorter", "longer"])
+def test_an_object_that_changes_on_the_way_is_never_completed(
+    roughy: Emulator, put: Put, recording: bytes, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(recording)
+    changed = recording[:100_000] + os.urandom(size - 100_000)
+    fetch, seen = s3fs.core._fetch_range, list[Any]()
+
+    def fetch_and_change(*args: Any, **options: Any) -> Any:
+        if len(seen) == 1:
+            put(changed)
+        seen.append(args)
+        return fetch(*args, **options)
+
+    monkeypatch.setattr(s3fs.core, "_fetch_range", fetch_and_change)
+    store = Store()
+    ended = upload(store)
+    assert (ended.state, type(ended.error)) == ("up_for_retry", RoughySourceError)
+    assert "s3://recordings/talk.mp3" in str(ended.error)
+    assert [asset["state"] for asset in roughy.assets] == ["pending_upload"]
+    only_asset(roughy, upload(store), changed)
+
+
+@pytest.mark.parametrize("key", ["recordings/none.mp3", "no-such-bucket/talk.mp3", "recordings"])
+def test_what_is_not_there_fails_for_good(roughy: Emulator, put: Put, key: str) -> None:
+    ended = upload(Store(), key)
+    assert (ended.state, type(ended.error)) == ("failed", RoughyUnusableSourceError)
+    assert roughy.requests == []
+
+
+#: Uploads in a process of its own, and tells what that took.
+CHILD = """
+import json, re, sys
+
+written = set()
+
+def watch(event, args):
+    if event == "open" and isinstance(args[0], str) and args[2] & 3:
+        written.add(args[0])
+
+from airflow_provider_roughy import hooks
+from airflow_provider_roughy.operators import RoughyCreateUploadOperator
+from tests.running import run_task
+
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+
+class Hook(hooks.RoughyHook):
+    def upload(self, *args, **options):
+        before.append(peak())
+        super().upload(*args, **options)
+
+before = []
+operator = RoughyCreateUploadOperator(task_id="upload", source="s3://recordings/talk.mp3", source_conn_id="s3")
+operator.hook = Hook("roughy_default")
+sys.addaudithook(watch)
+ended = run_task(operator)
+grown = peak() - before[0]
+print(json.dumps({"result": ended.result, "error": repr(ended.error), "grown": grown, "written": sorted(written)}))
+"""
+
+
+def test_an_object_is_streamed_and_never_lands_on_the_workers_disk(
+    roughy: Emulator, put: Put, recording: bytes, tmp_path: Path
+) -> None:
+    content = recording * 3
+    put(content)
+    home = {name: str(tmp_path) for name in ("TMPDIR", "HOME")}
+    env = {**os.environ, **home, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-c", CHILD]
+    done = subprocess.run(command, env=env, cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True, timeout=100)
+    told = json.loads(done.stdout.splitlines()[-1])
+    only_asset(roughy, Ended("success", result=told["result"], error=told["error"]), content)
+    # Three times what is read ahead, and the libraries of the transfer.
+    assert told["grown"] < 48 * MIB
+    assert told["written"] == []
+    assert list(tmp_path.iterdir()) == []
