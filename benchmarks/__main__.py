@@ -6,6 +6,7 @@ import argparse
 import os
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -72,6 +73,8 @@ def main() -> None:
     arguments = _arguments()
     if sys.platform != "linux":
         sys.exit("The benchmarks read /proc, which only Linux has.")
+    # An end like any other, which leaves neither processes nor files.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     system = f"{platform.system()} {platform.release()}, {os.cpu_count()} CPUs"
     print(f"Python {platform.python_version()}, {system}, load {_load()} before\n")
     started = time.monotonic()

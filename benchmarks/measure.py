@@ -93,7 +93,7 @@ class Target:
         return [
             self.promise,
             f"{self.limit:g}",
-            f"{self.value:.2f}",
+            f"{self.value:.4g}",
             "met" if self.value <= self.limit else "missed",
         ]
 

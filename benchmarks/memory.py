@@ -31,15 +31,18 @@ def run(scratch: Scratch, *, say: Callable[[str], None]) -> tuple[list[str], lis
             rows.append(
                 [
                     f"{size / MIB:.0f} MiB",
+                    f"{Spread.of([step['idle'] / MIB for step in steps]).median:.1f}",
                     *(
                         f"{Spread.of([(step[to] - step[since]) / MIB for step in steps]).median:.1f}"
-                        for since, to in (("bare", "idle"), ("idle", "imported"), ("imported", "first"))
+                        for since, to in (("idle", "imported"), ("imported", "first"))
                     ),
                     Spread.of(growth).text(1),
                     f"{Spread.of([step['peak'] / MIB for step in steps]).median:.0f}",
                 ]
             )
-            targets.append(Target(f"MiB that memory grows from first to last byte of {size / MIB:.0f}", 8, max(growth)))
+            targets.append(
+                Target(f"MiB of memory from first to last byte, source of {size / MIB:.0f} MiB", 8, max(growth))
+            )
     header = [
         "source",
         "idle Airflow task",

@@ -97,8 +97,9 @@ def _table(title: str, size: int, results: Results) -> str:
             str(len(samples)),
         ]
         for client, samples in results.items()
+        if samples
     ]
-    return table(f"{title}: {size / MIB:.0f} MiB; median (least-most); ratios to curl in the same round", header, rows)
+    return table(f"{title}: {size / MIB:g} MiB; median (least-most); ratios to curl in the same round", header, rows)
 
 
 def _text(values: Sequence[float]) -> str:

@@ -50,13 +50,12 @@ def tuspy(file: str, url: str, chunk_bytes: str) -> dict[str, float]:
 def memory_steps(file: str) -> dict[str, int]:
     """Upload with the operator and look at this process' memory on the way.
 
-    :returns: Bytes that are resident in a bare interpreter, after Airflow's and after our imports, and before the first
-        byte is read; and the peak from there to the last byte.
+    :returns: Bytes that are resident after Airflow's imports, after ours, and before the first byte is read; and the
+        peak from there to the last byte.
     """
-    steps = {"bare": memory("VmRSS")}
     for name in IDLE:
         import_module(name)
-    steps["idle"] = memory("VmRSS")
+    steps = {"idle": memory("VmRSS")}
     for name in OURS:
         import_module(name)
     steps["imported"] = memory("VmRSS")
