@@ -54,7 +54,8 @@ def _run(arguments: argparse.Namespace, scratch: Scratch) -> None:
         tables, more = part()
         targets += more
         print("\n".join(tables), flush=True)
-    print(table("targets", ["promise", "at most", "measured", ""], [target.row for target in targets]))
+    if targets:
+        print(table("targets", ["promise", "at most", "measured", ""], [target.row for target in targets]))
 
 
 def _transfer(arguments: argparse.Namespace, scratch: Scratch, cases: Sequence[str]) -> tuple[list[str], list[Target]]:

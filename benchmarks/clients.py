@@ -94,20 +94,23 @@ def _to_new_upload(server: Server, file: Path, command: Callable[[str], Sequence
     return sample
 
 
-def available(say: Callable[[str], None]) -> dict[str, Client]:
-    """Return the clients that this machine can run, by name.
-
-    :param say: Told of each that is left out.
-    """
+def available() -> dict[str, Client]:
+    """Return the clients that this machine can run, by name."""
     clients: dict[str, Client] = {OURS: operator}
     if shutil.which("curl"):
         clients[CURL] = curl
-    else:
-        say("curl is not installed: it is left out, and with it all ratios.")
     clients["tuspy, whole file"] = tuspy(0)
     clients["tuspy, 8 MiB chunks"] = tuspy(8 * MIB)
     if has_node():
         clients["tus-js-client"] = tus_js_client
-    else:
-        say("node and npm are not installed: tus-js-client is left out.")
     return clients
+
+
+def left_out() -> list[str]:
+    """Say what this machine cannot run."""
+    lines = []
+    if not shutil.which("curl"):
+        lines.append("curl is not installed: it is left out, and with it all ratios.")
+    if not has_node():
+        lines.append("node and npm are not installed: tus-js-client and @tus/server are left out.")
+    return lines

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from operator import attrgetter
 
-from benchmarks.clients import CURL, OURS, available
+from benchmarks.clients import CURL, OURS, available, left_out
 from benchmarks.measure import MIB, Sample, Spread, Target, table
 from benchmarks.servers import Scratch, Server, distant_sink, has_node, reference_server, sink, tls_sink
 
@@ -52,14 +52,11 @@ def run(
     :param size: Bytes of an upload.
     :param rounds: How often.
     :param peer_rounds: In how many of the rounds the clients that are no part of a target run as well.
-    :param say: Told how far it is, and what is left out.
+    :param say: Told how far it is.
     :returns: Tables and targets.
     """
-    clients = available(say)
-    cases = {name: CASES[name] for name in names}
-    if not has_node():
-        for name in [name for name, case in cases.items() if case.needs_node]:
-            say(f"node and npm are not installed: {cases.pop(name).title} is left out.")
+    clients = available()
+    cases = {name: CASES[name] for name in names if has_node() or not CASES[name].needs_node}
     file = scratch.source(size)
     results: dict[str, Results] = {name: {client: {} for client in clients} for name in cases}
     with ExitStack() as stack:
@@ -70,7 +67,7 @@ def run(
             for case, client in _shuffled(servers, chosen):
                 results[case][client][number] = clients[client](servers[case], file)
                 servers[case].clear()
-    tables = [_table(cases[name].title, size, results[name]) for name in cases]
+    tables = [*left_out(), *(_table(cases[name].title, size, results[name]) for name in cases)]
     return tables, list(_targets(cases, results)) if CURL in clients else []
 
 
