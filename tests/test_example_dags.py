@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import airflow
 import pytest
 
 from airflow_provider_roughy.emulator import Emulator
@@ -190,3 +191,34 @@ def test_every_block_of_the_readme_is_python() -> None:
     assert len(python_blocks()) == 3
     for block in python_blocks():
         ast.parse(block)
+
+
+CALLBACK_DAG = """
+from datetime import datetime
+from pathlib import Path
+
+from airflow.providers.common.compat.sdk import DAG
+
+from airflow_provider_roughy.sensors import RoughyAssetSensor
+
+
+def take_note(context):
+    error = context["exception"]
+    Path("{note}").write_text(f"{{type(error).__name__}} {{error.asset_id}}")
+
+
+with DAG("tells_why", schedule=None, start_date=datetime(2026, 1, 1), catchup=False) as dag:
+    RoughyAssetSensor(task_id="wait", asset_id="{asset_id}", retries=3, on_failure_callback=take_note)
+"""
+
+
+def test_a_callback_gets_the_typed_error_and_no_retry_is_burned(roughy: Emulator, tmp_path: Path) -> None:
+    asset_id = roughy.seed_asset(state="pending_payment")
+    note = tmp_path / "note"
+    path = DAGS_FOLDER / "tells_why.py"
+    path.write_text(CALLBACK_DAG.format(note=note, asset_id=asset_id))
+    ended = Run(load(path).dag, {})
+    assert ended.states() == {"wait": ["failed"]}
+    if not airflow.__version__.startswith("3.0."):  # Its dag.test() calls no callbacks.
+        assert note.read_text() == f"RoughyPaymentRequiredError {asset_id}"
+    assert len([request for request in roughy.requests if request.path.endswith(asset_id)]) == 1
