@@ -219,6 +219,6 @@ def test_a_callback_gets_the_typed_error_and_no_retry_is_burned(roughy: Emulator
     path.write_text(CALLBACK_DAG.format(note=note, asset_id=asset_id))
     ended = Run(load(path).dag, {})
     assert ended.states() == {"wait": ["failed"]}
-    if not airflow.__version__.startswith("3.0."):  # Its dag.test() calls no callbacks.
+    if not airflow.__version__.startswith(("3.0.", "3.1.", "3.2.")):  # Their dag.test() calls no callbacks.
         assert note.read_text() == f"RoughyPaymentRequiredError {asset_id}"
     assert len([request for request in roughy.requests if request.path.endswith(asset_id)]) == 1
