@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -60,7 +61,6 @@ class HoldingLink:
         self._target = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._threads: list[threading.Thread] = []
-        self._sockets: list[socket.socket] = []
         self._stop: Stop | None = None
         self._stopped = threading.Event()
         self._go_on = threading.Event()
@@ -82,8 +82,6 @@ class HoldingLink:
         self._listener.close()
         for thread in self._threads:
             thread.join(timeout=10)
-        for each in self._sockets:
-            each.close()
 
     def stop_at(self, stop: Stop) -> None:
         """Stop at the next request that fits, once."""
@@ -113,10 +111,11 @@ class HoldingLink:
         """
         self._cut.set()
 
-    def _start(self, run: object, *args: object) -> None:
-        thread = threading.Thread(target=run, args=args, daemon=True)  # type: ignore[arg-type]
+    def _start(self, run: Callable[..., None], *args: object) -> threading.Thread:
+        thread = threading.Thread(target=run, args=args, daemon=True)
         self._threads.append(thread)
         thread.start()
+        return thread
 
     def _accept(self) -> None:
         while True:
@@ -124,22 +123,23 @@ class HoldingLink:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            try:
-                server = socket.create_connection(("127.0.0.1", self._target))
-            except OSError:
-                client.close()
-                continue
-            # Closed at the very end: until then no other connection gets their numbers.
-            self._sockets += (client, server)
+            self._start(self._relay, client)
+
+    def _relay(self, client: socket.socket) -> None:
+        with client, suppress(OSError), socket.create_connection(("127.0.0.1", self._target)) as server:
             # Set while a reply is to be held.
             before_reply = threading.Event()
-            self._start(self._run, self._pass_requests, client, server, before_reply)
-            self._start(self._run, self._pass_replies, client, server, before_reply)
+            replies = self._start(self._run, self._pass_replies, client, server, before_reply)
+            self._run(self._pass_requests, client, server, before_reply)
+            # Closed when nobody uses them any more; a client that still sends is reset.
+            replies.join()
 
     @staticmethod
-    def _run(relay: object, client: socket.socket, server: socket.socket, before_reply: threading.Event) -> None:
+    def _run(
+        relay: Callable[..., None], client: socket.socket, server: socket.socket, before_reply: threading.Event
+    ) -> None:
         with suppress(OSError):
-            relay(client, server, before_reply)  # type: ignore[operator]
+            relay(client, server, before_reply)
         for end in (client, server):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

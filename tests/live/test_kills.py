@@ -76,10 +76,10 @@ class Upload:
 
     def worker(self) -> psutil.Process:
         """Return the process of the task, which runs or is about to."""
-        pids: list[int] = []
-        while not pids:
-            pids = self.run.airflow.worker_pids(self.run.dag_id, self.run.run_id, "upload")
-        return psutil.Process(pids[0])
+        where = (self.run.dag_id, self.run.run_id, "upload")
+        # The pid is told a little later than the state.
+        wait_until(lambda: self.run.airflow.worker_pids(*where))
+        return psutil.Process(self.run.airflow.worker_pids(*where)[0])
 
     def kill_worker(self, *, supervisor: bool = False) -> None:
         """Send SIGKILL to the process of the task.
@@ -341,7 +341,7 @@ def test_a_task_marked_as_failed_shows_its_progress_and_can_go_on(start_upload: 
     [asset] = roughy.assets
     assert asset["id"] == upload.run.xcom("upload")
     assert asset["sha256"] == upload.sha256
-    assert received(roughy, asset) == SIZE
+    assert [request.offset for request in upload.patches()] == [0, 16 * MIB]
 
 
 def clear(upload: Upload) -> None:
