@@ -31,10 +31,9 @@ ROOMS: dict[str, set[str]] = {
     "source": {"api", "exceptions"},
     "tus": {"api", "client", "exceptions", "source"},
     "hooks": {"api", "client", "exceptions", "get_provider_info", "source", "tus"},
-    "polling": {"api", "client", "exceptions", "hooks", "lifecycle"},
-    "triggers": {"hooks", "lifecycle", "polling"},
-    "sensors": {"hooks", "lifecycle", "polling", "triggers"},
-    "operators": {"api", "exceptions", "hooks", "lifecycle", "polling", "source", "triggers"},
+    "triggers": {"api", "client", "exceptions", "hooks", "lifecycle"},
+    "sensors": {"hooks", "lifecycle", "triggers"},
+    "operators": {"api", "exceptions", "hooks", "lifecycle", "source", "triggers"},
 }
 
 
