@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import airflow
 import httpx
 
 from airflow_provider_roughy import __version__
@@ -400,12 +400,13 @@ def _options() -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _user_agent() -> str:
-    try:
-        airflow = version("apache-airflow")
-    except PackageNotFoundError:
-        airflow = version("apache-airflow-core")
-    python = platform.python_version()
-    return f"airflow-provider-roughy/{__version__} apache-airflow/{airflow} httpx/{httpx.__version__} python/{python}"
+    versions = {
+        "airflow-provider-roughy": __version__,
+        "apache-airflow": airflow.__version__,
+        "httpx": httpx.__version__,
+        "python": platform.python_version(),
+    }
+    return " ".join(f"{name}/{version}" for name, version in versions.items())
 
 
 @lru_cache(maxsize=8)
