@@ -48,7 +48,7 @@ class Request:
     """
 
     method: str
-    target: str
+    target: str = field(repr=False)
     params: Mapping[str, str | int] = field(default_factory=dict)
     json: Mapping[str, Any] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)

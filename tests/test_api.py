@@ -63,6 +63,12 @@ def test_an_asset_keeps_its_signed_urls_to_itself() -> None:
     assert json.loads(json.dumps(asset.to_dict()))["duration_seconds"] == "324.412"
 
 
+def test_a_request_keeps_an_upload_url_to_itself() -> None:
+    call = api.send_bytes("https://api.roughy.ai/v1/uploads/secret?signature=secret", [], offset=0, length=64)
+    assert str(call.request) == "PATCH /v1/uploads/…"
+    assert "secret" not in repr(call)
+
+
 #: Roughy's list (API page "List assets"), with the statuses of page "Errors" and the likeliest for those it leaves out.
 CODES = {
     "bad_request": (400, exceptions.RoughyValidationError),
