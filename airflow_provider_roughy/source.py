@@ -28,6 +28,21 @@ BLOCK_BYTES = 1024 * 1024
 #: Bytes that a storage may read ahead, which is about a third of the memory it takes; s3fs would take 50 MiB.
 READ_AHEAD_BYTES = 8 * 1024 * 1024
 
+#: What storages call that which tells one version of an object from another. What follows the content comes first:
+#: a time may be told with a resolution of a second here and a finer one there.
+_VERSIONS = (
+    "ETag",
+    "etag",
+    "e_tag",
+    "md5Hash",
+    "generation",
+    "LastModified",
+    "last_modified",
+    "mtime",
+    "updated",
+    "created",
+)
+
 
 def find_source(source: str | os.PathLike[str] | ObjectStoragePath, *, conn_id: str | None = None) -> Source:
     """Look at a source and return it, ready to be read.
@@ -213,21 +228,8 @@ class StoredSource(Source):
             raise RoughyUnusableSourceError(f"Source {self.uri} is a directory, not a file")
         if not isinstance(info.get("size"), int):
             raise RoughyUnusableSourceError(f"Source {self.uri} does not tell its size")
-        versions = (
-            "ETag",
-            "etag",
-            "e_tag",
-            "md5Hash",
-            "generation",
-            "LastModified",
-            "last_modified",
-            "mtime",
-            "updated",
-        )
-        found = {name.lower(): str(info[name]) for name in versions if info.get(name)}
-        if not found and info.get("created"):
-            found["created"] = str(info["created"])
-        return {"uri": self.uri, "size": info["size"], **found}
+        version = next((name for name in _VERSIONS if info.get(name)), None)
+        return {"uri": self.uri, "size": info["size"], **({version.lower(): str(info[version])} if version else {})}
 
     def _open(self) -> IO[bytes]:
         return cast("IO[bytes]", self._path.open("rb", block_size=READ_AHEAD_BYTES))

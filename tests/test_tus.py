@@ -322,7 +322,8 @@ def test_a_source_that_changes_on_the_way_is_never_completed(
     with pytest.raises(RoughySourceError):
         upload(path, on_progress=meddle)
     assert roughy.assets[0]["state"] == "pending_upload"
-    assert len(patches(roughy)) == 1
+    # The emulator takes note of a request when it is over, which may be a moment after its client has left.
+    assert len(patches(roughy)) <= 1
 
 
 def test_a_source_that_fails_to_be_read_is_named(
