@@ -345,11 +345,17 @@ def test_many_patches_at_once_never_mix(api: Api, roughy: Emulator) -> None:
     content = b"fLaC" + bytes(range(256)) * 8000
     asset = api.create(len(content))
 
+    start = threading.Barrier(4)
+
     def push() -> None:
         with Api(roughy) as client:
-            while (reply := client.head(asset["upload_url"])).status_code == 200:
+            # All of them have seen the offset 0 before any of them sends.
+            reply = client.head(asset["upload_url"])
+            start.wait(20)
+            while reply.status_code == 200:
                 offset = int(reply.headers["Upload-Offset"])
                 client.patch(asset["upload_url"], offset, content[offset : offset + 100_000])
+                reply = client.head(asset["upload_url"])
 
     threads = [threading.Thread(target=push) for _ in range(4)]
     for thread in threads:
