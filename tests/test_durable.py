@@ -262,7 +262,7 @@ def test_a_killed_task_leaves_its_upload_only_where_it_will_be_found(
 
     before = signal.signal(signal.SIGALRM, kill)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.4)
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
         with pytest.raises(Killed):
             run_task(operator, context={"task_state_store": store})
     finally:
