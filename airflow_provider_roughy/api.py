@@ -193,9 +193,7 @@ class RoughyAsset:
 
         :raises ValueError: If it is no asset.
         """
-        if not isinstance(body, dict):
-            raise ValueError("not an object")
-        return _from_json(cls, {**body, "request_id": request_id})
+        return _from_json(cls, body, request_id)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON, fit for XCom: every field but the secret URLs."""
@@ -323,9 +321,7 @@ class RoughyProject:
 
         :raises ValueError: If it is no project.
         """
-        if not isinstance(body, dict):
-            raise ValueError("not an object")
-        return _from_json(cls, {**body, "request_id": request_id})
+        return _from_json(cls, body, request_id)
 
 
 def create_project(name: str) -> Call[RoughyProject]:
@@ -436,7 +432,10 @@ def _page_of(cls: Any) -> Callable[[Reply], Page[Any]]:
     return parse
 
 
-def _from_json(cls: type[T], body: Mapping[str, Any]) -> T:
+def _from_json(cls: type[T], body: Mapping[str, Any], request_id: str | None) -> T:
+    if not isinstance(body, dict):
+        raise ValueError("not an object")
+    body = {**body, "request_id": request_id}
     values = {entry.name: body[entry.name] for entry in fields(cls) if entry.name in body}  # type: ignore[arg-type]
     if not isinstance(values.get("id"), str) or not isinstance(values.get("state"), str):
         raise ValueError("no id or no state")
