@@ -57,11 +57,13 @@ class Kind:
 
     :param name: What Roughy calls it.
     :param outcomes: The state table.
+    :param working: The state in which most of those that are waited for are.
     :param failed: The error of one that failed, called with its id.
     """
 
     name: str
     outcomes: Mapping[str, Outcome]
+    working: str
     failed: Callable[..., RoughyError]
 
 
@@ -74,6 +76,7 @@ ASSET = Kind(
         "failed": Outcome.FAILED,
         "pending_payment": Outcome.PAYMENT_REQUIRED,
     },
+    working="processing",
     failed=RoughyAssetFailedError,
 )
 

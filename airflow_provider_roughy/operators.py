@@ -14,8 +14,9 @@ from airflow_provider_roughy.api import language_code
 from airflow_provider_roughy.exceptions import RoughyError, RoughyNotFoundError
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.lifecycle import ASSET, OnPendingPayment, Outcome, Verdict, check_on_pending_payment
+from airflow_provider_roughy.polling import Watch, wait_for_asset
 from airflow_provider_roughy.source import find_source
-from airflow_provider_roughy.triggers import RoughyAssetTrigger, Watch, wait_for_asset
+from airflow_provider_roughy.triggers import RoughyAssetTrigger
 
 if TYPE_CHECKING:
     import os

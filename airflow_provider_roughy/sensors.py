@@ -17,7 +17,8 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.lifecycle import OnPendingPayment, Verdict, check_on_pending_payment
-from airflow_provider_roughy.triggers import RoughyAssetTrigger, Watch
+from airflow_provider_roughy.polling import Watch
+from airflow_provider_roughy.triggers import RoughyAssetTrigger
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

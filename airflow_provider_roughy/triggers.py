@@ -1,123 +1,20 @@
-"""Waiting: how one look after another becomes a verdict, and the trigger that looks from a triggerer."""
+"""The trigger that waits for an asset in a triggerer."""
 
 from __future__ import annotations
 
-import asyncio
-import random
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_roughy import api
-from airflow_provider_roughy.exceptions import RoughyApiError, RoughyConfigurationError, RoughyError
 from airflow_provider_roughy.hooks import RoughyHook
-from airflow_provider_roughy.lifecycle import ASSET, OnPendingPayment, Outcome, Verdict
+from airflow_provider_roughy.polling import Watch, wait_for_asset
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-
-class Watch:
-    """Judges one look at an asset after another, and logs each state once.
-
-    :param asset_id: The asset.
-    :param on_pending_payment: Whether an unpaid asset is waited for (``"wait"``).
-    :param log: Where to say what was seen: a logger of the standard library or of structlog.
-    """
-
-    def __init__(self, asset_id: str, *, on_pending_payment: OnPendingPayment, log: Any) -> None:
-        self.asset_id = asset_id
-        self.on_pending_payment = on_pending_payment
-        self.log = log
-        self.state: str | None = None
-        self.error: RoughyError | None = None
-
-    def saw(self, asset: api.RoughyAsset) -> Verdict:
-        """Judge an asset that was just read."""
-        verdict = Verdict.of(ASSET, asset)
-        if verdict.state != self.state:
-            self._log_state(verdict)
-        self.state, self.error = verdict.state, None
-        return verdict
-
-    def missed(self, error: RoughyError) -> None:
-        """Take note of a look that failed and may succeed later."""
-        self.error = error
-        self.log.warning("Asset %s could not be looked at, and is waited for all the same: %s", self.asset_id, error)
-
-    def _log_state(self, verdict: Verdict) -> None:
-        if not verdict.known:
-            self.log.warning(
-                "Asset %s is in state %r, which this version does not know: waiting on until the deadline. "
-                "Is there a newer airflow-provider-roughy?",
-                verdict.id,
-                verdict.state,
-            )
-        elif verdict.outcome is Outcome.PAYMENT_REQUIRED:
-            self.log.warning(
-                "Asset %s is %s: the credits did not cover it. Top up at Roughy within 30 days and it becomes ready "
-                "by itself; on_pending_payment=%r decides what happens meanwhile (request %s)",
-                verdict.id,
-                verdict.state,
-                self.on_pending_payment,
-                verdict.request_id,
-            )
-        else:
-            self.log.info("Asset %s is %s (request %s)", verdict.id, verdict.state, verdict.request_id)
-
-    def look(self, hook: RoughyHook) -> Verdict | None:
-        """Look once, and return the verdict if it is final.
-
-        :param hook: Looks.
-        :raises RoughyError: If Roughy refuses for good: wrong key, no such asset.
-        """
-        try:
-            verdict = self.saw(hook.get_asset(self.asset_id))
-        except RoughyError as error:
-            if not error.transient:
-                raise
-            self.missed(error)
-            return None
-        return verdict if verdict.is_final(self.on_pending_payment) else None
-
-
-async def wait_for_asset(hook: RoughyHook, watch: Watch, *, poll_interval: float, deadline: float) -> Verdict:
-    """Look at an asset until there is a final verdict: the one polling loop of this package.
-
-    A look that fails for a reason that may pass does not end the wait, and ``Retry-After`` is obeyed.
-
-    :param hook: Looks.
-    :param watch: Judges.
-    :param poll_interval: Seconds between two looks, give or take a tenth, so that many waiters spread out.
-    :param deadline: When to give up, in seconds since the epoch.
-    """
-    from airflow_provider_roughy.client import Backoff
-
-    try:
-        client = await hook.aopen()
-    except RoughyConfigurationError as error:
-        return Verdict.refused(ASSET, watch.asset_id, error)
-    async with client:
-        while True:
-            pause = poll_interval * random.uniform(0.9, 1.1)
-            try:
-                # The next round is the retry.
-                verdict = watch.saw(await client.run(api.get_asset(watch.asset_id), backoff=Backoff(tries=1)))
-            except RoughyError as error:
-                if not error.transient:
-                    return Verdict.refused(ASSET, watch.asset_id, error)
-                watch.missed(error)
-                if isinstance(error, RoughyApiError) and error.retry_after is not None:
-                    pause = max(pause, error.retry_after)
-            else:
-                if verdict.is_final(watch.on_pending_payment):
-                    return verdict
-            left = deadline - time.time()
-            if left <= 0:
-                return Verdict.timed_out(ASSET, watch.asset_id, state=watch.state, error=watch.error)
-            await asyncio.sleep(min(pause, left))
+    from airflow_provider_roughy.lifecycle import OnPendingPayment
 
 
 class RoughyAssetTrigger(BaseTrigger):

@@ -31,9 +31,10 @@ ROOMS: dict[str, set[str]] = {
     "source": {"api", "exceptions"},
     "tus": {"api", "client", "exceptions", "source"},
     "hooks": {"api", "client", "exceptions", "get_provider_info", "source", "tus"},
-    "triggers": {"api", "client", "exceptions", "hooks", "lifecycle"},
-    "sensors": {"hooks", "lifecycle", "triggers"},
-    "operators": {"api", "exceptions", "hooks", "lifecycle", "source", "triggers"},
+    "polling": {"api", "client", "exceptions", "hooks", "lifecycle"},
+    "triggers": {"hooks", "lifecycle", "polling"},
+    "sensors": {"hooks", "lifecycle", "polling", "triggers"},
+    "operators": {"api", "exceptions", "hooks", "lifecycle", "polling", "source", "triggers"},
 }
 
 
