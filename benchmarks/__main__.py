@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import memory, retry, transfer
+from benchmarks import memory, retry, transfer, waiting
 from benchmarks.measure import GIB, Target, table
 from benchmarks.servers import Scratch
 
-PARTS = (*transfer.CASES, "memory", "retry")
+PARTS = (*transfer.CASES, "memory", "retry", "waiting")
 
 
 def _say(line: str) -> None:
@@ -45,6 +45,7 @@ def _run(arguments: argparse.Namespace, scratch: Scratch) -> None:
     parts: dict[str, Callable[[], tuple[list[str], list[Target]]]] = {
         "memory": lambda: memory.run(scratch, say=_say),
         "retry": lambda: retry.run(scratch, size=arguments.size, say=_say),
+        "waiting": lambda: waiting.run(scratch, say=_say),
     }
     work = [parts[name] for name in parts if name in wanted]
     if cases := [name for name in transfer.CASES if name in wanted]:

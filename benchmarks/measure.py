@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 
 MIB = 1024**2
 GIB = 1024**3
@@ -72,6 +72,14 @@ class Spread:
     def text(self, digits: int = 2) -> str:
         """Return ``median (least-most)``."""
         return f"{self.median:.{digits}f} ({self.least:.{digits}f}-{self.most:.{digits}f})"
+
+
+def percentile(values: Iterable[float], percent: int) -> float:
+    """Return what so many percent of at least two values do not exceed.
+
+    :param percent: 1 to 99.
+    """
+    return quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from benchmarks.processes import ROOT, environment, module, serving
 
 #: Seconds that a byte spends on the long line, each way.
 DELAY = 0.02
+#: The API key of all connections.
+KEY = "sk_benchmark"
 
 _PROGRAMS = ROOT / "benchmarks" / "node"
 _PACKAGES = ROOT / "tests" / "node" / "package.json"
@@ -81,7 +83,7 @@ class Server:
         connection = {
             "conn_type": "roughy",
             "host": self.url,
-            "password": "sk_benchmark",
+            "password": KEY,
             "extra": {"project_id": str(uuid4()), "verify": bundle},
         }
         return environment(
@@ -145,6 +147,19 @@ def reference_server(scratch: Scratch) -> Iterator[Server]:
     folder = scratch.folder / "stored"
     folder.mkdir()
     with serving(["node", str(node_program("server.mjs")), str(folder)]) as port:
+        yield Server(f"http://127.0.0.1:{port}", scratch, folder)
+
+
+@contextmanager
+def emulated(scratch: Scratch, name: str, *, processing: int) -> Iterator[Server]:
+    """Run the emulator, with one asset that is ready and others in processing.
+
+    :param name: Of a new folder for its state.
+    :param processing: How many.
+    """
+    folder = scratch.folder / name
+    folder.mkdir()
+    with serving(module("emulated", folder, KEY, "1", str(processing))) as port:
         yield Server(f"http://127.0.0.1:{port}", scratch, folder)
 
 

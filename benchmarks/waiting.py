@@ -1,0 +1,206 @@
+"""What it costs to wait for many assets in one event loop, beside the ways of others."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from benchmarks.measure import Target, percentile, table
+from benchmarks.processes import ROOT, module
+from benchmarks.servers import KEY, Scratch, Server, emulated
+
+OURS = "ours"
+#: The ways of :data:`benchmarks.waiters.WAYS`, as they are called in tables.
+_TITLES = {OURS: "this package's trigger", "naive": "one GET a waiter", "http": "http provider's sensor trigger"}
+
+#: Seconds between two looks, by the number of waiters. The emulator answers some 200 requests a second.
+_INTERVALS = {10: 1.0, 100: 2.0, 1000: 8.0, 5000: 8.0}
+#: With more waiters, the peers would ask more than that.
+_MOST_OF_PEERS = 1000
+#: Intervals in which all assets are processing, in which some settle one by one, and until their events are there.
+_ROUNDS, _TRICKLE, _PAUSE = 2.2, 1.0, 1.5
+#: The share of the assets that settle one by one; the others settle at once.
+_TRICKLING = 0.1
+
+
+@dataclass(frozen=True)
+class Wait:
+    """What became of some waiters.
+
+    :param requests: How many a round, while all assets are processing.
+    :param cpu: Seconds of processor time a round, while all assets are processing.
+    :param memory: Bytes a waiter.
+    :param lag: Seconds that the event loop was late, from the first trigger to the last event: p99 and the most.
+    :param own_lag: Of them, those in which the process was at work, and did not wait for a processor.
+    :param one_by_one: Seconds from a change of state to its event, of assets that settle one after another.
+    :param at_once: The same of assets that all settle in one moment.
+    :param lost: How many waiters had no event.
+    """
+
+    requests: float
+    cpu: float
+    memory: float
+    lag: tuple[float, float]
+    own_lag: tuple[float, float]
+    one_by_one: Sequence[float]
+    at_once: Sequence[float]
+    lost: int
+
+
+#: By number of waiters and way; ``None`` where a way is left out.
+Waits = Mapping[tuple[int, str], Wait | None]
+
+
+def run(scratch: Scratch, *, say: Callable[[str], None]) -> tuple[list[str], list[Target]]:
+    """Wait in all ways, for few and for many.
+
+    :param scratch: Where to keep things.
+    :param say: Told how far it is.
+    :returns: Tables and targets.
+    """
+    waits: dict[tuple[int, str], Wait | None] = {}
+    for count in _INTERVALS:
+        for way in _TITLES:
+            say(f"waiting: {count:,} with {_TITLES[way]}")
+            left_out = way != OURS and count > _MOST_OF_PEERS
+            waits[count, way] = None if left_out else _wait(scratch, way, count)
+    return [_cost_table(waits), _delay_table(waits)], list(_targets(waits))
+
+
+def _wait(scratch: Scratch, way: str, count: int) -> Wait:
+    interval = _INTERVALS[count]
+    with emulated(scratch, f"{way}-{count}", processing=count) as server:
+        ids = [asset["id"] for asset in server.ask("/_emulator/assets")]
+        waiters = subprocess.Popen(
+            module("waiters", way, str(interval), str(_ROUNDS)),
+            cwd=ROOT,
+            env=server.environment | {"AIRFLOW_CONN_HTTP_DEFAULT": _http_connection(server)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        with waiters:
+            try:
+                assert waiters.stdin is not None
+                assert waiters.stdout is not None
+                print(json.dumps(ids), file=waiters.stdin, flush=True)
+                steady = json.loads(waiters.stdout.readline())
+                one_by_one, at_once = _settle(server, ids[1:], interval)
+                end = json.loads(waiters.stdout.readline())
+            finally:
+                waiters.kill()
+        log = server.ask("/_emulator/requests")
+    if steady["early"]:
+        raise RuntimeError(f"{steady['early']} events of assets that were still processing")
+    asked = [entry for entry in log if steady["begin"] <= entry["started_at"] < steady["end"]]
+    requests = _requests_a_round(asked)
+    events: dict[str, float] = end["events"]
+    return Wait(
+        requests=requests,
+        cpu=steady["cpu"] / len(asked) * requests,
+        memory=steady["growth"] / count,
+        lag=tuple(end["lag"]),
+        own_lag=tuple(end["own"]),
+        one_by_one=_delays(one_by_one, events),
+        at_once=_delays(at_once, events),
+        lost=count - len(events),
+    )
+
+
+def _http_connection(server: Server) -> str:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    return json.dumps({"conn_type": "http", "host": server.url, "extra": headers})
+
+
+def _settle(server: Server, ids: Sequence[str], interval: float) -> tuple[dict[str, float], dict[str, float]]:
+    """Let some assets become ready one by one, at random moments, and then all others at once.
+
+    :returns: When each of them became ready, in seconds since the epoch.
+    """
+    some = random.sample(ids, max(3, round(_TRICKLING * len(ids))))
+    one_by_one: dict[str, float] = {}
+    started = time.time()
+    for asset_id, moment in zip(some, sorted(random.uniform(0, _TRICKLE) for _ in some), strict=True):
+        time.sleep(max(0.0, started + moment * interval - time.time()))
+        server.ask(f"/_emulator/assets/{asset_id}/state", {"state": "ready"})
+        one_by_one[asset_id] = time.time()
+    time.sleep(_PAUSE * interval)
+    settled = server.ask("/_emulator/settle", {})["settled"]
+    return one_by_one, dict.fromkeys(settled, time.time())
+
+
+def _delays(changed: Mapping[str, float], events: Mapping[str, float]) -> list[float]:
+    # The steering hears of a change a moment after it; an event can be there before.
+    return [max(0.0, events[asset_id] - at) for asset_id, at in changed.items() if asset_id in events]
+
+
+def _requests_a_round(log: Sequence[Mapping[str, Any]]) -> float:
+    """Return how many requests there are from one to the next that asks the same.
+
+    Unlike requests by time, that does not depend on how many rounds just fit into the time.
+    """
+    places = defaultdict(list)
+    for place, entry in enumerate(log):
+        places[entry["path"], entry["query"]].append(place)
+    return mean((found[-1] - found[0]) / (len(found) - 1) for found in places.values() if len(found) > 1)
+
+
+def _cost_table(waits: Waits) -> str:
+    header = ["waiters", "way", "requests a round", "CPU a round, ms", "KiB a waiter"]
+    header += ["lag p99 (own), ms", "lag max (own), ms", "requests / ours", "CPU / ours"]
+    rows = []
+    for (count, way), wait in waits.items():
+        ours = waits[count, OURS]
+        assert ours is not None
+        values = wait and [
+            f"{wait.requests:.1f}",
+            f"{wait.cpu * 1000:.1f}",
+            f"{wait.memory / 1024:.1f}",
+            *(f"{lag * 1000:.0f} ({own * 1000:.0f})" for lag, own in zip(wait.lag, wait.own_lag, strict=True)),
+            f"{wait.requests / ours.requests:.1f}",
+            f"{wait.cpu / ours.cpu:.1f}",
+        ]
+        rows.append([f"{count:,}", _TITLES[way], *(values or ["-"] * (len(header) - 2))])
+    title = (
+        "waiting: a round while all are processing; lag from the first trigger to the last event, own: at work itself; "
+        f"-: left out, more than {_MOST_OF_PEERS:,} GETs a round are too many for the emulator"
+    )
+    return table(title, header, rows)
+
+
+def _delay_table(waits: Waits) -> str:
+    header = ["waiters", "way", "interval, s", "one by one, p50", "p99", "all at once, p50", "p99", "no event"]
+    rows = [
+        [
+            f"{count:,}",
+            _TITLES[way],
+            f"{_INTERVALS[count]:g}",
+            *(f"{percentile(delays, each):.2f}" for delays in (wait.one_by_one, wait.at_once) for each in (50, 99)),
+            str(wait.lost),
+        ]
+        for (count, way), wait in waits.items()
+        if wait
+    ]
+    title = (
+        "waiting: seconds from ready to the event; some at random, then all others at once, at any moment of a round "
+        "(then it is the emulator that takes the time)"
+    )
+    return table(title, header, rows)
+
+
+def _targets(waits: Waits) -> Iterator[Target]:
+    thousand, most = waits[1000, OURS], waits[5000, OURS]
+    assert thousand is not None
+    assert most is not None
+    yield Target("requests a round, 1,000 waiters", 12, thousand.requests)
+    yield Target("requests a round, 5,000 waiters", 60, most.requests)
+    yield Target("KiB a waiter, 1,000 waiters", 20, thousand.memory / 1024)
+    yield Target("ms of lag of the event loop, p99, 1,000 waiters", 20, thousand.lag[0] * 1000)
+    yield Target("ms of lag of the event loop, at most, 1,000 waiters", 200, thousand.lag[1] * 1000)
