@@ -180,7 +180,7 @@ class Backoff:
         wanted = error.retry_after if isinstance(error, RoughyApiError) else None
         if wanted is not None:
             return None if wanted > self.patience else wanted + random.uniform(0, self.first)
-        ceiling = min(self.longest, self.first * 2 ** (self._failed - 1))
+        ceiling = min(self.longest, self.first * 2 ** min(self._failed - 1, 30))
         return random.uniform(ceiling / 2, ceiling)
 
     def refill(self) -> None:

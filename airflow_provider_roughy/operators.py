@@ -14,7 +14,7 @@ from airflow_provider_roughy.api import language_code
 from airflow_provider_roughy.exceptions import RoughyError, RoughyNotFoundError
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.lifecycle import ASSET, OnPendingPayment, Outcome, Verdict, check_on_pending_payment
-from airflow_provider_roughy.polling import Watch, wait_for_asset
+from airflow_provider_roughy.polling import Watch, wait_until_final
 from airflow_provider_roughy.source import find_source
 from airflow_provider_roughy.triggers import RoughyAssetTrigger
 
@@ -236,17 +236,17 @@ class RoughyCreateUploadOperator(BaseOperator):
         watch = Watch(asset_id, on_pending_payment=self.on_pending_payment, log=self.log)
         verdict = watch.look(self.hook)
         if verdict is None and self.deferrable:
-            trigger = RoughyAssetTrigger(
+            RoughyAssetTrigger(
                 asset_id=asset_id,
                 roughy_conn_id=self.roughy_conn_id,
                 poll_interval=self.poll_interval,
                 deadline=deadline,
                 on_pending_payment=self.on_pending_payment,
-            )
-            self.log.info("Asset %s is waited for in the triggerer", asset_id)
-            self.defer(trigger=trigger, method_name="execute_complete", timeout=trigger.defer_timeout)
+            ).take_over(self)
         if verdict is None:
-            verdict = asyncio.run(wait_for_asset(self.hook, watch, poll_interval=self.poll_interval, deadline=deadline))
+            verdict = asyncio.run(
+                wait_until_final(self.hook, watch, poll_interval=self.poll_interval, deadline=deadline)
+            )
         verdict.raise_for_failure(self.on_pending_payment)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> str:

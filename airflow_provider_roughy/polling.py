@@ -2,17 +2,21 @@
 
 A thousand deferred tasks must not ask a thousand questions a round. So waiters of one event loop and one connection
 share a :class:`SharedPoll`. It knows who wants to look at what, and each round it takes the cheaper way: one ``GET`` a
-resource, or one pass over the list of those still in work, 100 a page, and a ``GET`` only for what is not on it. The
-list is a hint that somebody is still waiting; only the ``GET`` says that somebody is done.
+resource, or one pass over the list of those in the same state, 100 a page, and a ``GET`` only for what is not on it.
+The list is a hint that nothing has changed; what became of a resource, only its ``GET`` says.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
+from contextvars import Context
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -21,8 +25,8 @@ from airflow_provider_roughy import api
 from airflow_provider_roughy.exceptions import (
     RoughyApiError,
     RoughyAuthenticationError,
+    RoughyConfigurationError,
     RoughyError,
-    RoughyRateLimitError,
     RoughyUnreachableError,
 )
 from airflow_provider_roughy.hooks import RoughyHook
@@ -30,7 +34,7 @@ from airflow_provider_roughy.lifecycle import ASSET, Kind, OnPendingPayment, Out
 
 if TYPE_CHECKING:
     from airflow_provider_roughy.api import Call, Page
-    from airflow_provider_roughy.client import AsyncClient
+    from airflow_provider_roughy.client import AsyncClient, Backoff
 
 #: Seconds that a round waits for others who want to look as well: a triggerer starts its triggers in bursts.
 _GATHER_SECONDS = 0.05
@@ -38,112 +42,12 @@ _GATHER_SECONDS = 0.05
 _GRACE_SECONDS = 5.0
 #: ``GET`` requests under way at once.
 _AT_ONCE = 8
+#: Requests in a row that may fail before the rest of a round is put off.
+_FAILURES = 3
 #: Waiters that are answered before the event loop may do something else.
 _BATCH = 25
 
-
-class Watch:
-    """Judges one look at an asset after another, and logs each state once, with the time spent in the one before.
-
-    :param asset_id: The asset.
-    :param on_pending_payment: Whether an unpaid asset is waited for (``"wait"``).
-    :param log: Where to say what was seen: a logger of the standard library or of structlog.
-    """
-
-    def __init__(self, asset_id: str, *, on_pending_payment: OnPendingPayment, log: Any) -> None:
-        self.asset_id = asset_id
-        self.on_pending_payment = on_pending_payment
-        self.log = log
-        self.state: str | None = None
-        self.error: RoughyError | None = None
-        self._since = time.monotonic()
-
-    def saw(self, asset: api.RoughyAsset) -> Verdict:
-        """Judge an asset that was just read."""
-        verdict = Verdict.of(ASSET, asset)
-        if verdict.state != self.state:
-            self._log_state(verdict)
-            self._since = time.monotonic()
-        self.state, self.error = verdict.state, None
-        return verdict
-
-    def missed(self, error: RoughyError) -> None:
-        """Take note of a look that failed and may succeed later."""
-        if self.error is None or str(self.error) != str(error):
-            self.log.warning(
-                "Asset %s could not be looked at, and is waited for all the same: %s", self.asset_id, error
-            )
-        self.error = error
-
-    def _log_state(self, verdict: Verdict) -> None:
-        spent = f", after {time.monotonic() - self._since:.0f} s as {self.state}" if self.state else ""
-        if not verdict.known:
-            self.log.warning(
-                "Asset %s is in state %r%s, which this version does not know: waiting on until the deadline. "
-                "Is there a newer airflow-provider-roughy?",
-                verdict.id,
-                verdict.state,
-                spent,
-            )
-        elif verdict.outcome is Outcome.PAYMENT_REQUIRED:
-            self.log.warning(
-                "Asset %s is %s%s: the credits did not cover it. Top up at Roughy within 30 days and it becomes ready "
-                "by itself; on_pending_payment=%r decides what happens meanwhile (request %s)",
-                verdict.id,
-                verdict.state,
-                spent,
-                self.on_pending_payment,
-                verdict.request_id,
-            )
-        else:
-            self.log.info("Asset %s is %s%s (request %s)", verdict.id, verdict.state, spent, verdict.request_id)
-
-    def look(self, hook: RoughyHook) -> Verdict | None:
-        """Look once, and return the verdict if it is final.
-
-        :param hook: Looks.
-        :raises RoughyError: If Roughy refuses for good: wrong key, no such asset.
-        """
-        try:
-            verdict = self.saw(hook.get_asset(self.asset_id))
-        except RoughyError as error:
-            if not error.transient:
-                raise
-            self.missed(error)
-            return None
-        return verdict if verdict.is_final(self.on_pending_payment) else None
-
-
-async def wait_for_asset(hook: RoughyHook, watch: Watch, *, poll_interval: float, deadline: float) -> Verdict:
-    """Look at an asset until there is a final verdict: the one polling loop of this package.
-
-    A look that fails for a reason that may pass does not end the wait.
-
-    :param hook: Names the connection.
-    :param watch: Judges.
-    :param poll_interval: Seconds between two looks, give or take a tenth, so that rounds of many connections spread.
-    :param deadline: When to give up, in seconds since the epoch.
-    """
-    async with SharedPoll.joined(hook, ASSET) as poll:
-        pause = 0.0
-        while True:
-            left = max(0.0, deadline - time.time())
-            try:
-                async with asyncio.timeout(left + _GRACE_SECONDS):
-                    answer = await poll.look(watch.asset_id, state=watch.state, after=min(pause, left))
-                verdict = watch.saw(answer)
-            except TimeoutError:
-                return Verdict.timed_out(ASSET, watch.asset_id, state=watch.state, error=watch.error)
-            except RoughyError as error:
-                if not error.transient:
-                    return Verdict.refused(ASSET, watch.asset_id, error)
-                watch.missed(error)
-            else:
-                if verdict.is_final(watch.on_pending_payment):
-                    return verdict
-            if deadline <= time.time():
-                return Verdict.timed_out(ASSET, watch.asset_id, state=watch.state, error=watch.error)
-            pause = poll_interval * random.uniform(0.9, 1.1)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -163,6 +67,125 @@ _READERS = {
 }
 
 
+class Watch:
+    """Judges one look at a resource after another, and logs each state once, with the time spent in the one before.
+
+    :param id: The resource.
+    :param kind: What it is.
+    :param on_pending_payment: Whether an unpaid one is waited for (``"wait"``).
+    :param log: Where to say what was seen: a logger of the standard library or of structlog.
+    """
+
+    def __init__(self, id: str, *, on_pending_payment: OnPendingPayment, log: Any, kind: Kind = ASSET) -> None:
+        self.id = id
+        self.kind = kind
+        self.on_pending_payment = on_pending_payment
+        self.log = log
+        self.state: str | None = None
+        self.error: RoughyError | None = None
+        self._since = time.monotonic()
+        self._missed = 0
+        self._title = kind.name.capitalize()
+
+    def saw(self, resource: Any) -> Verdict:
+        """Judge a resource that was just read."""
+        verdict = Verdict.of(self.kind, resource)
+        if self._missed:
+            self.log.info("%s %s can be looked at again, after %d failed looks", self._title, self.id, self._missed)
+        if verdict.state != self.state:
+            self._log_state(verdict)
+            self._since = time.monotonic()
+        self.state, self.error, self._missed = verdict.state, None, 0
+        return verdict
+
+    def missed(self, error: RoughyError) -> None:
+        """Take note of a look that failed and may succeed later."""
+        if type(error) is not type(self.error):
+            self.log.warning(
+                "%s %s could not be looked at, and is waited for all the same: %s", self._title, self.id, error
+            )
+        self.error = error
+        self._missed += 1
+
+    def timed_out(self) -> Verdict:
+        """Judge that the deadline passed first."""
+        return Verdict.timed_out(self.kind, self.id, state=self.state, error=self.error)
+
+    def _log_state(self, verdict: Verdict) -> None:
+        spent = f", after {time.monotonic() - self._since:.0f} s as {self.state}" if self.state else ""
+        if not verdict.known:
+            self.log.warning(
+                "%s %s is in state %r%s, which this version does not know: waiting on until the deadline. "
+                "Is there a newer airflow-provider-roughy?",
+                self._title,
+                verdict.id,
+                verdict.state,
+                spent,
+            )
+        elif verdict.outcome is Outcome.PAYMENT_REQUIRED:
+            self.log.warning(
+                "%s %s is %s%s: the credits did not cover it. Top up at Roughy within 30 days and it becomes ready "
+                "by itself; on_pending_payment=%r decides what happens meanwhile (request %s)",
+                self._title,
+                verdict.id,
+                verdict.state,
+                spent,
+                self.on_pending_payment,
+                verdict.request_id,
+            )
+        else:
+            self.log.info(
+                "%s %s is %s%s (request %s)", self._title, verdict.id, verdict.state, spent, verdict.request_id
+            )
+
+    def look(self, hook: RoughyHook) -> Verdict | None:
+        """Look once, and return the verdict if it is final.
+
+        :param hook: Looks.
+        :raises RoughyError: If Roughy refuses for good: wrong key, no such resource.
+        """
+        try:
+            verdict = self.saw(hook.client.run(_READERS[self.kind.name].get(self.id)))
+        except RoughyError as error:
+            if not error.transient:
+                raise
+            self.missed(error)
+            return None
+        return verdict if verdict.is_final(self.on_pending_payment) else None
+
+
+async def wait_until_final(hook: RoughyHook, watch: Watch, *, poll_interval: float, deadline: float) -> Verdict:
+    """Look at a resource until there is a final verdict: the one polling loop of this package.
+
+    A look that fails for a reason that may pass does not end the wait.
+
+    :param hook: Names the connection.
+    :param watch: Judges.
+    :param poll_interval: Seconds between two looks, give or take a tenth, so that rounds of many connections spread.
+    :param deadline: When to give up, in seconds since the epoch.
+    """
+    async with SharedPoll.joined(hook, watch.kind) as poll:
+        pause = 0.0
+        while True:
+            left = max(0.0, deadline - time.time())
+            try:
+                async with asyncio.timeout(left + _GRACE_SECONDS):
+                    resource = await poll.look(watch.id, state=watch.state, after=min(pause, left))
+                verdict = watch.saw(resource)
+            except TimeoutError:
+                return watch.timed_out()
+            except RoughyError as error:
+                if not error.transient:
+                    return Verdict.refused(watch.kind, watch.id, error)
+                watch.missed(error)
+            else:
+                if verdict.is_final(watch.on_pending_payment):
+                    return verdict
+            if deadline <= time.time():
+                return watch.timed_out()
+            pause = poll_interval * random.uniform(0.9, 1.1)
+
+
 @dataclass(eq=False)
 class _Look:
     """One waiter's wish to look.
@@ -171,7 +194,7 @@ class _Look:
     :param state: In which state it was seen last, ``None`` if it never was.
     :param due: When, on the clock of the event loop.
     :param ready: From when on it goes along if somebody else is due, so that many looks make one round.
-    :param answer: What it gets: the resource, or an error.
+    :param answer: What it gets: the resource, or the error that stands for it.
     """
 
     id: str
@@ -194,14 +217,17 @@ class SharedPoll:
     )
 
     def __init__(self, hook: RoughyHook, kind: Kind) -> None:
-        self._hook = hook
+        self._conn_id = hook.roughy_conn_id
         self._kind = kind
         self._reader = _READERS[kind.name]
         self._waiters = 0
         self._looks: set[_Look] = set()
         self._wake = asyncio.Event()
         self._client: AsyncClient | None = None
+        self._backoff: Backoff | None = None
         self._not_before = 0.0
+        self._failures = 0
+        self._warned = False
         self._task: asyncio.Task[None] | None = None
 
     @classmethod
@@ -238,13 +264,20 @@ class SharedPoll:
         now = loop.time()
         look = _Look(id, state, now + after, now + 0.75 * after, loop.create_future())
         self._looks.add(look)
-        if self._task is None or self._task.done():
-            self._task = loop.create_task(self._run())
+        if self._task is None:
+            # In no waiter's context: what is logged for all must not land in the log of the one who came first.
+            self._task = loop.create_task(self._run(), context=Context())
         self._wake.set()
         try:
-            return await look.answer
+            answer = await look.answer
         finally:
             self._looks.discard(look)
+        if isinstance(answer, RoughyError):
+            # A copy, since raising an error writes into it.
+            raise copy(answer)
+        if isinstance(answer, Exception):
+            raise RuntimeError(f"The shared poll failed: {answer!r}") from answer
+        return answer
 
     async def _close(self) -> None:
         task, self._task = self._task, None
@@ -255,6 +288,8 @@ class SharedPoll:
         if self._client is not None:
             client, self._client = self._client, None
             await client.close()
+
+    # ---- Rounds
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -269,110 +304,143 @@ class SharedPoll:
             try:
                 await self._round()
             except RoughyError as error:
-                if isinstance(error, RoughyApiError) and error.retry_after is not None:
-                    # Everybody waits, once.
-                    self._not_before = loop.time() + error.retry_after
-                await self._answer(self._due(), error)
+                await self._put_off(error)
             except Exception as error:
                 # Nobody must wait for a round that died.
-                await self._answer(set(self._looks), error)
+                await self._answer(list(self._looks), error)
 
     def _due(self) -> set[_Look]:
         now = asyncio.get_running_loop().time()
         return {look for look in self._looks if look.ready <= now}
 
     async def _round(self) -> None:
-        """Answer all looks that are due, and those that a list answers on the way."""
+        """Answer all looks that are due, and those that a list answers on the way.
+
+        :raises RoughyError: If the next request would meet the same.
+        """
         due = self._due()
         by_state: dict[str, set[_Look]] = {}
         for look in self._looks:
             # A newcomer's is most likely in work.
             by_state.setdefault(look.state or self._kind.working, set()).add(look)
         for state, looks in by_state.items():
-            if len(looks & due) > 1 and self._kind.outcomes.get(state) is not None:
-                await self._pass_over(state, looks, worth=len(looks & due))
-        rest = {look for look in due if not look.answer.done()}
+            if state in self._kind.outcomes:
+                await self._pass_over(state, looks, due)
         by_id: dict[str, list[_Look]] = {}
-        for look in rest:
-            by_id.setdefault(look.id, []).append(look)
-        # In no fixed order: one that ends the round must not stand before the same others each time.
-        turns = iter(random.sample(sorted(by_id), len(by_id)))
+        for look in due:
+            if not look.answer.done():
+                by_id.setdefault(look.id, []).append(look)
+        # In no fixed order: those that fail must not stand before the same others each time.
+        turns = random.sample(sorted(by_id), len(by_id))
 
         async def get_in_turn() -> None:
-            for id in turns:
-                await self._get(id, by_id[id])
+            while turns:
+                id = turns.pop()
+                try:
+                    answer = await self._ask(self._reader.get(id))
+                except BaseException:
+                    # The others end what they have begun, and begin nothing more.
+                    turns.clear()
+                    raise
+                await self._answer(by_id[id], answer)
 
-        await _all_or_nothing(get_in_turn() for _ in range(min(_AT_ONCE, len(by_id))))
+        ends = await asyncio.gather(*(get_in_turn() for _ in range(_AT_ONCE)), return_exceptions=True)
+        for error in ends:
+            if isinstance(error, BaseException):
+                raise error
+        if self._backoff is not None:
+            self._backoff.refill()
 
-    async def _pass_over(self, state: str, looks: set[_Look], *, worth: int) -> None:
-        """Read the list of a state, as far as that is cheaper than asking one by one.
+    async def _pass_over(self, state: str, looks: set[_Look], due: set[_Look]) -> None:
+        """Read the list of a state, as long as a page of it costs less than the questions that it saves.
 
         :param state: Whose list.
         :param looks: Those that it may answer.
-        :param worth: How many requests it may cost.
+        :param due: Those that must be answered in this round.
         """
         wanted: dict[str, list[_Look]] = {}
         for look in looks:
             wanted.setdefault(look.id, []).append(look)
-        offset: int | None = 0
-        cost = 0
-        while offset is not None and wanted and cost < worth:
+        left = {look.id for look in looks & due}
+        pages, offset = 1, 0
+        while pages < len(left):
             page = await self._ask(self._reader.list(state, offset))
-            cost += 1
-            found = [(item, wanted.pop(item.id)) for item in page.items if item.id in wanted]
-            for item, answered in found:
-                await self._answer(answered, item)
-            if (page.total - page.offset) / max(page.limit, 1) > max(len(wanted), 1) + cost:
-                # So much of the list is somebody else's that asking one by one is cheaper.
+            if isinstance(page, RoughyError):
+                if not self._warned:
+                    self._warned = True
+                    _log.warning(
+                        "A list cannot be read, so that each %s is asked for by itself: %s", self._kind.name, page
+                    )
+                return
+            for item in page.items:
+                # A server that does not know the filter must not decide.
+                if item.state == state and item.id in wanted:
+                    await self._answer(wanted.pop(item.id), item)
+                    left.discard(item.id)
+            if page.next_offset is None:
                 return
             offset = page.next_offset
-
-    async def _get(self, id: str, looks: list[_Look]) -> None:
-        try:
-            answer = await self._ask(self._reader.get(id))
-        except (RoughyUnreachableError, RoughyAuthenticationError, RoughyRateLimitError):
-            # The same would happen to everybody.
-            raise
-        except RoughyError as error:
-            answer = error
-        await self._answer(looks, answer)
+            pages = -(-(page.total - offset) // len(page.items))
 
     async def _ask(self, call: Call[Any]) -> Any:
-        """Send a call once: the next round is the retry."""
+        """Send a call once, the next round being the retry, and return the reply or what is wrong with just this one.
+
+        :raises RoughyError: If the next call would meet the same.
+        """
         from airflow_provider_roughy.client import Backoff
 
         if self._client is None:
-            self._client = await self._hook.aopen()
+            self._client = await RoughyHook(self._conn_id).aopen()
         try:
-            return await self._client.run(call, backoff=Backoff(tries=1))
-        except RoughyAuthenticationError:
-            # The key may have been changed while everybody waited.
-            hook = RoughyHook(self._hook.roughy_conn_id)
-            if await hook.aget_settings() == self._client.settings:
+            value = await self._client.run(call, backoff=Backoff(tries=1))
+        except RoughyError as error:
+            self._failures = self._failures + 1 if error.transient else 0
+            if self._concerns_all(error):
                 raise
-            await self._client.close()
-            self._hook, self._client = hook, await hook.aopen()
-            return await self._client.run(call, backoff=Backoff(tries=1))
+            return error
+        self._failures = 0
+        return value
+
+    def _concerns_all(self, error: RoughyError) -> bool:
+        if isinstance(error, RoughyAuthenticationError):
+            return error.status != 403
+        if isinstance(error, RoughyApiError) and (error.status == 429 or error.retry_after is not None):
+            return True
+        return isinstance(error, RoughyUnreachableError) or self._failures >= _FAILURES
+
+    async def _put_off(self, error: RoughyError) -> None:
+        """End a round that met what all others would meet: everybody hears of it and waits, once.
+
+        :param error: What it met.
+        """
+        from airflow_provider_roughy.client import Backoff
+
+        self._failures = 0
+        if isinstance(error, RoughyAuthenticationError):
+            try:
+                if await self._reconnect():
+                    # The looks are still due.
+                    return
+            except RoughyConfigurationError as unusable:
+                error = unusable
+        if self._backoff is None:
+            self._backoff = Backoff(tries=sys.maxsize, patience=float("inf"))
+        self._not_before = asyncio.get_running_loop().time() + (self._backoff.pause_after(error) or 0.0)
+        await self._answer(self._due(), error)
+
+    async def _reconnect(self) -> bool:
+        """Read the connection again, and return whether it was changed while everybody waited."""
+        hook = RoughyHook(self._conn_id)
+        if self._client is None or await hook.aget_settings() == self._client.settings:
+            return False
+        await self._client.close()
+        self._client = await hook.aopen()
+        return True
 
     @staticmethod
     async def _answer(looks: Iterable[_Look], answer: Any) -> None:
         for number, look in enumerate(looks, start=1):
             if not look.answer.done():
-                if isinstance(answer, Exception):
-                    look.answer.set_exception(answer)
-                else:
-                    look.answer.set_result(answer)
+                look.answer.set_result(answer)
             if number % _BATCH == 0:
                 await asyncio.sleep(0)
-
-
-async def _all_or_nothing(steps: Iterable[Any]) -> None:
-    """Run them at once; if one fails, stop the others and raise its error."""
-    tasks = [asyncio.ensure_future(step) for step in steps]
-    try:
-        for task in tasks:
-            await task
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -111,15 +111,13 @@ class RoughyAssetSensor(BaseSensorOperator):
                 raise self._softened(error) from error
             if looked.is_done:
                 return cast("dict[str, Any]", looked.xcom_value)
-        trigger = RoughyAssetTrigger(
+        RoughyAssetTrigger(
             asset_id=self.asset_id,
             roughy_conn_id=self.roughy_conn_id,
             poll_interval=self.poke_interval,
             deadline=deadline,
             on_pending_payment=self.on_pending_payment,
-        )
-        self.log.info("Asset %s is waited for in the triggerer", self.asset_id)
-        self.defer(trigger=trigger, method_name="execute_complete", timeout=trigger.defer_timeout)
+        ).take_over(self)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
         """Take the trigger's verdict.

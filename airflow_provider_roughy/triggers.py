@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_roughy.hooks import RoughyHook
-from airflow_provider_roughy.polling import Watch, wait_for_asset
+from airflow_provider_roughy.polling import Watch, wait_until_final
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from airflow.providers.common.compat.sdk import BaseOperator
 
     from airflow_provider_roughy.lifecycle import OnPendingPayment
 
@@ -56,15 +58,23 @@ class RoughyAssetTrigger(BaseTrigger):
             "on_pending_payment": self.on_pending_payment,
         }
 
-    @property
-    def defer_timeout(self) -> timedelta:
-        """How long Airflow should wait for the event: past the deadline, as a net if no triggerer runs."""
-        return timedelta(seconds=max(0.0, self.deadline - time.time()) + 2 * self.poll_interval + 60)
+    def take_over(self, task: BaseOperator) -> NoReturn:
+        """Let a task wait for the event, which its ``execute_complete`` is called with.
+
+        Airflow ends the wait by itself some time past the deadline, in case no triggerer runs.
+
+        :param task: The task that runs.
+        :raises TaskDeferred: Always.
+        """
+        task.log.info("Asset %s is waited for in the triggerer", self.asset_id)
+        left = max(0.0, self.deadline - time.time())
+        timeout = timedelta(seconds=left + 2 * self.poll_interval + 60)
+        task.defer(trigger=self, method_name="execute_complete", timeout=timeout)
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, then say what came of it."""
         watch = Watch(self.asset_id, on_pending_payment=self.on_pending_payment, log=self.log)
-        verdict = await wait_for_asset(
+        verdict = await wait_until_final(
             RoughyHook(self.roughy_conn_id), watch, poll_interval=self.poll_interval, deadline=self.deadline
         )
         yield TriggerEvent(verdict.to_event())

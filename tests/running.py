@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
@@ -17,6 +23,7 @@ from airflow.providers.common.compat.sdk import (
     BaseOperator,
     TaskDeferred,
 )
+from airflow.triggers.base import BaseTrigger
 
 try:
     from airflow.sdk.exceptions import AirflowRescheduleException
@@ -60,29 +67,38 @@ def run_task(
     *,
     before_resuming: Callable[[], None] = lambda: None,
     context: dict[str, Any] | None = None,
+    kill_once: Callable[[], bool] | None = None,
 ) -> Ended:
-    """Run a task to its end.
+    """Run a task to its end, each part of it in an object of its own, as Airflow gives a process to each.
 
     :param task: The task.
     :param before_resuming: Called each time it starts to wait outside of this process.
     :param context: What Airflow's context holds beside the task instance.
+    :param kill_once: Kill what waits, the triggerer or the worker, as soon as this is true; then start it again.
     """
     full: Any = {"ti": _TaskInstance(), **(context or {})}
     ended = Ended("success")
+    pristine = deepcopy(task)
 
-    def attempt(step: Callable[[], Any]) -> None:
+    def attempt(step: Callable[[BaseOperator], Any]) -> None:
         try:
-            ended.result = step()
+            ended.result = step(deepcopy(pristine))
         except AirflowRescheduleException:
             ended.waited = "reschedule"
             before_resuming()
-            attempt(lambda: task.execute(full))
+            attempt(lambda task: task.execute(full))
         except TaskDeferred as deferred:
             ended.waited = "triggerer"
+            stored = json.dumps(deferred.trigger.serialize())
+            if kill_once is not None:
+                asyncio.run(_start_and_kill(stored, kill_once))
             before_resuming()
-            ended.event = _run_trigger(deferred)
+            ended.event = json.loads(json.dumps(asyncio.run(_first_event(stored))))
             method, kwargs = deferred.method_name, {**(deferred.kwargs or {}), "event": ended.event}
-            attempt(lambda: task.resume_execution(method, kwargs, full))
+            attempt(lambda task: task.resume_execution(method, kwargs, full))
+        except _Killed:
+            before_resuming()
+            attempt(lambda task: task.execute(full))
         except AirflowSkipException as error:
             ended.state, ended.error = "skipped", error
         except (AirflowFailException, AirflowSensorTimeout) as error:
@@ -90,19 +106,62 @@ def run_task(
         except Exception as error:
             ended.state, ended.error = "up_for_retry", error
 
-    attempt(lambda: task.execute(full))
+    def execute(task: BaseOperator) -> Any:
+        if kill_once is None or getattr(task, "deferrable", False):
+            return task.execute(full)
+        with _killer(kill_once):
+            return task.execute(full)
+
+    attempt(execute)
     return ended
 
 
-def _run_trigger(deferred: TaskDeferred) -> dict[str, Any]:
-    """Make the trigger again from what Airflow stores, and take its first event."""
-    classpath, kwargs = json.loads(json.dumps(deferred.trigger.serialize()))
+class _Killed(BaseException):
+    """Airflow ends a task's process by a signal whose handler raises."""
+
+
+@contextmanager
+def _killer(condition: Callable[[], bool]) -> Iterator[None]:
+    """Send this process a signal once the condition is true."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            if condition():
+                os.kill(os.getpid(), signal.SIGUSR1)
+                return
+            time.sleep(0.02)
+
+    def die(*_: object) -> None:
+        raise _Killed
+
+    before = signal.signal(signal.SIGUSR1, die)
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
+def _remade(stored: str) -> BaseTrigger:
+    """Make a trigger again from what Airflow stores."""
+    classpath, kwargs = json.loads(stored)
     module, _, name = classpath.rpartition(".")
-    trigger = getattr(import_module(module), name)(**kwargs)
+    return getattr(import_module(module), name)(**kwargs)  # type: ignore[no-any-return]
 
-    async def first_event() -> Any:
-        async for event in trigger.run():
-            return event.payload
-        raise AssertionError("the trigger ended without an event")
 
-    return json.loads(json.dumps(asyncio.run(first_event())))  # type: ignore[no-any-return]
+async def _first_event(stored: str) -> Any:
+    async for event in _remade(stored).run():
+        return event.payload
+    raise AssertionError("the trigger ended without an event")
+
+
+async def _start_and_kill(stored: str, condition: Callable[[], bool]) -> None:
+    waiting = asyncio.ensure_future(_first_event(stored))
+    while not (condition() or waiting.done()):  # noqa: ASYNC110 - the emulator's loop is another
+        await asyncio.sleep(0.02)
+    waiting.cancel()
+    await asyncio.wait([waiting])
