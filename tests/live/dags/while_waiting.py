@@ -1,0 +1,50 @@
+"""DAGs of the live tests, in which something happens while an asset is waited for."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from airflow.sdk import DAG
+
+from airflow_provider_roughy.operators import RoughyCreateUploadOperator
+from airflow_provider_roughy.sensors import RoughyAssetSensor
+
+ASSET = {"asset_id": "{{ dag_run.conf['asset_id'] }}", "roughy_conn_id": "{{ dag_run.conf['conn_id'] }}"}
+# A retry that is burned shows in the try number, and soon.
+RETRIES = {"retries": 3, "retry_delay": timedelta(seconds=1)}
+
+with DAG("awaits", schedule=None, default_args=RETRIES):
+    RoughyAssetSensor(
+        task_id="wait",
+        **ASSET,
+        deferrable=True,
+        poke_interval=1,
+        timeout=300,
+        # Less than any of the waits: it bounds what a worker does, not what the triggerer does.
+        execution_timeout=timedelta(seconds=5),
+    )
+
+with DAG("awaits_briefly", schedule=None, default_args=RETRIES):
+    RoughyAssetSensor(task_id="wait", **ASSET, deferrable=True, poke_interval=1, timeout=40)
+
+with DAG("uploads_and_awaits", schedule=None, default_args=RETRIES):
+    RoughyCreateUploadOperator(
+        task_id="wait",
+        source="{{ dag_run.conf['source'] }}",
+        roughy_conn_id="{{ dag_run.conf['conn_id'] }}",
+        wait_for_completion=True,
+        deferrable=True,
+        poll_interval=1,
+        timeout=300,
+    )
+
+with DAG("awaits_by_default", schedule=None, default_args=RETRIES):
+    RoughyAssetSensor(task_id="wait", **ASSET, poke_interval=1, timeout=5)
+
+with DAG("awaits_by_default_at_leisure", schedule=None, default_args=RETRIES):
+    RoughyAssetSensor(task_id="wait", **ASSET, poke_interval=60, timeout=60)
+
+with DAG("awaits_on_a_worker", schedule=None, default_args=RETRIES):
+    # Reschedules about as short as the executor's event lag would be taken for failures.
+    for mode in ("poke", "reschedule"):
+        RoughyAssetSensor(task_id=mode, **ASSET, deferrable=False, mode=mode, poke_interval=5, timeout=300)
