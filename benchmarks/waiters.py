@@ -118,7 +118,7 @@ WAYS = {"ours": ours, "naive": naive, "http": http_provider}
 
 
 class _Ticker:
-    """Looks all the time how late the event loop is, and for how much of that this process was at work.
+    """Looks again and again how late the event loop is, and for how much of that this process was at work.
 
     The rest is the machine's: another process had the processor.
     """
@@ -151,14 +151,6 @@ class _Ticker:
             self.own.append(min(self.lags[-1], time.process_time() - cpu))
 
 
-async def _cost_of_a_tick() -> float:
-    """Return the seconds of processor time that one look of a ticker takes."""
-    ticker, cpu = _Ticker(), time.process_time()
-    async with ticker:
-        await asyncio.sleep(1.0)
-    return (time.process_time() - cpu) / len(ticker.lags)
-
-
 async def _measure(make: Factory, ids: Sequence[str], *, interval: float, rounds: float) -> None:
     """Wait for all, as a triggerer does, and print what it costs."""
     events: dict[str, float] = {}
@@ -167,7 +159,6 @@ async def _measure(make: Factory, ids: Sequence[str], *, interval: float, rounds
         async for _ in make(asset_id).run():
             events[asset_id] = time.time()
 
-    tick = await _cost_of_a_tick()
     ticker = _Ticker()
     # The first trigger of a process pays for what all share: in lag, but not in memory of a waiter.
     async with ticker:
@@ -181,9 +172,11 @@ async def _measure(make: Factory, ids: Sequence[str], *, interval: float, rounds
             await asyncio.sleep(0)
             tasks.append(asyncio.create_task(follow(asset_id)))
         await asyncio.sleep(_SETTLING * interval)
-        begin, cpu, ticks = time.time(), time.process_time(), len(ticker.lags)
-        await asyncio.sleep(rounds * interval)
-        spent = time.process_time() - cpu - tick * (len(ticker.lags) - ticks)
+    # Without the ticker, which needs as much of the processor as many waiters.
+    begin, cpu = time.time(), time.process_time()
+    await asyncio.sleep(rounds * interval)
+    spent = time.process_time() - cpu
+    async with ticker:
         _tell(begin=begin, end=time.time(), cpu=spent, growth=memory("VmRSS") - resident, early=len(events))
         await asyncio.wait(tasks, timeout=_PATIENCE)
     _tell(events=events, **{name: [percentile(lags, 99), max(lags)] for name, lags in ticker.found.items()})

@@ -37,7 +37,8 @@ class Wait:
     :param requests: How many a round, while all assets are processing.
     :param cpu: Seconds of processor time a round, while all assets are processing.
     :param memory: Bytes a waiter.
-    :param lag: Seconds that the event loop was late, from the first trigger to the last event: p99 and the most.
+    :param lag: Seconds that the event loop was late, from the first trigger to the last event, save while
+        ``requests`` and ``cpu`` are counted: p99 and the most.
     :param own_lag: Of them, those in which the process was at work, and did not wait for a processor.
     :param one_by_one: Seconds from a change of state to its event, of assets that settle one after another.
     :param at_once: The same of assets that all settle in one moment.
@@ -169,7 +170,7 @@ def _cost_table(waits: Waits) -> str:
         ]
         rows.append([f"{count:,}", _TITLES[way], *(values or ["-"] * (len(header) - 2))])
     title = (
-        "waiting: a round while all are processing; lag from the first trigger to the last event, own: at work itself; "
+        "waiting: a round while all are processing; lag in all other rounds, first and last too, own: at work itself; "
         f"-: left out, more than {_MOST_OF_PEERS:,} GETs a round are too many for the emulator"
     )
     return table(title, header, rows)
