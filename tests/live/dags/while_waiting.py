@@ -9,7 +9,8 @@ from airflow.sdk import DAG
 from airflow_provider_roughy.operators import RoughyCreateUploadOperator
 from airflow_provider_roughy.sensors import RoughyAssetSensor
 
-ASSET = {"asset_id": "{{ dag_run.conf['asset_id'] }}", "roughy_conn_id": "{{ dag_run.conf['conn_id'] }}"}
+CONN_ID = "{{ dag_run.conf['conn_id'] }}"
+ASSET = {"asset_id": "{{ dag_run.conf['asset_id'] }}", "roughy_conn_id": CONN_ID}
 # A retry that is burned shows in the try number, and soon.
 RETRIES = {"retries": 3, "retry_delay": timedelta(seconds=1)}
 
@@ -24,14 +25,24 @@ with DAG("awaits", schedule=None, default_args=RETRIES):
         execution_timeout=timedelta(seconds=5),
     )
 
+with DAG("awaits_another_each_try", schedule=None, default_args=RETRIES):
+    RoughyAssetSensor(
+        task_id="wait",
+        asset_id="{{ dag_run.conf['asset_ids'][ti.try_number - 1] }}",
+        roughy_conn_id=CONN_ID,
+        deferrable=True,
+        poke_interval=1,
+        timeout=300,
+    )
+
 with DAG("awaits_briefly", schedule=None, default_args=RETRIES):
-    RoughyAssetSensor(task_id="wait", **ASSET, deferrable=True, poke_interval=1, timeout=40)
+    RoughyAssetSensor(task_id="wait", **ASSET, deferrable=True, poke_interval=1, timeout=25)
 
 with DAG("uploads_and_awaits", schedule=None, default_args=RETRIES):
     RoughyCreateUploadOperator(
         task_id="wait",
         source="{{ dag_run.conf['source'] }}",
-        roughy_conn_id="{{ dag_run.conf['conn_id'] }}",
+        roughy_conn_id=CONN_ID,
         wait_for_completion=True,
         deferrable=True,
         poll_interval=1,
