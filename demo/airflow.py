@@ -24,7 +24,7 @@ import httpx
 import psutil  # type: ignore[import-untyped]  # Its stubs are one more package.
 import sqlalchemy
 
-Component = Literal["api-server", "scheduler", "dag-processor", "triggerer"]
+Component = Literal["api-server", "scheduler", "dag-processor", "triggerer", "triggerer-2"]
 
 # The log servers are left out: every log is on this disk, where the API server finds it.
 COMMANDS: dict[Component, list[str]] = {
@@ -32,6 +32,15 @@ COMMANDS: dict[Component, list[str]] = {
     "scheduler": ["scheduler", "--skip-serve-logs"],
     "dag-processor": ["dag-processor"],
     "triggerer": ["triggerer", "--skip-serve-logs"],
+    "triggerer-2": ["triggerer", "--skip-serve-logs"],
+}
+
+# What a component is called in Airflow's list of jobs, on which it is once it works.
+JOBS: dict[Component, str] = {
+    "scheduler": "SchedulerJob",
+    "dag-processor": "DagProcessorJob",
+    "triggerer": "TriggererJob",
+    "triggerer-2": "TriggererJob",
 }
 
 SETTINGS = {
@@ -76,7 +85,8 @@ class LocalAirflow:
             run_id = airflow.trigger_dag("nightly", conf={"day": "2026-01-31"})
             assert airflow.wait_for_run("nightly", run_id) == "success"
 
-    There is no login: whoever reaches the port, on loopback, is an administrator.
+    There is no login: whoever reaches the port, on loopback, is an administrator. A second triggerer, ``triggerer-2``,
+    runs only after a :meth:`restart`, and needs another database than SQLite.
 
     :param dags_folders: where the DAG files are; one bundle each.
     :param connections: connections by id: a URI, or the fields of Airflow's JSON form.
@@ -159,14 +169,14 @@ class LocalAirflow:
         self.stop()
 
     def start(self, timeout: float = 120) -> None:
-        """Make the database, start all components and wait until each has shown signs of life.
+        """Make the database, start the components, one of each, and wait until they have shown signs of life.
 
         :param timeout: seconds to wait for the components.
         """
         try:
             self.home.mkdir(parents=True, exist_ok=True)
             self._make_database()
-            self._launch(COMMANDS, timeout)
+            self._launch([name for name in COMMANDS if name != "triggerer-2"], timeout)
         except BaseException:
             self.stop()
             raise
@@ -186,10 +196,10 @@ class LocalAirflow:
         self._end([component], grace=0)
 
     def restart(self, component: Component, timeout: float = 60) -> None:
-        """Start a component again, ending it first where it still runs.
+        """Start a component, ending it first where it still runs.
 
         :param component: which one.
-        :param timeout: seconds to wait for its first heartbeat.
+        :param timeout: seconds to wait until it works.
         """
         self._end([component])
         self._launch([component], timeout)
@@ -265,10 +275,11 @@ class LocalAirflow:
         try:
             # The execution API is built at the first call, which takes seconds: not those of the first task.
             self._api.get(f"{self.url}/execution/health").raise_for_status()
-            health = self._api.get("/monitor/health").raise_for_status().json()
+            reply = self._api.get("/jobs", params={"start_date_gte": since.isoformat()}).raise_for_status()
         except httpx.HTTPError:
             return list(components)
-        return [name for name in components if name != "api-server" and not _beats(health, name, since)]
+        begun = {job["job_type"] for job in reply.json()["jobs"]}
+        return [name for name in components if name in JOBS and JOBS[name] not in begun]
 
     def _end(self, components: Collection[Component], grace: float = 3) -> None:
         # Three seconds are enough for what matters; the rest of an orderly end is the interpreter tidying up.
@@ -521,12 +532,6 @@ class LocalAirflow:
                                 yield f"{table}.{column}", _text(value)
         finally:
             engine.dispose()
-
-
-def _beats(health: dict[str, dict[str, str | None]], component: Component, since: datetime) -> bool:
-    name = component.replace("-", "_")
-    beat = health[name][f"latest_{name}_heartbeat"]
-    return beat is not None and datetime.fromisoformat(beat) >= since
 
 
 def _part(name: str) -> str:
