@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlsplit
@@ -198,7 +198,7 @@ class RoughyAsset:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON, fit for XCom: every field but the secret URLs."""
         hidden = ("upload_url", "download_url", "request_id")
-        return {name: value for name, value in asdict(self).items() if name not in hidden}
+        return {name: value for name, value in vars(self).items() if name not in hidden}
 
 
 def get_asset(asset_id: str) -> Call[RoughyAsset]:

@@ -308,16 +308,17 @@ class RoughyPaymentRequiredError(RoughyError, AirflowFailException):
 class RoughyTimeoutError(RoughyError, AirflowSensorTimeout):
     """The asset reached no final state before the deadline.
 
-    :param asset_id: The asset.
+    :param asset_id: The asset, or ``None`` where Airflow has forgotten which.
     :param state: The last state seen, or ``None`` if Roughy never answered.
     :param reason: Why the last look told nothing, where it did not.
     """
 
-    def __init__(self, asset_id: str, *, state: str | None = None, reason: str | None = None) -> None:
+    def __init__(self, asset_id: str | None, *, state: str | None = None, reason: str | None = None) -> None:
         self.asset_id = asset_id
         self.state = state
+        what = f"Asset {asset_id}" if asset_id else "The asset"
         seen = f"it was still {state}" if state else "its state was never seen"
-        super().__init__(f"Asset {asset_id} was not done in time: {seen}{f'; last look: {reason}' if reason else ''}")
+        super().__init__(f"{what} was not done in time: {seen}{f'; last look: {reason}' if reason else ''}")
 
 
 def _says_later(status: int, code: str | None) -> bool:

@@ -16,7 +16,7 @@ from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.lifecycle import ASSET, OnPendingPayment, Outcome, Verdict, check_on_pending_payment
 from airflow_provider_roughy.polling import Watch, wait_until_final
 from airflow_provider_roughy.source import find_source
-from airflow_provider_roughy.triggers import RoughyAssetTrigger
+from airflow_provider_roughy.triggers import RoughyAssetTrigger, check_event_came
 
 if TYPE_CHECKING:
     import os
@@ -64,7 +64,8 @@ class RoughyCreateUploadOperator(BaseOperator):
         :class:`~airflow_provider_roughy.sensors.RoughyAssetSensor`.
     :param poll_interval: With ``wait_for_completion``: seconds between two looks.
     :param timeout: With ``wait_for_completion``: seconds to wait after the upload; by default Airflow's
-        ``[sensors] default_timeout``. A timeout is no reason to upload again, so it burns no retries.
+        ``[sensors] default_timeout``. A timeout is no reason to upload again, so it burns no retries. Airflow's
+        ``execution_timeout`` bounds upload and wait together, in the triggerer as well.
     :param durable: Whether a later start of the task may go on with an earlier one's upload (Airflow 3.3 and later).
     :param roughy_conn_id: The Airflow connection. (templated)
     :param deferrable: With ``wait_for_completion``: whether to wait in the triggerer, which takes no worker slot.
@@ -126,11 +127,12 @@ class RoughyCreateUploadOperator(BaseOperator):
 
         :returns: The asset's id.
         """
+        started = time.time()
         notes = _Notes(context.get("task_state_store") if self.durable else None)
         with self.hook:
             asset_id = self._upload(notes)
             if self.wait_for_completion:
-                self._wait_for(asset_id)
+                self._wait_for(asset_id, started)
         return asset_id
 
     def _upload(self, notes: _Notes) -> str:
@@ -231,8 +233,11 @@ class RoughyCreateUploadOperator(BaseOperator):
         except RoughyError as err:
             self.log.warning("Asset %s could not be discarded, and its upload stays open: %s", asset.id, err)
 
-    def _wait_for(self, asset_id: str) -> None:
+    def _wait_for(self, asset_id: str, started: float) -> None:
         deadline = time.time() + self.timeout
+        if self.execution_timeout is not None:
+            # Airflow 3 does not count the time in the triggerer.
+            deadline = min(deadline, started + self.execution_timeout.total_seconds())
         watch = Watch(asset_id, on_pending_payment=self.on_pending_payment, log=self.log)
         verdict = watch.look(self.hook)
         if verdict is None and self.deferrable:
@@ -248,6 +253,11 @@ class RoughyCreateUploadOperator(BaseOperator):
                 wait_until_final(self.hook, watch, poll_interval=self.poll_interval, deadline=deadline)
             )
         verdict.raise_for_failure(self.on_pending_payment)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after the wait in the triggerer, unless nothing came of it."""
+        check_event_came(next_method, next_kwargs)
+        return super().resume_execution(next_method, next_kwargs, context)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> str:
         """Take the trigger's verdict.

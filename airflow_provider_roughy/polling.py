@@ -307,7 +307,7 @@ class SharedPoll:
                 await self._put_off(error)
             except Exception as error:
                 # Nobody must wait for a round that died.
-                await self._answer(list(self._looks), error)
+                await _answer([(look, error) for look in self._looks])
 
     def _due(self) -> set[_Look]:
         now = asyncio.get_running_loop().time()
@@ -342,7 +342,7 @@ class SharedPoll:
                     # The others end what they have begun, and begin nothing more.
                     turns.clear()
                     raise
-                await self._answer(by_id[id], answer)
+                await _answer((look, answer) for look in by_id[id])
 
         ends = await asyncio.gather(*(get_in_turn() for _ in range(_AT_ONCE)), return_exceptions=True)
         for error in ends:
@@ -372,11 +372,10 @@ class SharedPoll:
                         "A list cannot be read, so that each %s is asked for by itself: %s", self._kind.name, page
                     )
                 return
-            for item in page.items:
-                # A server that does not know the filter must not decide.
-                if item.state == state and item.id in wanted:
-                    await self._answer(wanted.pop(item.id), item)
-                    left.discard(item.id)
+            # A server that does not know the filter must not decide.
+            seen = [item for item in page.items if item.state == state and item.id in wanted]
+            await _answer((look, item) for item in seen for look in wanted.pop(item.id))
+            left.difference_update(item.id for item in seen)
             if page.next_offset is None:
                 return
             offset = page.next_offset
@@ -426,21 +425,21 @@ class SharedPoll:
         if self._backoff is None:
             self._backoff = Backoff(tries=sys.maxsize, patience=float("inf"))
         self._not_before = asyncio.get_running_loop().time() + (self._backoff.pause_after(error) or 0.0)
-        await self._answer(self._due(), error)
+        await _answer((look, error) for look in self._due())
 
     async def _reconnect(self) -> bool:
         """Read the connection again, and return whether it was changed while everybody waited."""
         hook = RoughyHook(self._conn_id)
         if self._client is None or await hook.aget_settings() == self._client.settings:
             return False
-        await self._client.close()
-        self._client = await hook.aopen()
+        client, self._client = self._client, None
+        await client.close()
         return True
 
-    @staticmethod
-    async def _answer(looks: Iterable[_Look], answer: Any) -> None:
-        for number, look in enumerate(looks, start=1):
-            if not look.answer.done():
-                look.answer.set_result(answer)
-            if number % _BATCH == 0:
-                await asyncio.sleep(0)
+
+async def _answer(answers: Iterable[tuple[_Look, Any]]) -> None:
+    for number, (look, answer) in enumerate(answers, start=1):
+        if not look.answer.done():
+            look.answer.set_result(answer)
+        if number % _BATCH == 0:
+            await asyncio.sleep(0)

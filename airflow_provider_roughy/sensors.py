@@ -18,7 +18,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.lifecycle import OnPendingPayment, Verdict, check_on_pending_payment
 from airflow_provider_roughy.polling import Watch
-from airflow_provider_roughy.triggers import RoughyAssetTrigger
+from airflow_provider_roughy.triggers import RoughyAssetTrigger, check_event_came
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +54,9 @@ class RoughyAssetSensor(BaseSensorOperator):
     :param poke_interval: Seconds between two looks, in every mode.
     :param timeout: Seconds, from the start of this try, after which the task fails with
         :class:`~airflow_provider_roughy.exceptions.RoughyTimeoutError`, an ``AirflowSensorTimeout``. In deferrable
-        mode a restart of the triggerer does not extend it.
+        mode a restart of the triggerer does not extend it; where no triggerer runs, Airflow ends the wait two
+        ``poke_interval`` and a minute later. It is what bounds the wait: Airflow's ``execution_timeout`` bounds the
+        time on a worker, to which the wait belongs in poke mode only (in Airflow 2, in the triggerer as well).
     :param soft_fail: Whether to skip the task where it would fail without a retry: asset failed or unpaid, wrong key,
         no such asset, timeout.
     """
@@ -118,6 +120,14 @@ class RoughyAssetSensor(BaseSensorOperator):
             deadline=deadline,
             on_pending_payment=self.on_pending_payment,
         ).take_over(self)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after the wait in the triggerer, unless nothing came of it."""
+        try:
+            check_event_came(next_method, next_kwargs, asset_id=self.asset_id)
+        except AirflowSensorTimeout as error:
+            raise self._softened(error) from error
+        return super().resume_execution(next_method, next_kwargs, context)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
         """Take the trigger's verdict.

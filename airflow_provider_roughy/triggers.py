@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airflow_provider_roughy.exceptions import RoughyTimeoutError
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.polling import Watch, wait_until_final
 
@@ -17,6 +18,19 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator
 
     from airflow_provider_roughy.lifecycle import OnPendingPayment
+
+
+def check_event_came(next_method: str, next_kwargs: dict[str, Any] | None, *, asset_id: str | None = None) -> None:
+    """Tell the end of a wait that no trigger reported from all else that a deferred task is resumed for.
+
+    :param next_method: As Airflow resumes a task with.
+    :param next_kwargs: Likewise.
+    :param asset_id: The asset, if it is known.
+    :raises RoughyTimeoutError: If Airflow itself ended the wait; no retry would help, and one might upload again.
+    """
+    # Airflow 3 says "Trigger timeout", Airflow 2 "Trigger/execution timeout".
+    if next_method == "__fail__" and str((next_kwargs or {}).get("error")).endswith("timeout"):
+        raise RoughyTimeoutError(asset_id, reason="no trigger told of any; is a triggerer running?")
 
 
 class RoughyAssetTrigger(BaseTrigger):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,27 @@ def test_a_wait_that_takes_too_long_burns_no_retries(roughy: Emulator, audio: Pa
     assert (ended.state, type(ended.error)) == ("failed", RoughyTimeoutError)
 
 
+@pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
+def test_the_execution_timeout_bounds_upload_and_wait_together(roughy: Emulator, audio: Path, deferrable: bool) -> None:
+    roughy.progression = "manual"
+    ended = upload(
+        audio,
+        wait_for_completion=True,
+        deferrable=deferrable,
+        poll_interval=0.05,
+        timeout=600,
+        execution_timeout=timedelta(seconds=1),
+    )
+    assert (ended.state, type(ended.error)) == ("failed", RoughyTimeoutError)
+
+
+@pytest.mark.parametrize("words", ["Trigger timeout", "Trigger/execution timeout"], ids=["Airflow 3", "Airflow 2"])
+def test_a_wait_that_no_triggerer_took_burns_no_retries(roughy: Emulator, audio: Path, words: str) -> None:
+    operator = RoughyCreateUploadOperator(task_id="upload", source=audio)
+    with pytest.raises(RoughyTimeoutError, match="is a triggerer running"):
+        operator.resume_execution("__fail__", {"error": words}, {})
+
+
 UNUSABLE: dict[str, Any] = {
     "missing": lambda path: None,
     "directory": lambda path: path.mkdir(),
@@ -214,7 +236,8 @@ def test_a_source_that_changes_may_be_retried(roughy: Emulator, audio: Path, tmp
         return asset
 
     operator.hook.create_asset = create_and_rewrite  # type: ignore[method-assign]  # the file changes just then
-    ended = run_task(operator)
+    with operator.hook:
+        ended = run_task(operator)
     assert (ended.state, type(ended.error)) == ("up_for_retry", RoughySourceError)
     assert roughy.assets == []
 

@@ -32,7 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "tus": {"api", "client", "exceptions", "source"},
     "hooks": {"api", "client", "exceptions", "get_provider_info", "source", "tus"},
     "polling": {"api", "client", "exceptions", "hooks", "lifecycle"},
-    "triggers": {"hooks", "lifecycle", "polling"},
+    "triggers": {"exceptions", "hooks", "lifecycle", "polling"},
     "sensors": {"hooks", "lifecycle", "polling", "triggers"},
     "operators": {"api", "exceptions", "hooks", "lifecycle", "polling", "source", "triggers"},
 }

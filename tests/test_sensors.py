@@ -13,6 +13,7 @@ from typing import Any
 import airflow
 import pytest
 from airflow.providers.common.compat.sdk import (
+    AirflowException,
     AirflowFailException,
     AirflowSensorTimeout,
     AirflowSkipException,
@@ -215,6 +216,20 @@ def test_retry_after_of_a_look_is_obeyed(roughy: Emulator) -> None:
     assert run_task(sensor("deferrable", asset_id), before_resuming=once(change)).state == "success"
     first, second = roughy.requests
     assert second.started_at - first.started_at >= 1.0
+
+
+@pytest.mark.parametrize("words", ["Trigger timeout", "Trigger/execution timeout"], ids=["Airflow 3", "Airflow 2"])
+@pytest.mark.parametrize(("soft_fail", "error"), [(False, RoughyTimeoutError), (True, AirflowSkipException)])
+def test_a_wait_that_no_triggerer_took_ends_as_a_timeout(words: str, soft_fail: bool, error: Any) -> None:
+    task = sensor("deferrable", NOBODY, soft_fail=soft_fail)
+    with pytest.raises(error, match=f"Asset {NOBODY} was not done in time.*is a triggerer running"):
+        task.resume_execution("__fail__", {"error": words}, {})
+
+
+def test_a_trigger_that_broke_may_be_retried() -> None:
+    task = sensor("deferrable", NOBODY)
+    with pytest.raises(AirflowException, match="Trigger failure"):
+        task.resume_execution("__fail__", {"error": "Trigger failure"}, {})
 
 
 @pytest.mark.parametrize("value", ["None", "", "not an id"])

@@ -171,9 +171,11 @@ def test_a_marked_task_is_waited_for_no_more_and_keeps_its_mark(
 
 
 @pytest.mark.timeout(360)  # An Airflow of its own, and the minute that Airflow leaves a triggerer past the deadline.
-def test_nobody_waits_for_ever_where_no_triggerer_runs(deferring_airflow: LocalAirflow, server: Emulator) -> None:
-    def start(dag_id: str, asset_id: str) -> Run:
-        conf = {"asset_id": asset_id, "conn_id": "roughy_default"}
+def test_nobody_waits_for_ever_where_no_triggerer_runs(
+    deferring_airflow: LocalAirflow, server: Emulator, recordings: dict[str, Path]
+) -> None:
+    def start(dag_id: str, asset_id: str = "") -> Run:
+        conf = {"asset_id": asset_id, "conn_id": "roughy_default", "source": str(recordings["audio"])}
         return Run(deferring_airflow, dag_id, deferring_airflow.trigger_dag(dag_id, conf=conf))
 
     never, soon, meanwhile = (server.seed_asset("processing") for _ in range(3))
@@ -184,6 +186,7 @@ def test_nobody_waits_for_ever_where_no_triggerer_runs(deferring_airflow: LocalA
     deferring_airflow.kill("triggerer")
 
     unwatched = start("awaits_by_default", never)
+    unwatched_upload = start("uploads_and_awaits_by_default")
     on_a_worker = start("awaits_on_a_worker", soon)
     deferring_airflow.wait_for_task(unwatched.dag_id, unwatched.run_id, "wait", "deferred")
     server.set_state(soon, "ready")
@@ -191,9 +194,10 @@ def test_nobody_waits_for_ever_where_no_triggerer_runs(deferring_airflow: LocalA
     for mode in ("poke", "reschedule"):
         assert on_a_worker.xcom(mode)["state"] == "ready"
 
-    assert unwatched.end() == "failed"
-    assert "AirflowSensorTimeout" in unwatched.log("wait")
-    assert_no_retry(unwatched)
+    for run in (unwatched, unwatched_upload):
+        assert run.end() == "failed"
+        assert "is a triggerer running?" in run.log("wait")
+        assert_no_retry(run)
     # Its timeout, two looks and a minute.
     assert seconds_taken(unwatched) > 5 + 2 + 60
     assert not unwatched.trigger_logs("wait")

@@ -52,6 +52,15 @@ with DAG("uploads_and_awaits", schedule=None, default_args=RETRIES):
 with DAG("awaits_by_default", schedule=None, default_args=RETRIES):
     RoughyAssetSensor(task_id="wait", **ASSET, poke_interval=1, timeout=5)
 
+with DAG("uploads_and_awaits_by_default", schedule=None, default_args=RETRIES):
+    RoughyCreateUploadOperator(
+        task_id="wait",
+        source="{{ dag_run.conf['source'] }}",
+        wait_for_completion=True,
+        poll_interval=1,
+        timeout=5,
+    )
+
 with DAG("awaits_by_default_at_leisure", schedule=None, default_args=RETRIES):
     RoughyAssetSensor(task_id="wait", **ASSET, poke_interval=60, timeout=60)
 
