@@ -217,7 +217,7 @@ class SharedPoll:
     )
 
     def __init__(self, hook: RoughyHook, kind: Kind) -> None:
-        self._conn_id = hook.roughy_conn_id
+        self._hook = hook
         self._kind = kind
         self._reader = _READERS[kind.name]
         self._waiters = 0
@@ -318,14 +318,16 @@ class SharedPoll:
 
         :raises RoughyError: If the next request would meet the same.
         """
-        due = self._due()
+        if self._client is None:
+            self._client = await self._hook.aopen()
+        client, due = self._client, self._due()
         by_state: dict[str, set[_Look]] = {}
         for look in self._looks:
             # A newcomer's is most likely in work.
             by_state.setdefault(look.state or self._kind.working, set()).add(look)
         for state, looks in by_state.items():
             if state in self._kind.outcomes:
-                await self._pass_over(state, looks, due)
+                await self._pass_over(client, state, looks, due)
         by_id: dict[str, list[_Look]] = {}
         for look in due:
             if not look.answer.done():
@@ -337,7 +339,7 @@ class SharedPoll:
             while turns:
                 id = turns.pop()
                 try:
-                    answer = await self._ask(self._reader.get(id))
+                    answer = await self._ask(client, self._reader.get(id))
                 except BaseException:
                     # The others end what they have begun, and begin nothing more.
                     turns.clear()
@@ -351,9 +353,10 @@ class SharedPoll:
         if self._backoff is not None:
             self._backoff.refill()
 
-    async def _pass_over(self, state: str, looks: set[_Look], due: set[_Look]) -> None:
+    async def _pass_over(self, client: AsyncClient, state: str, looks: set[_Look], due: set[_Look]) -> None:
         """Read the list of a state, as long as a page of it costs less than the questions that it saves.
 
+        :param client: Reads.
         :param state: Whose list.
         :param looks: Those that it may answer.
         :param due: Those that must be answered in this round.
@@ -364,7 +367,7 @@ class SharedPoll:
         left = {look.id for look in looks & due}
         pages, offset = 1, 0
         while pages < len(left):
-            page = await self._ask(self._reader.list(state, offset))
+            page = await self._ask(client, self._reader.list(state, offset))
             if isinstance(page, RoughyError):
                 if not self._warned:
                     self._warned = True
@@ -374,24 +377,22 @@ class SharedPoll:
                 return
             # A server that does not know the filter must not decide.
             seen = [item for item in page.items if item.state == state and item.id in wanted]
-            await _answer((look, item) for item in seen for look in wanted.pop(item.id))
+            await _answer((look, item) for item in seen for look in wanted.pop(item.id, ()))
             left.difference_update(item.id for item in seen)
             if page.next_offset is None:
                 return
             offset = page.next_offset
             pages = -(-(page.total - offset) // len(page.items))
 
-    async def _ask(self, call: Call[Any]) -> Any:
+    async def _ask(self, client: AsyncClient, call: Call[Any]) -> Any:
         """Send a call once, the next round being the retry, and return the reply or what is wrong with just this one.
 
         :raises RoughyError: If the next call would meet the same.
         """
         from airflow_provider_roughy.client import Backoff
 
-        if self._client is None:
-            self._client = await RoughyHook(self._conn_id).aopen()
         try:
-            value = await self._client.run(call, backoff=Backoff(tries=1))
+            value = await client.run(call, backoff=Backoff(tries=1))
         except RoughyError as error:
             self._failures = self._failures + 1 if error.transient else 0
             if self._concerns_all(error):
@@ -429,10 +430,10 @@ class SharedPoll:
 
     async def _reconnect(self) -> bool:
         """Read the connection again, and return whether it was changed while everybody waited."""
-        hook = RoughyHook(self._conn_id)
+        hook = RoughyHook(self._hook.roughy_conn_id)
         if self._client is None or await hook.aget_settings() == self._client.settings:
             return False
-        client, self._client = self._client, None
+        client, self._client, self._hook = self._client, None, hook
         await client.close()
         return True
 

@@ -139,6 +139,23 @@ def test_a_list_of_other_states_decides_nothing(roughy: Emulator) -> None:
     asyncio.run(run())
 
 
+def test_one_that_is_listed_twice_is_answered_once(roughy: Emulator) -> None:
+    ids = seeded(roughy, 3)
+    with RoughyHook() as hook:
+        items = [asset.to_dict() for asset in hook.list_assets()] * 2
+    body = json.dumps({"items": items, "total": 6, "limit": 100, "offset": 0})
+    roughy.inject(Fault(method="GET", path="/v1/assets", status=200, body=body))
+
+    async def run() -> list[Verdict]:
+        tasks = waiting(ids)
+        await asked(roughy, 3)
+        for asset_id in ids:
+            roughy.set_state(asset_id, "ready")
+        return list(await asyncio.gather(*tasks))
+
+    assert [verdict.state for verdict in asyncio.run(run())] == ["ready"] * 3
+
+
 def test_an_unpaid_crowd_is_one_list_as_well(roughy: Emulator) -> None:
     ids = seeded(roughy, 120, "pending_payment")
 
