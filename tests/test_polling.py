@@ -7,8 +7,10 @@ import contextvars
 import json
 import logging
 import random
+import re
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -17,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_roughy.emulator import Emulator, Fault
+from airflow_provider_roughy.exceptions import RoughyAssetFailedError, RoughyPaymentRequiredError
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.lifecycle import OnPendingPayment, Verdict
 from airflow_provider_roughy.polling import SharedPoll, Watch, wait_until_final
@@ -63,15 +66,49 @@ async def cancelled(tasks: list[asyncio.Task[Verdict]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def test_many_waiters_cost_one_pass_over_the_list(roughy: Emulator) -> None:
-    ids = seeded(roughy, 230)
+def watch(roughy: Emulator, asset_ids: list[str], *, requests: int, **options: Any) -> None:
+    """Wait for assets, none of which ends, until so many requests were made."""
 
     async def run() -> None:
-        tasks = waiting(ids, poll_interval=2)
-        await asked(roughy, 9)
+        tasks = waiting(asset_ids, **options)
+        await asked(roughy, requests)
+        assert not any(task.done() for task in tasks)
         await cancelled(tasks)
 
     asyncio.run(run())
+
+
+def watch_to_the_end(
+    roughy: Emulator,
+    asset_ids: list[str],
+    *,
+    change: Callable[[], None] | None = None,
+    requests: int = 2,
+    **options: Any,
+) -> list[Verdict]:
+    """Wait for assets until each has come to an end.
+
+    :param change: What happens after so many requests; by default all get ready.
+    """
+
+    async def run() -> list[Verdict]:
+        tasks = waiting(asset_ids, **options)
+        await asked(roughy, requests)
+        (change or partial(settle, roughy, asset_ids))()
+        return list(await asyncio.gather(*tasks))
+
+    return asyncio.run(run())
+
+
+def settle(roughy: Emulator, asset_ids: list[str]) -> None:
+    for asset_id in asset_ids:
+        roughy.set_state(asset_id, "ready")
+
+
+def test_many_waiters_cost_one_pass_over_the_list(roughy: Emulator) -> None:
+    ids = seeded(roughy, 230)
+
+    watch(roughy, ids, requests=9, poll_interval=2)
     # Three rounds, their first look among them: three pages each, and nobody asks alone.
     assert [request.path for request in roughy.requests][:9] == ["/v1/assets"] * 9
     offsets = [parse_qs(request.query)["offset"] for request in roughy.requests]
@@ -83,24 +120,14 @@ def test_many_waiters_cost_one_pass_over_the_list(roughy: Emulator) -> None:
 def test_one_waiter_asks_for_its_own(roughy: Emulator) -> None:
     (asset_id, *_) = seeded(roughy, 150)
 
-    async def run() -> None:
-        tasks = waiting([asset_id])
-        await asked(roughy, 3)
-        await cancelled(tasks)
-
-    asyncio.run(run())
+    watch(roughy, [asset_id], requests=3)
     assert {request.path for request in roughy.requests} == {f"/v1/assets/{asset_id}"}
 
 
 def test_a_list_that_is_mostly_somebody_elses_is_not_read(roughy: Emulator) -> None:
     ids = seeded(roughy, 800)[:3]
 
-    async def run() -> None:
-        tasks = waiting(ids, poll_interval=60)
-        await asked(roughy, 4)
-        await cancelled(tasks)
-
-    asyncio.run(run())
+    watch(roughy, ids, requests=4, poll_interval=60)
     first, *others = [request.path for request in roughy.requests]
     assert first == "/v1/assets", "how long the list is, its first page tells"
     assert sorted(others) == sorted(f"/v1/assets/{asset_id}" for asset_id in ids)
@@ -110,14 +137,7 @@ def test_a_list_that_cannot_be_read_is_done_without(roughy: Emulator, caplog: py
     ids = seeded(roughy, 20)
     roughy.inject(Fault(method="GET", path="/v1/assets", status=500, times=None))
 
-    async def run() -> list[Verdict]:
-        tasks = waiting(ids)
-        await asked(roughy, 25)
-        for asset_id in ids:
-            roughy.set_state(asset_id, "ready")
-        return list(await asyncio.gather(*tasks))
-
-    assert [verdict.state for verdict in asyncio.run(run())] == ["ready"] * 20
+    assert [verdict.state for verdict in watch_to_the_end(roughy, ids, requests=25)] == ["ready"] * 20
     assert len([record for record in caplog.records if "A list cannot be read" in record.message]) == 1
 
 
@@ -130,13 +150,7 @@ def test_a_list_of_other_states_decides_nothing(roughy: Emulator) -> None:
     body = json.dumps({"items": items, "total": 3, "limit": 100, "offset": 0})
     roughy.inject(Fault(method="GET", path="/v1/assets", status=200, body=body, times=None))
 
-    async def run() -> None:
-        tasks = waiting(ids)
-        await asked(roughy, 8)
-        assert not any(task.done() for task in tasks)
-        await cancelled(tasks)
-
-    asyncio.run(run())
+    watch(roughy, ids, requests=8)
 
 
 def test_one_that_is_listed_twice_is_answered_once(roughy: Emulator) -> None:
@@ -146,26 +160,14 @@ def test_one_that_is_listed_twice_is_answered_once(roughy: Emulator) -> None:
     body = json.dumps({"items": items, "total": 6, "limit": 100, "offset": 0})
     roughy.inject(Fault(method="GET", path="/v1/assets", status=200, body=body))
 
-    async def run() -> list[Verdict]:
-        tasks = waiting(ids)
-        await asked(roughy, 3)
-        for asset_id in ids:
-            roughy.set_state(asset_id, "ready")
-        return list(await asyncio.gather(*tasks))
-
-    assert [verdict.state for verdict in asyncio.run(run())] == ["ready"] * 3
+    assert [verdict.state for verdict in watch_to_the_end(roughy, ids, requests=3)] == ["ready"] * 3
 
 
 def test_an_unpaid_crowd_is_one_list_as_well(roughy: Emulator) -> None:
     ids = seeded(roughy, 120, "pending_payment")
 
-    async def run() -> None:
-        tasks = waiting(ids, poll_interval=0.5, policy="wait")
-        # Each is asked once, and then known to be unpaid.
-        await asked(roughy, 1 + len(ids) + 6)
-        await cancelled(tasks)
-
-    asyncio.run(run())
+    # Each is asked once, and then known to be unpaid.
+    watch(roughy, ids, requests=1 + len(ids) + 6, poll_interval=0.5, policy="wait")
     later = [parse_qs(request.query) for request in roughy.requests[1 + len(ids) :]][:6]
     assert [query["state"] for query in later] == [["pending_payment"]] * 6
     assert [query["offset"] for query in later] == [["0"], ["100"]] * 3
@@ -241,8 +243,7 @@ def test_a_waiter_that_leaves_disturbs_nobody(roughy: Emulator) -> None:
         await asyncio.sleep(0.2)
         # Among them the first, in whose name the poll was started.
         await cancelled(tasks[:20])
-        for asset_id in ids:
-            roughy.set_state(asset_id, "ready")
+        settle(roughy, ids)
         return list(await asyncio.gather(*tasks[20:]))
 
     assert [verdict.id for verdict in asyncio.run(run())] == ids[20:]
@@ -265,17 +266,13 @@ def test_the_last_one_out_closes_everything(roughy: Emulator) -> None:
 
 def test_when_roughy_says_later_everybody_waits_once(roughy: Emulator) -> None:
     ids = seeded(roughy, 40)
-    limited = Fault(path="/v1/assets*", status=429, headers={"Retry-After": "1"})
 
-    async def run() -> list[Verdict]:
-        tasks = waiting(ids, poll_interval=0.2)
-        await asked(roughy, 2)
-        roughy.inject(limited)
-        for asset_id in ids:
-            roughy.set_state(asset_id, "ready")
-        return list(await asyncio.gather(*tasks))
+    def change() -> None:
+        roughy.inject(Fault(path="/v1/assets*", status=429, headers={"Retry-After": "1"}))
+        settle(roughy, ids)
 
-    assert {verdict.state for verdict in asyncio.run(run())} == {"ready"}
+    verdicts = watch_to_the_end(roughy, ids, change=change, poll_interval=0.2)
+    assert {verdict.state for verdict in verdicts} == {"ready"}
     statuses = [request.status for request in roughy.requests]
     refused, after = roughy.requests[statuses.index(429) :][:2]
     assert after.started_at - refused.started_at >= 1.0
@@ -284,8 +281,7 @@ def test_when_roughy_says_later_everybody_waits_once(roughy: Emulator) -> None:
 def test_one_that_always_fails_holds_up_nobody(roughy: Emulator) -> None:
     ids = seeded(roughy, 12)
     roughy.inject(Fault(path=f"/v1/assets/{ids[0]}", status=500, times=None))
-    for asset_id in ids:
-        roughy.set_state(asset_id, "ready")
+    settle(roughy, ids)
 
     async def run() -> list[Verdict]:
         return list(await asyncio.gather(wait(ids[0], seconds=2), *waiting(ids[1:])))
@@ -346,29 +342,20 @@ def test_a_key_that_was_changed_meanwhile_is_picked_up(
 ) -> None:
     ids = seeded(roughy, 20)
 
-    async def run() -> list[Verdict]:
-        tasks = waiting(ids)
-        await asked(roughy, 2)
+    def change() -> None:
         monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps({**connection, "extra": {"timeout": 2}}))
         roughy.inject(Fault(path="/v1/assets/*", status=401))
-        for asset_id in ids:
-            roughy.set_state(asset_id, "ready")
-        return list(await asyncio.gather(*tasks))
+        settle(roughy, ids)
 
-    assert [verdict.state for verdict in asyncio.run(run())] == ["ready"] * 20
+    assert [verdict.state for verdict in watch_to_the_end(roughy, ids, change=change)] == ["ready"] * 20
     assert 401 in {request.status for request in roughy.requests}
 
 
 def test_a_key_that_is_refused_ends_every_wait(roughy: Emulator) -> None:
     ids = seeded(roughy, 20)
 
-    async def run() -> list[Verdict]:
-        tasks = waiting(ids)
-        await asked(roughy, 2)
-        roughy.inject(Fault(path="/v1/assets*", status=401, times=None))
-        return list(await asyncio.gather(*tasks))
-
-    verdicts = asyncio.run(run())
+    revoked = Fault(path="/v1/assets*", status=401, times=None)
+    verdicts = watch_to_the_end(roughy, ids, change=lambda: roughy.inject(revoked))
     assert {verdict.outcome.value for verdict in verdicts} == {"refused"}
     assert all("Check the API key" in (verdict.error or {})["message"] for verdict in verdicts)
 
@@ -376,28 +363,22 @@ def test_a_key_that_is_refused_ends_every_wait(roughy: Emulator) -> None:
 def test_one_that_must_not_be_read_is_the_only_one_refused(roughy: Emulator) -> None:
     ids = seeded(roughy, 5)
     roughy.inject(Fault(path=f"/v1/assets/{ids[0]}", status=403, times=None))
-    for asset_id in ids:
-        roughy.set_state(asset_id, "ready")
-
-    async def run() -> list[Verdict]:
-        return list(await asyncio.gather(*waiting(ids)))
-
-    assert [verdict.outcome.value for verdict in asyncio.run(run())] == ["refused", *["succeeded"] * 4]
+    settle(roughy, ids)
+    verdicts = watch_to_the_end(roughy, ids, requests=0)
+    assert [verdict.outcome.value for verdict in verdicts] == ["refused", *["succeeded"] * 4]
 
 
 def test_a_connection_that_was_deleted_meanwhile_ends_in_words(
     roughy: Emulator, monkeypatch: pytest.MonkeyPatch, airflow_db: None
 ) -> None:
-    (asset_id,) = seeded(roughy, 1)
+    ids = seeded(roughy, 1)
 
-    async def run() -> Verdict:
-        task = asyncio.ensure_future(wait(asset_id))
-        await asked(roughy, 2)
+    def change() -> None:
         monkeypatch.delenv("AIRFLOW_CONN_ROUGHY_DEFAULT")
         roughy.inject(Fault(path="/v1/assets*", status=401, times=None))
-        return await task
 
-    assert (asyncio.run(run()).error or {})["message"] == "Airflow has no connection 'roughy_default'"
+    (verdict,) = watch_to_the_end(roughy, ids, change=change)
+    assert (verdict.error or {})["message"] == "Airflow has no connection 'roughy_default'"
 
 
 def test_an_outage_costs_one_request_a_round_and_two_lines(roughy: Emulator, caplog: pytest.LogCaptureFixture) -> None:
@@ -410,8 +391,7 @@ def test_an_outage_costs_one_request_a_round_and_two_lines(roughy: Emulator, cap
         roughy.clear_requests()
         roughy.inject(Fault(path="/v1/assets*", drop=True, times=4))
         await asked(roughy, 5)
-        for asset_id in ids:
-            roughy.set_state(asset_id, "ready")
+        settle(roughy, ids)
         return list(await asyncio.gather(*tasks))
 
     assert {verdict.state for verdict in asyncio.run(run())} == {"ready"}
@@ -421,6 +401,32 @@ def test_an_outage_costs_one_request_a_round_and_two_lines(roughy: Emulator, cap
         of_one, ["is processing", "could not be looked at", "again, after", "is ready"], strict=True
     ):
         assert words in text
+
+
+@pytest.mark.parametrize(
+    ("becomes", "error"),
+    [("ready", None), ("failed", RoughyAssetFailedError), ("pending_payment", RoughyPaymentRequiredError)],
+)
+def test_log_event_and_error_say_the_same(
+    roughy: Emulator, hook: RoughyHook, caplog: pytest.LogCaptureFixture, becomes: str, error: type[Exception] | None
+) -> None:
+    caplog.set_level(logging.INFO)
+    (asset_id,) = ids = seeded(roughy, 1)
+    (verdict,) = watch_to_the_end(roughy, ids, change=lambda: roughy.set_state(asset_id, becomes))
+    event = verdict.to_event()
+    assert (event["id"], event["state"], event["resource"]) == (asset_id, becomes, hook.get_asset(asset_id).to_dict())
+
+    first, last = [text for name, _, text in caplog.record_tuples if name == __name__]
+    assert first.startswith(f"Asset {asset_id} is processing")
+    assert re.match(rf"Asset {asset_id} is {becomes}, after \d+ s as processing", last)
+    assert f"(request {event['request_id']})" in last
+    assert ("Top up at Roughy within 30 days" in last) == (becomes == "pending_payment")
+
+    if error is None:
+        Verdict.from_event(event).raise_for_failure("fail")
+    else:
+        with pytest.raises(error, match=rf"Asset {asset_id} .*\(request {event['request_id']}\)"):
+            Verdict.from_event(event).raise_for_failure("fail")
 
 
 @pytest.mark.parametrize("fault", [{"hang": True}, {"status": 429, "headers": {"Retry-After": "3600"}}], ids=str)
