@@ -42,7 +42,7 @@ class RoughyAssetSensor(BaseSensorOperator):
     A network fault, a 5xx or a 429 of one look does not end the wait; a wrong key or a missing asset does at once.
     The result is the same in poke, reschedule and deferrable mode: the asset's fields as a dict, without its signed
     URLs. With ``deferrable=True`` the sensor looks once, and unless that settles it waits in the triggerer, where it
-    takes no worker slot.
+    takes no worker slot, and where all that wait on one connection share one poll.
 
     :param asset_id: The asset, e.g. the output of ``RoughyCreateUploadOperator``. (templated)
     :param on_pending_payment: What to do about an asset that is uploaded and measured, but that the credits did not

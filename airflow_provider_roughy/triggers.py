@@ -36,6 +36,7 @@ def check_event_came(next_method: str, next_kwargs: dict[str, Any] | None, *, as
 class RoughyAssetTrigger(BaseTrigger):
     """Waits in a triggerer until an asset is ready, failed or, unless that is waited for as well, unpaid.
 
+    All triggers of one event loop that use the same connection share one poll.
     Its one event is a :class:`~airflow_provider_roughy.lifecycle.Verdict` as plain JSON, and holds no secret.
 
     :param asset_id: The asset.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import math
+import os
 import random
 import wave
 from fractions import Fraction
@@ -130,3 +131,10 @@ def _encode_sine(container: av.container.OutputContainer, stream: av.AudioStream
         for each in resampler.resample(frame):
             container.mux(stream.encode(each))
     container.mux(stream.encode(None))
+
+
+def pad(recording: Path, path: Path, *, size: int) -> Path:
+    """Make a file of so many bytes that begins like a recording."""
+    head = recording.read_bytes()
+    path.write_bytes(head + os.urandom(size - len(head)))
+    return path

@@ -1,29 +1,30 @@
-"""A link that breaks: a TCP relay on loopback that resets connections after a number of bytes."""
+"""Links that break: TCP relays on loopback."""
 
 from __future__ import annotations
 
 import socket
 import struct
 import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
+from typing import Self
 
 
-class BreakingLink:
-    """Relays connections to a server, and resets some after so many bytes towards it.
+class Link(ABC):
+    """Takes connections on loopback, each in a thread of its own, until the context ends.
 
     :param port: The server's port on loopback.
-    :param cuts: Bytes after which each connection in turn is reset; later ones are left alone.
     """
 
-    def __init__(self, port: int, cuts: list[int]) -> None:
+    def __init__(self, port: int) -> None:
         self._target = port
-        self._cuts = list(cuts)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._threads: list[threading.Thread] = []
         self.port: int = self._listener.getsockname()[1]
 
-    def __enter__(self) -> BreakingLink:
+    def __enter__(self) -> Self:
         self._start(self._accept)
         return self
 
@@ -36,10 +37,11 @@ class BreakingLink:
         for thread in self._threads:
             thread.join(timeout=10)
 
-    def _start(self, run: object, *args: object) -> None:
-        thread = threading.Thread(target=run, args=args, daemon=True)  # type: ignore[arg-type]
+    def _start(self, run: Callable[..., None], *args: object) -> threading.Thread:
+        thread = threading.Thread(target=run, args=args, daemon=True)
         self._threads.append(thread)
         thread.start()
+        return thread
 
     def _accept(self) -> None:
         while True:
@@ -47,10 +49,29 @@ class BreakingLink:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            server = socket.create_connection(("127.0.0.1", self._target))
-            budget = self._cuts.pop(0) if self._cuts else None
-            self._start(self._relay, client, server, budget)
-            self._start(self._relay, server, client, None)
+            self._start(self._serve, client)
+
+    @abstractmethod
+    def _serve(self, client: socket.socket) -> None:
+        """Relay a connection."""
+
+
+class BreakingLink(Link):
+    """Relays connections to a server, and resets some after so many bytes towards it.
+
+    :param port: The server's port on loopback.
+    :param cuts: Bytes after which each connection in turn is reset; later ones are left alone.
+    """
+
+    def __init__(self, port: int, cuts: list[int]) -> None:
+        super().__init__(port)
+        self._cuts = list(cuts)
+
+    def _serve(self, client: socket.socket) -> None:
+        server = socket.create_connection(("127.0.0.1", self._target))
+        budget = self._cuts.pop(0) if self._cuts else None
+        self._start(self._relay, server, client, None)
+        self._relay(client, server, budget)
 
     @staticmethod
     def _relay(source: socket.socket, target: socket.socket, budget: int | None) -> None:

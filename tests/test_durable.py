@@ -19,6 +19,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyValidationError,
 )
 from airflow_provider_roughy.operators import RoughyCreateUploadOperator
+from tests import media
 from tests.running import Ended, run_task
 
 MIB = 1024 * 1024
@@ -47,10 +48,7 @@ def store() -> Store:
 @pytest.fixture
 def recording(tmp_path: Path, recordings: dict[str, Path]) -> Path:
     """4 MiB that begin like a recording."""
-    path = tmp_path / "recording.mp3"
-    head = recordings["audio"].read_bytes()
-    path.write_bytes(head + os.urandom(4 * MIB - len(head)))
-    return path
+    return media.pad(recordings["audio"], tmp_path / "recording.mp3", size=4 * MIB)
 
 
 @pytest.fixture(autouse=True)

@@ -29,6 +29,7 @@ from airflow_provider_roughy.exceptions import (
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.source import find_source
 from airflow_provider_roughy.tus import RoughyUploader
+from tests import media
 
 MIB = 1024 * 1024
 UPLOADS = "/v1/uploads/*"
@@ -44,10 +45,7 @@ def roughy(request: pytest.FixtureRequest) -> Iterator[Emulator]:
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: pytest.TempPathFactory, recordings: dict[str, Path]) -> Path:
     """8 MiB that begin like a recording."""
-    path = tmp_path_factory.mktemp("upload") / "recording.mp3"
-    head = recordings["audio"].read_bytes()
-    path.write_bytes(head + os.urandom(8 * MIB - len(head)))
-    return path
+    return media.pad(recordings["audio"], tmp_path_factory.mktemp("upload") / "recording.mp3", size=8 * MIB)
 
 
 Upload = Callable[..., RoughyAsset]

@@ -20,6 +20,7 @@ from airflow_provider_roughy.emulator import Choices, Emulator, Fault
 from airflow_provider_roughy.exceptions import RoughyUploadError
 from airflow_provider_roughy.source import find_source
 from airflow_provider_roughy.tus import RoughyUploader
+from tests import media
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -37,10 +38,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Emulator]:
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: pytest.TempPathFactory, recordings: dict[str, Path]) -> Path:
-    path = tmp_path_factory.mktemp("properties") / "recording.mp3"
-    head = recordings["audio"].read_bytes()
-    path.write_bytes(head + os.urandom(SIZE - len(head)))
-    return path
+    return media.pad(recordings["audio"], tmp_path_factory.mktemp("properties") / "recording.mp3", size=SIZE)
 
 
 def offsets() -> st.SearchStrategy[str | None]:

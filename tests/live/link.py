@@ -10,8 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from io import IOBase
-from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
+
+from tests.proxy import Link
 
 _PIECE = 65536
 
@@ -51,37 +52,24 @@ class Passed:
     body_bytes: int = 0
 
 
-class HoldingLink:
+class HoldingLink(Link):
     """Relays connections to a server, and holds one where it is told to.
 
     :param port: The server's port on loopback.
     """
 
     def __init__(self, port: int) -> None:
-        self._target = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._threads: list[threading.Thread] = []
+        super().__init__(port)
         self._stop: Stop | None = None
         self._stopped = threading.Event()
         self._go_on = threading.Event()
         self._cut = threading.Event()
-        self.port: int = self._listener.getsockname()[1]
         #: What went over it, oldest first.
         self.passed: list[Passed] = []
 
-    def __enter__(self) -> HoldingLink:
-        self._start(self._accept)
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: Any) -> None:
         self.cut()
-        # Wakes the thread that waits in accept().
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for thread in self._threads:
-            thread.join(timeout=10)
+        super().__exit__(*exc)
 
     def stop_at(self, stop: Stop) -> None:
         """Stop at the next request that fits, once."""
@@ -111,21 +99,7 @@ class HoldingLink:
         """
         self._cut.set()
 
-    def _start(self, run: Callable[..., None], *args: object) -> threading.Thread:
-        thread = threading.Thread(target=run, args=args, daemon=True)
-        self._threads.append(thread)
-        thread.start()
-        return thread
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            self._start(self._relay, client)
-
-    def _relay(self, client: socket.socket) -> None:
+    def _serve(self, client: socket.socket) -> None:
         with client, suppress(OSError), socket.create_connection(("127.0.0.1", self._target)) as server:
             # Set while a reply is to be held.
             before_reply = threading.Event()

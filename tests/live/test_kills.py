@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import socket
 import subprocess
@@ -22,6 +21,7 @@ import pytest
 
 from airflow_provider_roughy.emulator import Emulator
 from demo.airflow import LocalAirflow
+from tests import media
 from tests.live import LIVE
 from tests.live.link import HoldingLink, Passed, Stop
 from tests.live.running import PARALLELISM, Run, wait_until
@@ -120,9 +120,7 @@ def start_upload(
     links: list[HoldingLink] = []
 
     def start_upload(server: dict[str, Any], stop: Stop | None = None) -> Upload:
-        source = tmp_path / f"recording-{len(links)}.mp3"
-        head = recordings["audio"].read_bytes()
-        source.write_bytes(head + os.urandom(SIZE - len(head)))
+        source = media.pad(recordings["audio"], tmp_path / f"recording-{len(links)}.mp3", size=SIZE)
         link = HoldingLink(httpx.URL(server["host"]).port or 0)
         links.append(link.__enter__())
         if stop is not None:
