@@ -7,8 +7,10 @@ import hashlib
 import re
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,6 +30,16 @@ pytestmark = [
     # Airflow runs every task of a DAG here, one after the other.
     pytest.mark.timeout(300),
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_api_server() -> Iterator[None]:
+    """Let Airflow 3.0 to 3.2 keep the API server that they build for each task of a DAG, as 3.3 does."""
+    with pytest.MonkeyPatch.context() as patch:
+        if airflow.__version__.startswith(("3.0.", "3.1.", "3.2.")):
+            supervisor = import_module("airflow.sdk.execution_time.supervisor")
+            patch.setattr(supervisor, "in_process_api_server", cache(supervisor.in_process_api_server))
+        yield
 
 
 def load(path: Path) -> ModuleType:
