@@ -328,10 +328,7 @@ class SharedPoll:
         for state, looks in by_state.items():
             if state in self._kind.outcomes:
                 await self._pass_over(client, state, looks, due)
-        by_id: dict[str, list[_Look]] = {}
-        for look in due:
-            if not look.answer.done():
-                by_id.setdefault(look.id, []).append(look)
+        by_id = _by_id(look for look in due if not look.answer.done())
         # In no fixed order: those that fail must not stand before the same others each time.
         turns = random.sample(sorted(by_id), len(by_id))
 
@@ -361,9 +358,7 @@ class SharedPoll:
         :param looks: Those that it may answer.
         :param due: Those that must be answered in this round.
         """
-        wanted: dict[str, list[_Look]] = {}
-        for look in looks:
-            wanted.setdefault(look.id, []).append(look)
+        wanted = _by_id(looks)
         left = {look.id for look in looks & due}
         pages, offset = 1, 0
         while pages < len(left):
@@ -436,6 +431,13 @@ class SharedPoll:
         client, self._client, self._hook = self._client, None, hook
         await client.close()
         return True
+
+
+def _by_id(looks: Iterable[_Look]) -> dict[str, list[_Look]]:
+    found: dict[str, list[_Look]] = {}
+    for look in looks:
+        found.setdefault(look.id, []).append(look)
+    return found
 
 
 async def _answer(answers: Iterable[tuple[_Look, Any]]) -> None:

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -121,28 +120,37 @@ class _Killed(BaseException):
 
 
 @contextmanager
-def _killer(condition: Callable[[], bool]) -> Iterator[None]:
-    """Send this process a signal once the condition is true."""
-    over = threading.Event()
+def whenever(condition: Callable[[], bool], act: Callable[[], None]) -> Iterator[None]:
+    """Do something once, as soon as something is so, while the body runs."""
+    done = threading.Event()
 
     def watch() -> None:
-        while not over.is_set():
+        while not done.wait(0.02):
             if condition():
-                os.kill(os.getpid(), signal.SIGUSR1)
+                act()
                 return
-            time.sleep(0.02)
 
-    def die(*_: object) -> None:
-        raise _Killed
-
-    before = signal.signal(signal.SIGUSR1, die)
     thread = threading.Thread(target=watch)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        done.set()
         thread.join()
+
+
+@contextmanager
+def _killer(condition: Callable[[], bool]) -> Iterator[None]:
+    """Send this process a signal once the condition is true."""
+
+    def die(*_: object) -> None:
+        raise _Killed
+
+    before = signal.signal(signal.SIGUSR1, die)
+    try:
+        with whenever(condition, lambda: os.kill(os.getpid(), signal.SIGUSR1)):
+            yield
+    finally:
         signal.signal(signal.SIGUSR1, before)
 
 

@@ -6,9 +6,7 @@ import ast
 import hashlib
 import re
 import shutil
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +19,7 @@ import pytest
 from airflow_provider_roughy.emulator import Emulator
 from tests import media
 from tests.conftest import DAGS_FOLDER
+from tests.running import whenever
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "example_dags").glob("*.py"))
@@ -76,26 +75,6 @@ class Run:
 
 def run(name: str, **conf: Any) -> Run:
     return Run(load(DAGS_FOLDER / f"{name}.py").dag, conf)
-
-
-@contextmanager
-def whenever(condition: Callable[[], bool], act: Callable[[], None]) -> Any:
-    """Do something once, as soon as something is so, while the body runs."""
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.1):
-            if condition():
-                act()
-                return
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -98,17 +98,16 @@ def becoming(roughy: Emulator, asset_id: str, becomes: str) -> None:
     elif becomes == "pending_payment, then paid for":
         roughy.set_state(asset_id, "pending_payment")
         seen = len(roughy.requests)
-        paying = threading.Thread(target=lambda: wait_for(lambda: len(roughy.requests) > seen + 1) and roughy.top_up(5))
-        paying.start()
+
+        def pay() -> None:
+            deadline = time.monotonic() + 30
+            while len(roughy.requests) <= seen + 1 and time.monotonic() < deadline:
+                time.sleep(0.02)
+            roughy.top_up(5)
+
+        threading.Thread(target=pay).start()
     else:
         roughy.set_state(asset_id, becomes)
-
-
-def wait_for(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 30
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return True
 
 
 @pytest.mark.parametrize("soft_fail", [False, True], ids=["hard", "soft_fail"])
