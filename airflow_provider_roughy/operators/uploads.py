@@ -1,4 +1,4 @@
-"""The operators: upload a recording as a new asset, delete an asset."""
+"""The operator that uploads a recording as a new asset."""
 
 from __future__ import annotations
 
@@ -268,45 +268,6 @@ class RoughyCreateUploadOperator(BaseOperator):
         verdict.raise_for_failure(self.on_pending_payment)
         self.log.info("Asset %s is %s", verdict.id, verdict.state)
         return verdict.id
-
-
-class RoughyDeleteAssetOperator(BaseOperator):
-    """Removes an asset and everything derived from it (cuts, subtitles, renders), at once and for good.
-
-    Running it twice is harmless, which makes it fit for a teardown::
-
-        RoughyDeleteAssetOperator(task_id="delete", asset_id=upload.output).as_teardown(setups=upload)
-
-    The result is ``{"asset_id": ..., "deleted": bool}``; ``deleted`` is false if there was nothing left to delete.
-
-    :param asset_id: The asset. (templated)
-    :param missing_ok: Whether it is fine that there is none; otherwise that fails with
-        :class:`~airflow_provider_roughy.exceptions.RoughyNotFoundError`.
-    :param roughy_conn_id: The Airflow connection. (templated)
-    """
-
-    template_fields: Sequence[str] = ("asset_id", "roughy_conn_id")
-    ui_color = "#e4f0ef"
-
-    def __init__(
-        self,
-        *,
-        asset_id: str,
-        missing_ok: bool = True,
-        roughy_conn_id: str = RoughyHook.default_conn_name,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.asset_id = asset_id
-        self.missing_ok = missing_ok
-        self.roughy_conn_id = roughy_conn_id
-
-    def execute(self, context: Context) -> dict[str, Any]:
-        """Delete the asset."""
-        with RoughyHook(self.roughy_conn_id) as hook:
-            deleted = hook.delete_asset(self.asset_id, missing_ok=self.missing_ok)
-        self.log.info("Asset %s %s", self.asset_id, "deleted" if deleted else "was gone already")
-        return {"asset_id": self.asset_id, "deleted": deleted}
 
 
 class _Notes:

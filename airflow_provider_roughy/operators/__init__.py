@@ -1,0 +1,6 @@
+"""The operators, a file a resource."""
+
+from airflow_provider_roughy.operators.assets import RoughyDeleteAssetOperator
+from airflow_provider_roughy.operators.uploads import RoughyCreateUploadOperator
+
+__all__ = ["RoughyCreateUploadOperator", "RoughyDeleteAssetOperator"]
