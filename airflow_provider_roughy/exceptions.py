@@ -4,6 +4,7 @@
 
     RoughyError
     ├── RoughyConfigurationError *         the connection or an argument is unusable; nothing was sent
+    ├── RoughyMissingConnectionError       Airflow found no connection, or could not ask where it is kept
     ├── RoughyApiError                     Roughy answered with an error
     │   ├── RoughyAuthenticationError *    401, 403, account_locked
     │   ├── RoughyInsufficientCreditsError *  402
@@ -21,7 +22,7 @@
     ├── RoughyUploadError                  the transfer gave up
     ├── RoughyAssetFailedError *           the asset ended as ``failed``
     ├── RoughyPaymentRequiredError *       the asset is in ``pending_payment``
-    └── RoughyTimeoutError †               the asset was not done in time
+    └── RoughyTimeoutError †               what was waited for was not done in time
 
 ``*`` is an :class:`AirflowFailException` as well: no retry can mend it, so Airflow burns none.
 ``†`` is an :class:`AirflowSensorTimeout`, which Airflow does not retry either.
@@ -63,6 +64,12 @@ def _restore(cls: type[RoughyError], args: tuple[Any, ...], state: dict[str, Any
 
 class RoughyConfigurationError(RoughyError, AirflowFailException):
     """The connection or an argument is unusable. Nothing was created or sent."""
+
+
+class RoughyMissingConnectionError(RoughyError):
+    """Airflow found no such connection. It says the same when a secrets backend cannot be asked, so it may pass."""
+
+    transient = True
 
 
 class RoughyApiError(RoughyError):
@@ -306,17 +313,21 @@ class RoughyPaymentRequiredError(RoughyError, AirflowFailException):
 
 
 class RoughyTimeoutError(RoughyError, AirflowSensorTimeout):
-    """The asset reached no final state before the deadline.
+    """What was waited for reached no final state before the deadline.
 
-    :param asset_id: The asset, or ``None`` where Airflow has forgotten which.
+    :param id: The resource; empty where Airflow has forgotten which.
+    :param kind: What it is, in Roughy's words.
     :param state: The last state seen, or ``None`` if Roughy never answered.
     :param reason: Why the last look told nothing, where it did not.
     """
 
-    def __init__(self, asset_id: str | None, *, state: str | None = None, reason: str | None = None) -> None:
-        self.asset_id = asset_id
+    def __init__(
+        self, id: str, *, kind: str, state: str | None = None, reason: str | None = None
+    ) -> None:
+        self.id = id
+        self.kind = kind
         self.state = state
-        what = f"Asset {asset_id}" if asset_id else "The asset"
+        what = f"{kind.capitalize()} {id}" if id else f"The {kind}"
         seen = f"it was still {state}" if state else "its state was never seen"
         super().__init__(f"{what} was not done in time: {seen}{f'; last look: {reason}' if reason else ''}")
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 from functools import cached_property
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from weakref import WeakKeyDictionary
 
 from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
 from airflow_provider_roughy import api
-from airflow_provider_roughy.exceptions import RoughyConfigurationError, RoughyError, RoughyNotFoundError
+from airflow_provider_roughy.exceptions import (
+    RoughyConfigurationError,
+    RoughyError,
+    RoughyMissingConnectionError,
+    RoughyNotFoundError,
+)
 from airflow_provider_roughy.get_provider_info import CONN_FIELDS, UI_FIELD_BEHAVIOUR
 from airflow_provider_roughy.source import Source, find_source
 
@@ -49,6 +55,11 @@ class RoughyHook(BaseHook):
     conn_type = "roughy"
     hook_name = "Roughy"
 
+    #: Look-ups of connections under way, by event loop and connection.
+    _lookups: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Task[Settings]]]] = (
+        WeakKeyDictionary()
+    )
+
     def __init__(self, roughy_conn_id: str = default_conn_name, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.roughy_conn_id = roughy_conn_id
@@ -78,31 +89,51 @@ class RoughyHook(BaseHook):
     def settings(self) -> Settings:
         """What the connection says; read once.
 
-        :raises RoughyConfigurationError: If the connection is missing or unusable.
+        :raises RoughyMissingConnectionError: If Airflow finds no such connection, or cannot read it now.
+        :raises RoughyConfigurationError: If the connection is unusable.
         """
         if self._settings is None:
             try:
                 connection = self.get_connection(self.roughy_conn_id)
-            except AirflowNotFoundException as err:
-                raise self._missing() from err
-            self._settings = self._read(connection, connection.extra_dejson)
+                extra = connection.extra_dejson
+            except Exception as err:  # Secrets backends raise errors of their own.
+                raise self._missing(err) from err
+            self._settings = self._read(connection, extra)
         return self._settings
 
     async def aget_settings(self) -> Settings:
-        """Return :attr:`settings` without blocking the event loop.
+        """Return :attr:`settings` without blocking the event loop. Those who ask at the same time share one look-up.
 
-        :raises RoughyConfigurationError: If the connection is missing or unusable.
+        :raises RoughyMissingConnectionError: If Airflow finds no such connection, or cannot read it now.
+        :raises RoughyConfigurationError: If the connection is unusable.
         """
         if self._settings is None:
-            try:
-                connection = await get_async_connection(self.roughy_conn_id)
-            except AirflowNotFoundException as err:
-                raise self._missing() from err
-            self._settings = self._read(connection, await get_async_extra_dejson(connection))
+            loop = asyncio.get_running_loop()
+            lookups = self._lookups.setdefault(loop, {})
+            lookup = lookups.get(self.roughy_conn_id)
+            if lookup is None:
+                lookup = lookups[self.roughy_conn_id] = loop.create_task(self._alook_up())
+                lookup.add_done_callback(lambda _: lookups.pop(self.roughy_conn_id))
+            # Whoever is cancelled leaves the look-up to the others.
+            self._settings = await asyncio.shield(lookup)
         return self._settings
 
-    def _missing(self) -> RoughyConfigurationError:
-        return RoughyConfigurationError(f"Airflow has no connection {self.roughy_conn_id!r}")
+    async def _alook_up(self) -> Settings:
+        try:
+            connection = await get_async_connection(self.roughy_conn_id)
+            extra = await get_async_extra_dejson(connection)
+        except Exception as err:  # As in settings.
+            raise self._missing(err) from err
+        return self._read(connection, extra)
+
+    def _missing(self, error: Exception) -> RoughyMissingConnectionError:
+        if isinstance(error, AirflowNotFoundException):
+            return RoughyMissingConnectionError(
+                f"Airflow has no connection {self.roughy_conn_id!r}, or the secrets backend that keeps it is away"
+            )
+        return RoughyMissingConnectionError(
+            f"Connection {self.roughy_conn_id!r} cannot be read: {type(error).__name__}: {error}"
+        )
 
     def _read(self, connection: Connection, extra: dict[str, Any]) -> Settings:
         from airflow_provider_roughy.client import Settings

@@ -13,13 +13,15 @@ Nothing here touches the network or a clock.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
+from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from airflow.providers.common.compat.sdk import AirflowSkipException
 
-from airflow_provider_roughy import exceptions
+from airflow_provider_roughy import api, exceptions
 from airflow_provider_roughy.exceptions import (
     RoughyApiError,
     RoughyAssetFailedError,
@@ -33,6 +35,8 @@ from airflow_provider_roughy.exceptions import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from airflow_provider_roughy.api import Call, Page, Reply
 
 #: What to do about an asset that is uploaded and measured, but not paid for.
 OnPendingPayment = Literal["fail", "skip", "return", "wait"]
@@ -58,13 +62,36 @@ class Kind:
     :param name: What Roughy calls it.
     :param outcomes: The state table.
     :param working: The state in which most of those that are waited for are.
+    :param get: Reads one, by its id.
     :param failed: The error of one that failed, called with its id.
+    :param unpaid: The error of one that is not paid for, called with its id; ``None`` for a kind that costs nothing.
+    :param list: Reads a page of those in one state, called with ``state`` and ``offset``; ``None`` where the API has
+        no such list.
     """
 
     name: str
     outcomes: Mapping[str, Outcome]
     working: str
+    get: Callable[[str], Call[Any]]
     failed: Callable[..., RoughyError]
+    unpaid: Callable[..., RoughyError] | None = None
+    list: Callable[..., Call[Page[Any]]] | None = None
+
+    def read(self, id: str) -> Call[Any]:
+        """Read one, and take no answer about another one.
+
+        :param id: Its id.
+        :raises RoughyConfigurationError: If that is no id.
+        """
+        call = self.get(id)
+
+        def parse(reply: Reply) -> Any:
+            found = call.parse(reply)
+            if found.id.lower() != id.lower():
+                raise ValueError(f"it is about {found.id!r}")
+            return found
+
+        return dataclasses.replace(call, parse=parse)
 
 
 ASSET = Kind(
@@ -77,7 +104,10 @@ ASSET = Kind(
         "pending_payment": Outcome.PAYMENT_REQUIRED,
     },
     working="processing",
+    get=api.get_asset,
     failed=RoughyAssetFailedError,
+    unpaid=RoughyPaymentRequiredError,
+    list=api.list_assets,
 )
 
 KINDS = {kind.name: kind for kind in (ASSET,)}
@@ -90,6 +120,19 @@ def check_on_pending_payment(value: str) -> None:
     """
     if value not in get_args(OnPendingPayment):
         raise ValueError(f"on_pending_payment must be one of {get_args(OnPendingPayment)}, not {value!r}")
+
+
+def as_seconds(name: str, value: float | timedelta) -> float:
+    """Return a length of time in seconds.
+
+    :param name: What the user calls it.
+    :param value: Seconds, or a ``timedelta``.
+    :raises ValueError: At DAG parse, if it is no time, or not above 0.
+    """
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
+        raise ValueError(f"{name} must be a number of seconds above 0, or a timedelta, not {value!r}")
+    return float(seconds)
 
 
 @dataclass(frozen=True)
@@ -107,7 +150,7 @@ class Verdict:
 
     id: str
     outcome: Outcome
-    kind: str = ASSET.name
+    kind: str
     state: str | None = None
     resource: dict[str, Any] = field(default_factory=dict)
     request_id: str | None = None
@@ -145,27 +188,28 @@ class Verdict:
         """Whether the state is in the table."""
         return self.state is None or self.state in KINDS[self.kind].outcomes
 
-    def is_final(self, on_pending_payment: OnPendingPayment) -> bool:
+    def is_final(self, on_pending_payment: OnPendingPayment = "fail") -> bool:
         """Whether there is nothing left to wait for.
 
-        :param on_pending_payment: With ``"wait"`` an unpaid asset is waited for, like one in processing.
+        :param on_pending_payment: With ``"wait"`` an unpaid resource is waited for, like one in processing.
         """
         if self.outcome is Outcome.PAYMENT_REQUIRED:
             return on_pending_payment != "wait"
         return self.outcome is not Outcome.WAITING
 
-    def raise_for_failure(self, on_pending_payment: OnPendingPayment) -> None:
+    def raise_for_failure(self, on_pending_payment: OnPendingPayment = "fail") -> None:
         """Raise what the outcome calls for; return if the task may go on.
 
-        :param on_pending_payment: What to do about an unpaid asset.
-        :raises RoughyAssetFailedError: If it failed.
+        :param on_pending_payment: What to do about an unpaid resource, if it is of a kind that is paid for.
+        :raises RoughyAssetFailedError: If it is an asset and failed.
         :raises RoughyPaymentRequiredError: If it is unpaid and the policy is ``"fail"``.
         :raises AirflowSkipException: If it is unpaid and the policy is ``"skip"``.
         :raises RoughyTimeoutError: If the deadline passed first.
         :raises RoughyError: What Roughy refused with.
         """
+        kind = KINDS[self.kind]
         if self.outcome is Outcome.FAILED:
-            raise KINDS[self.kind].failed(
+            raise kind.failed(
                 self.id,
                 error_code=self.resource.get("error_code"),
                 error_message=self.resource.get("error_message"),
@@ -173,11 +217,11 @@ class Verdict:
             )
         if self.outcome is Outcome.TIMED_OUT:
             reason = self.error["message"] if self.error else None
-            raise RoughyTimeoutError(self.id, state=self.state, reason=reason)
+            raise RoughyTimeoutError(self.id, kind=self.kind, state=self.state, reason=reason)
         if self.outcome is Outcome.REFUSED:
             raise _error_from_dict(self.error or {})
-        if self.outcome is Outcome.PAYMENT_REQUIRED and on_pending_payment in ("fail", "skip"):
-            error = RoughyPaymentRequiredError(self.id, request_id=self.request_id)
+        if self.outcome is Outcome.PAYMENT_REQUIRED and kind.unpaid and on_pending_payment in ("fail", "skip"):
+            error = kind.unpaid(self.id, request_id=self.request_id)
             if on_pending_payment == "fail":
                 raise error
             raise AirflowSkipException(str(error))

@@ -3,7 +3,8 @@
 A thousand deferred tasks must not ask a thousand questions a round. So waiters of one event loop and one connection
 share a :class:`SharedPoll`. It knows who wants to look at what, and each round it takes the cheaper way: one ``GET`` a
 resource, or one pass over the list of those in the same state, 100 a page, and a ``GET`` only for what is not on it.
-The list is a hint that nothing has changed; what became of a resource, only its ``GET`` says.
+The list is a hint that nothing has changed; what became of a resource, only its ``GET`` says, and before a waiter is
+told that its time is up, it gets one more ``GET``.
 """
 
 from __future__ import annotations
@@ -13,72 +14,66 @@ import logging
 import random
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
-from contextvars import Context
+from collections.abc import AsyncIterator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextvars import Context, copy_context
 from copy import copy
 from dataclasses import dataclass
+from heapq import nlargest
 from typing import TYPE_CHECKING, Any, ClassVar
+from uuid import UUID
 from weakref import WeakKeyDictionary
 
-from airflow_provider_roughy import api
 from airflow_provider_roughy.exceptions import (
     RoughyApiError,
     RoughyAuthenticationError,
-    RoughyConfigurationError,
     RoughyError,
+    RoughyMissingConnectionError,
+    RoughyProtocolError,
     RoughyUnreachableError,
 )
 from airflow_provider_roughy.hooks import RoughyHook
-from airflow_provider_roughy.lifecycle import ASSET, Kind, OnPendingPayment, Outcome, Verdict
+from airflow_provider_roughy.lifecycle import Kind, OnPendingPayment, Outcome, Verdict
 
 if TYPE_CHECKING:
-    from airflow_provider_roughy.api import Call, Page
-    from airflow_provider_roughy.client import AsyncClient, Backoff
+    from airflow_provider_roughy.api import Call
+    from airflow_provider_roughy.client import AsyncClient, Backoff, Settings
 
+#: Seconds that one look may take in all.
+_LOOK_SECONDS = 30.0
+#: Seconds that the last look may take after the deadline.
+_GRACE_SECONDS = 20.0
 #: Seconds that a round waits for others who want to look as well: a triggerer starts its triggers in bursts.
 _GATHER_SECONDS = 0.05
-#: Seconds that the last look may take after the deadline.
-_GRACE_SECONDS = 5.0
+#: Seconds of ``Retry-After`` that a poll obeys; a longer one is taken for a mistake.
+_MOST_RETRY_AFTER = 300.0
 #: ``GET`` requests under way at once.
 _AT_ONCE = 8
 #: Requests in a row that may fail before the rest of a round is put off.
 _FAILURES = 3
+#: A resource that a list called unchanged so often in a row is asked for by itself.
+_BELIEVED = 20
+#: One in so many waiters may be asked for that reason in one round.
+_DOUBTED = 1000
 #: Waiters that are answered before the event loop may do something else.
 _BATCH = 25
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """How a kind of resource is read.
-
-    :param get: Reads one, by id.
-    :param list: Reads a page of those in one state, from an offset.
-    """
-
-    get: Callable[[str], Call[Any]]
-    list: Callable[[str, int], Call[Page[Any]]]
-
-
-_READERS = {
-    ASSET.name: _Reader(get=api.get_asset, list=lambda state, offset: api.list_assets(state=state, offset=offset)),
-}
-
-
 class Watch:
     """Judges one look at a resource after another, and logs each state once, with the time spent in the one before.
 
-    :param id: The resource.
-    :param kind: What it is.
-    :param on_pending_payment: Whether an unpaid one is waited for (``"wait"``).
+    :param kind: What is waited for.
+    :param id: Which; in any spelling of a UUID.
     :param log: Where to say what was seen: a logger of the standard library or of structlog.
+    :param on_pending_payment: Whether an unpaid one is waited for (``"wait"``), if the kind is one that is paid for.
     """
 
-    def __init__(self, id: str, *, on_pending_payment: OnPendingPayment, log: Any, kind: Kind = ASSET) -> None:
-        self.id = id
+    def __init__(self, kind: Kind, id: str, *, log: Any, on_pending_payment: OnPendingPayment = "fail") -> None:
         self.kind = kind
+        self.id = _canonical(id)
         self.on_pending_payment = on_pending_payment
         self.log = log
         self.state: str | None = None
@@ -87,8 +82,23 @@ class Watch:
         self._missed = 0
         self._title = kind.name.capitalize()
 
-    def saw(self, resource: Any) -> Verdict:
-        """Judge a resource that was just read."""
+    def look(self, hook: RoughyHook, *, within: float = _LOOK_SECONDS) -> Verdict | None:
+        """Look once, and return the verdict if it is final.
+
+        :param hook: Looks.
+        :param within: Seconds that it may take.
+        :raises RoughyMissingConnectionError: If there is nothing to look with.
+        """
+        try:
+            resource = hook.client.once(self.kind.read(self.id), within=min(within, _LOOK_SECONDS))
+        except RoughyMissingConnectionError:
+            raise
+        except RoughyError as error:
+            return self.missed(error)
+        return self.saw(resource)
+
+    def saw(self, resource: Any) -> Verdict | None:
+        """Judge a resource that was just read, and return the verdict if it is final."""
         verdict = Verdict.of(self.kind, resource)
         if self._missed:
             self.log.info("%s %s can be looked at again, after %d failed looks", self._title, self.id, self._missed)
@@ -96,16 +106,19 @@ class Watch:
             self._log_state(verdict)
             self._since = time.monotonic()
         self.state, self.error, self._missed = verdict.state, None, 0
-        return verdict
+        return verdict if verdict.is_final(self.on_pending_payment) else None
 
-    def missed(self, error: RoughyError) -> None:
-        """Take note of a look that failed and may succeed later."""
+    def missed(self, error: RoughyError) -> Verdict | None:
+        """Take note of a look that failed, and return the verdict if no other look could succeed."""
+        if not error.transient:
+            return Verdict.refused(self.kind, self.id, error)
         if type(error) is not type(self.error):
             self.log.warning(
                 "%s %s could not be looked at, and is waited for all the same: %s", self._title, self.id, error
             )
         self.error = error
         self._missed += 1
+        return None
 
     def timed_out(self) -> Verdict:
         """Judge that the deadline passed first."""
@@ -138,52 +151,76 @@ class Watch:
                 "%s %s is %s%s (request %s)", self._title, verdict.id, verdict.state, spent, verdict.request_id
             )
 
-    def look(self, hook: RoughyHook) -> Verdict | None:
-        """Look once, and return the verdict if it is final.
 
-        :param hook: Looks.
-        :raises RoughyError: If Roughy refuses for good: wrong key, no such resource.
-        """
+def wait_here(hook: RoughyHook, watch: Watch, *, poll_interval: float, deadline: float) -> Verdict:
+    """Block until there is a final verdict, whether or not an event loop runs in this thread (as in a notebook).
+
+    The parameters are those of :func:`wait_until_final`.
+    """
+    loop: asyncio.AbstractEventLoop | None = None
+    waiting: asyncio.Task[Verdict] | None = None
+
+    async def wait() -> Verdict:
+        nonlocal loop, waiting
+        loop, waiting = asyncio.get_running_loop(), asyncio.current_task()
+        return await wait_until_final(hook, watch, poll_interval=poll_interval, deadline=deadline)
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(wait())
+    with ThreadPoolExecutor(1, thread_name_prefix="roughy-wait") as thread:
+        future = thread.submit(copy_context().run, asyncio.run, wait())
         try:
-            verdict = self.saw(hook.client.run(_READERS[self.kind.name].get(self.id)))
-        except RoughyError as error:
-            if not error.transient:
-                raise
-            self.missed(error)
-            return None
-        return verdict if verdict.is_final(self.on_pending_payment) else None
+            return future.result()
+        except BaseException:
+            # A kill or a timeout of the task must not wait for the end of the wait.
+            if loop is not None and waiting is not None and not future.done():
+                loop.call_soon_threadsafe(waiting.cancel)
+            raise
 
 
 async def wait_until_final(hook: RoughyHook, watch: Watch, *, poll_interval: float, deadline: float) -> Verdict:
     """Look at a resource until there is a final verdict: the one polling loop of this package.
 
-    A look that fails for a reason that may pass does not end the wait.
+    A look that fails for a reason that may pass does not end the wait, nor does a connection that cannot be read.
 
     :param hook: Names the connection.
     :param watch: Judges.
     :param poll_interval: Seconds between two looks, give or take a tenth, so that rounds of many connections spread.
-    :param deadline: When to give up, in seconds since the epoch.
+    :param deadline: When to give up, in seconds since the epoch. One last look is taken then.
     """
-    async with SharedPoll.joined(hook, watch.kind) as poll:
-        pause = 0.0
+    pause, unchanged = 0.0, 0
+    async with AsyncExitStack() as seat:
+        poll: SharedPoll | None = None
         while True:
-            left = max(0.0, deadline - time.time())
             try:
-                async with asyncio.timeout(left + _GRACE_SECONDS):
-                    resource = await poll.look(watch.id, state=watch.state, after=min(pause, left))
-                verdict = watch.saw(resource)
+                async with asyncio.timeout(max(0.0, deadline - time.time())):
+                    if poll is None:
+                        await asyncio.sleep(pause)
+                        poll, pause = await seat.enter_async_context(SharedPoll.joined(hook, watch.kind)), 0.0
+                    resource, listed = await poll.look(
+                        watch.id, state=watch.state, after=pause, interval=poll_interval, unchanged=unchanged
+                    )
             except TimeoutError:
-                return watch.timed_out()
+                break
             except RoughyError as error:
-                if not error.transient:
-                    return Verdict.refused(watch.kind, watch.id, error)
-                watch.missed(error)
+                verdict = watch.missed(error)
             else:
-                if verdict.is_final(watch.on_pending_payment):
-                    return verdict
-            if deadline <= time.time():
-                return watch.timed_out()
+                verdict, unchanged = watch.saw(resource), unchanged + 1 if listed else 0
+            if verdict is not None:
+                return verdict
             pause = poll_interval * random.uniform(0.9, 1.1)
+        try:
+            async with asyncio.timeout(_GRACE_SECONDS):
+                if poll is None:
+                    poll = await seat.enter_async_context(SharedPoll.joined(hook, watch.kind))
+                verdict = watch.saw(await poll.look_now(watch.id))
+        except TimeoutError:
+            verdict = None
+        except RoughyError as error:
+            verdict = watch.missed(error)
+        return verdict or watch.timed_out()
 
 
 @dataclass(eq=False)
@@ -194,41 +231,54 @@ class _Look:
     :param state: In which state it was seen last, ``None`` if it never was.
     :param due: When, on the clock of the event loop.
     :param ready: From when on it goes along if somebody else is due, so that many looks make one round.
-    :param answer: What it gets: the resource, or the error that stands for it.
+    :param interval: Seconds between two looks of this waiter.
+    :param unchanged: How often in a row a list, and nothing else, said that nothing has changed.
+    :param answer: What it gets: the resource and whether it is a list's, or the error that stands for it.
     """
 
     id: str
     state: str | None
     due: float
     ready: float
-    answer: asyncio.Future[Any]
+    interval: float
+    unchanged: int
+    answer: asyncio.Future[tuple[Any, bool] | RoughyError]
 
 
 class SharedPoll:
     """Looks for all waiters of one event loop, connection and kind of resource. Joined by :meth:`joined`.
 
-    :param hook: Names the connection.
+    :param hook: Has read the connection.
     :param kind: What is waited for.
     """
 
-    #: Those under way. An event loop that is gone takes its own with it.
-    _polls: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str], SharedPoll]]] = (
+    #: Those under way. An event loop that is gone takes its own with it. By what a connection says, not by its id:
+    #: one that was changed meanwhile is another one, and those who came before it wait where they began.
+    _polls: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Settings, str], SharedPoll]]] = (
         WeakKeyDictionary()
     )
 
     def __init__(self, hook: RoughyHook, kind: Kind) -> None:
         self._hook = hook
         self._kind = kind
-        self._reader = _READERS[kind.name]
         self._waiters = 0
         self._looks: set[_Look] = set()
         self._wake = asyncio.Event()
         self._client: AsyncClient | None = None
-        self._backoff: Backoff | None = None
-        self._not_before = 0.0
-        self._failures = 0
-        self._warned = False
+        self._outdated: list[AsyncClient] = []
+        self._opening = asyncio.Lock()
+        self._last_looks = asyncio.Semaphore(_AT_ONCE)
         self._task: asyncio.Task[None] | None = None
+        #: The next round starts no sooner.
+        self._not_before = 0.0
+        self._backoff: Backoff | None = None
+        #: ``GET`` requests in a row that failed for a reason that may pass.
+        self._failures = 0
+        #: Whether Roughy is taken to be away, so that one request has to succeed before others are sent.
+        self._away = False
+        #: No list is read sooner.
+        self._no_list_before = 0.0
+        self._list_backoff: Backoff | None = None
 
     @classmethod
     @asynccontextmanager
@@ -237,9 +287,10 @@ class SharedPoll:
 
         :param hook: Names the connection.
         :param kind: What is waited for.
+        :raises RoughyError: If the connection cannot be read, or is unusable.
         """
+        key = (await hook.aget_settings(), kind.name)
         polls = cls._polls.setdefault(asyncio.get_running_loop(), {})
-        key = (hook.roughy_conn_id, kind.name)
         poll = polls.get(key)
         if poll is None:
             poll = polls[key] = cls(hook, kind)
@@ -252,20 +303,25 @@ class SharedPoll:
                 del polls[key]
                 await poll._close()
 
-    async def look(self, id: str, *, state: str | None, after: float) -> Any:
+    async def look(
+        self, id: str, *, state: str | None, after: float, interval: float, unchanged: int
+    ) -> tuple[Any, bool]:
         """Look at a resource in the next round that is due.
 
         :param id: The resource.
         :param state: In which state it was seen last.
         :param after: Seconds to wait; the look may come sooner, with somebody else's.
+        :param interval: Seconds between two looks of this waiter.
+        :param unchanged: How often in a row a list said that nothing has changed.
+        :returns: The resource, and whether a list told of it.
         :raises RoughyError: What was wrong with the look.
         """
         loop = asyncio.get_running_loop()
         now = loop.time()
-        look = _Look(id, state, now + after, now + 0.75 * after, loop.create_future())
+        look = _Look(id, state, now + after, now + 0.75 * after, interval, unchanged, loop.create_future())
         self._looks.add(look)
-        if self._task is None:
-            # In no waiter's context: what is logged for all must not land in the log of the one who came first.
+        if self._task is None or self._task.done():
+            # With no context variables: Airflow would file what is logged for all into the log of whoever came first.
             self._task = loop.create_task(self._run(), context=Context())
         self._wake.set()
         try:
@@ -275,9 +331,16 @@ class SharedPoll:
         if isinstance(answer, RoughyError):
             # A copy, since raising an error writes into it.
             raise copy(answer)
-        if isinstance(answer, Exception):
-            raise RuntimeError(f"The shared poll failed: {answer!r}") from answer
         return answer
+
+    async def look_now(self, id: str) -> Any:
+        """Look at a resource by itself, whatever rounds and pauses are due: the last look of a waiter.
+
+        :param id: The resource.
+        :raises RoughyError: What was wrong with the look.
+        """
+        async with self._last_looks:
+            return await self._ask(self._kind.read(id))
 
     async def _close(self) -> None:
         task, self._task = self._task, None
@@ -286,8 +349,13 @@ class SharedPoll:
             with suppress(asyncio.CancelledError):
                 await task
         if self._client is not None:
-            client, self._client = self._client, None
-            await client.close()
+            self._outdated.append(self._client)
+            self._client = None
+        await self._close_outdated()
+
+    async def _close_outdated(self) -> None:
+        while self._outdated:
+            await self._outdated.pop().close()
 
     # ---- Rounds
 
@@ -303,57 +371,115 @@ class SharedPoll:
             await asyncio.sleep(_GATHER_SECONDS)
             try:
                 await self._round()
-            except RoughyError as error:
+            except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # Airflow has errors that are no Exception, and nobody must wait for the dead.
                 await self._put_off(error)
-            except Exception as error:
-                # Nobody must wait for a round that died.
-                await _answer([(look, error) for look in self._looks])
 
     def _due(self) -> set[_Look]:
         now = asyncio.get_running_loop().time()
-        return {look for look in self._looks if look.ready <= now}
+        return {look for look in self._looks if look.ready <= now and not look.answer.done()}
 
     async def _round(self) -> None:
         """Answer all looks that are due, and those that a list answers on the way.
 
-        :raises RoughyError: If the next request would meet the same.
+        :raises RoughyError: If all other looks would meet the same.
         """
-        if self._client is None:
-            self._client = await self._hook.aopen()
-        client, due = self._client, self._due()
-        by_state: dict[str, set[_Look]] = {}
-        for look in self._looks:
-            # A newcomer's is most likely in work.
-            by_state.setdefault(look.state or self._kind.working, set()).add(look)
-        for state, looks in by_state.items():
-            if state in self._kind.outcomes:
-                await self._pass_over(client, state, looks, due)
-        by_id = _by_id(look for look in due if not look.answer.done())
-        # In no fixed order: those that fail must not stand before the same others each time.
-        turns = random.sample(sorted(by_id), len(by_id))
+        due = self._due()
+        await self._get_until_back(due)
+        await self._read_lists(due)
+        await self._get_until_back(due)
+        turns = _shuffled(due)
 
         async def get_in_turn() -> None:
             while turns:
-                id = turns.pop()
                 try:
-                    answer = await self._ask(client, self._reader.get(id))
+                    await self._get(*turns.pop())
                 except BaseException:
                     # The others end what they have begun, and begin nothing more.
                     turns.clear()
                     raise
-                await _answer((look, answer) for look in by_id[id])
 
         ends = await asyncio.gather(*(get_in_turn() for _ in range(_AT_ONCE)), return_exceptions=True)
+        await self._close_outdated()
         for error in ends:
             if isinstance(error, BaseException):
                 raise error
-        if self._backoff is not None:
-            self._backoff.refill()
+        self._backoff = None
 
-    async def _pass_over(self, client: AsyncClient, state: str, looks: set[_Look], due: set[_Look]) -> None:
+    async def _get_until_back(self, due: set[_Look]) -> None:
+        """While Roughy is taken to be away, ask for one resource after another until one is told.
+
+        :param due: Who is due.
+        :raises RoughyError: If all other looks would meet the same.
+        """
+        turns = _shuffled(due) if self._away else []
+        while self._away and turns:
+            await self._get(*turns.pop())
+
+    async def _get(self, id: str, looks: Iterable[_Look]) -> None:
+        """Ask for one resource, and answer those who look at it.
+
+        :param id: The resource.
+        :param looks: Their looks.
+        :raises RoughyError: If all other looks would meet the same.
+        """
+        answer: tuple[Any, bool] | RoughyError
+        try:
+            answer = await self._ask(self._kind.read(id)), False
+        except RoughyError as error:
+            self._failures = self._failures + 1 if error.transient else 0
+            if self._concerns_all(error):
+                raise
+            answer = error
+        else:
+            self._failures, self._away = 0, False
+        await _answer((look, answer) for look in looks)
+
+    def _concerns_all(self, error: RoughyError) -> bool:
+        """Whether an error of one resource says something of all others."""
+        if isinstance(error, RoughyAuthenticationError):
+            return error.status != 403
+        if not error.transient:
+            return False
+        if isinstance(error, RoughyApiError) and (error.status == 429 or error.retry_after is not None):
+            return True
+        never_reached = isinstance(error, RoughyUnreachableError) and not error.sent
+        return never_reached or self._failures >= _FAILURES
+
+    async def _read_lists(self, due: set[_Look]) -> None:
+        """Read the lists of the states in which resources were seen, where that is the cheaper way.
+
+        :param due: Who must be answered in this round.
+        :raises RoughyError: If all other looks would meet the same.
+        """
+        if self._kind.list is None or asyncio.get_running_loop().time() < self._no_list_before:
+            return
+        doubted = nlargest(max(1, len(due) // _DOUBTED), due, key=lambda look: look.unchanged)
+        doubtful = {look.id for look in doubted if look.unchanged >= _BELIEVED}
+        by_state: dict[str, set[_Look]] = {}
+        for look in self._looks:
+            # A newcomer's is most likely in work.
+            if not look.answer.done() and look.id not in doubtful:
+                by_state.setdefault(look.state or self._kind.working, set()).add(look)
+        for state, looks in by_state.items():
+            if state in self._kind.outcomes:
+                try:
+                    await self._read_list(self._kind.list, state, looks, due)
+                except RoughyAuthenticationError as error:
+                    if error.status != 403:
+                        raise
+                    self._rest_lists(error)
+                    return
+                except RoughyError as error:
+                    self._rest_lists(error)
+                    return
+                self._list_backoff = None
+
+    async def _read_list(self, read: Any, state: str, looks: set[_Look], due: set[_Look]) -> None:
         """Read the list of a state, as long as a page of it costs less than the questions that it saves.
 
-        :param client: Reads.
+        :param read: Reads a page of it.
         :param state: Whose list.
         :param looks: Those that it may answer.
         :param due: Those that must be answered in this round.
@@ -362,75 +488,113 @@ class SharedPoll:
         left = {look.id for look in looks & due}
         pages, offset = 1, 0
         while pages < len(left):
-            page = await self._ask(client, self._reader.list(state, offset))
-            if isinstance(page, RoughyError):
-                if not self._warned:
-                    self._warned = True
-                    _log.warning(
-                        "A list cannot be read, so that each %s is asked for by itself: %s", self._kind.name, page
-                    )
-                return
+            page = await self._ask(read(state=state, offset=offset))
             # A server that does not know the filter must not decide.
             seen = [item for item in page.items if item.state == state and item.id in wanted]
-            await _answer((look, item) for item in seen for look in wanted.pop(item.id, ()))
+            await _answer((look, (item, True)) for item in seen for look in wanted.pop(item.id, ()))
             left.difference_update(item.id for item in seen)
-            if page.next_offset is None:
+            offset += len(page.items)
+            if not page.items or offset >= page.total:
                 return
-            offset = page.next_offset
             pages = -(-(page.total - offset) // len(page.items))
 
-    async def _ask(self, client: AsyncClient, call: Call[Any]) -> Any:
-        """Send a call once, the next round being the retry, and return the reply or what is wrong with just this one.
-
-        :raises RoughyError: If the next call would meet the same.
-        """
+    def _rest_lists(self, error: RoughyError) -> None:
+        """Do without lists for a while: a ``GET`` decides anyway."""
         from airflow_provider_roughy.client import Backoff
 
-        try:
-            value = await client.run(call, backoff=Backoff(tries=1))
-        except RoughyError as error:
-            self._failures = self._failures + 1 if error.transient else 0
-            if self._concerns_all(error):
-                raise
-            return error
-        self._failures = 0
-        return value
+        if self._list_backoff is None:
+            self._list_backoff = Backoff(tries=sys.maxsize, first=5.0, longest=_MOST_RETRY_AFTER, patience=float("inf"))
+        pause = min(self._list_backoff.pause_after(error) or _MOST_RETRY_AFTER, _MOST_RETRY_AFTER)
+        self._no_list_before = asyncio.get_running_loop().time() + pause
+        # What made the list fail may make every GET fail as well: one of them has to succeed first.
+        self._away = self._away or error.transient
+        _log.warning(
+            "A list of %ss cannot be read; for %.0f s each one that is waited for is asked for by itself: %s",
+            self._kind.name,
+            pause,
+            error,
+        )
 
-    def _concerns_all(self, error: RoughyError) -> bool:
-        if isinstance(error, RoughyAuthenticationError):
-            return error.status != 403
-        if isinstance(error, RoughyApiError) and (error.status == 429 or error.retry_after is not None):
-            return True
-        return isinstance(error, RoughyUnreachableError) or self._failures >= _FAILURES
-
-    async def _put_off(self, error: RoughyError) -> None:
+    async def _put_off(self, error: BaseException) -> None:
         """End a round that met what all others would meet: everybody hears of it and waits, once.
 
         :param error: What it met.
         """
         from airflow_provider_roughy.client import Backoff
 
-        self._failures = 0
-        if isinstance(error, RoughyAuthenticationError):
-            try:
-                if await self._reconnect():
-                    # The looks are still due.
-                    return
-            except RoughyConfigurationError as unusable:
-                error = unusable
-        if self._backoff is None:
-            self._backoff = Backoff(tries=sys.maxsize, patience=float("inf"))
-        self._not_before = asyncio.get_running_loop().time() + (self._backoff.pause_after(error) or 0.0)
-        await _answer((look, error) for look in self._due())
+        if not isinstance(error, RoughyError):
+            _log.error("The poll of %ss met an error that it does not know", self._kind.name, exc_info=error)
+            error = RoughyProtocolError(f"The poll met {type(error).__name__}: {error}")
+        due = self._due()
+        if error.transient:
+            if self._backoff is None:
+                self._backoff = Backoff(tries=sys.maxsize, patience=float("inf"))
+            pause = self._backoff.pause_after(error) or 0.0
+            if isinstance(error, RoughyApiError) and error.retry_after is not None:
+                pause = min(pause, _MOST_RETRY_AFTER)
+            else:
+                # An outage is looked through about as often as a healthy Roughy would be.
+                pause = min([pause, *(look.interval for look in self._looks)])
+            self._failures, self._away = 0, True
+            self._not_before = asyncio.get_running_loop().time() + pause
+            _log.warning(
+                "%d %ss are waited for; the next look is in %.1f s: %s",
+                len({look.id for look in self._looks}),
+                self._kind.name,
+                pause,
+                error,
+            )
+        await _answer((look, error) for look in due)
 
-    async def _reconnect(self) -> bool:
-        """Read the connection again, and return whether it was changed while everybody waited."""
-        hook = RoughyHook(self._hook.roughy_conn_id)
-        if self._client is None or await hook.aget_settings() == self._client.settings:
-            return False
-        client, self._client, self._hook = self._client, None, hook
-        await client.close()
-        return True
+    # ---- Requests
+
+    async def _ask(self, call: Call[Any]) -> Any:
+        """Send a call once, the next look being the retry; with a new key, if the old one was replaced meanwhile.
+
+        :raises RoughyError: What was wrong.
+        """
+        client = await self._opened()
+        try:
+            try:
+                return await client.once(call, within=_LOOK_SECONDS)
+            except RoughyAuthenticationError as error:
+                if error.status == 403 or not await self._renewed(client):
+                    raise
+            return await (await self._opened()).once(call, within=_LOOK_SECONDS)
+        except RoughyError:
+            raise
+        except Exception as error:
+            # Something in one reply that no parser was ready for.
+            raise RoughyProtocolError(f"{call.request}: {type(error).__name__}: {error}") from error
+
+    async def _opened(self) -> AsyncClient:
+        async with self._opening:
+            if self._client is None:
+                self._client = await self._hook.aopen()
+            return self._client
+
+    async def _renewed(self, refused: AsyncClient) -> bool:
+        """Read the connection again, and return whether it was changed since.
+
+        :param refused: The client whose key was refused.
+        :raises RoughyMissingConnectionError: If it cannot be read now.
+        """
+        async with self._opening:
+            if self._client is refused:
+                hook = RoughyHook(self._hook.roughy_conn_id)
+                if await hook.aget_settings() == refused.settings:
+                    return False
+                self._outdated.append(refused)
+                self._client, self._hook = None, hook
+            return True
+
+
+def _canonical(id: str) -> str:
+    """Spell a UUID as Roughy does; what is none is left for the request to refuse."""
+    try:
+        return str(UUID(id))
+    except (AttributeError, TypeError, ValueError):
+        return id
 
 
 def _by_id(looks: Iterable[_Look]) -> dict[str, list[_Look]]:
@@ -440,7 +604,13 @@ def _by_id(looks: Iterable[_Look]) -> dict[str, list[_Look]]:
     return found
 
 
-async def _answer(answers: Iterable[tuple[_Look, Any]]) -> None:
+def _shuffled(looks: Iterable[_Look]) -> list[tuple[str, list[_Look]]]:
+    """Return what is left to look at, in no fixed order: what fails must not stand before the same others each time."""
+    left = sorted(_by_id(look for look in looks if not look.answer.done()).items())
+    return random.sample(left, len(left))
+
+
+async def _answer(answers: Iterable[tuple[_Look, tuple[Any, bool] | RoughyError]]) -> None:
     for number, (look, answer) in enumerate(answers, start=1):
         if not look.answer.done():
             look.answer.set_result(answer)

@@ -16,9 +16,9 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_roughy.hooks import RoughyHook
-from airflow_provider_roughy.lifecycle import OnPendingPayment, Verdict, check_on_pending_payment
+from airflow_provider_roughy.lifecycle import ASSET, OnPendingPayment, Verdict, as_seconds, check_on_pending_payment
 from airflow_provider_roughy.polling import Watch
-from airflow_provider_roughy.triggers import RoughyAssetTrigger, check_event_came
+from airflow_provider_roughy.triggers import RoughyAssetTrigger, ended_by_airflow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,6 +75,7 @@ class RoughyAssetSensor(BaseSensorOperator):
     ) -> None:
         super().__init__(**kwargs)
         check_on_pending_payment(on_pending_payment)
+        as_seconds("poke_interval", self.poke_interval)
         self.asset_id = asset_id
         self.on_pending_payment = on_pending_payment
         self.roughy_conn_id = roughy_conn_id
@@ -87,15 +88,12 @@ class RoughyAssetSensor(BaseSensorOperator):
 
     @cached_property
     def _watch(self) -> Watch:
-        return Watch(self.asset_id, on_pending_payment=self.on_pending_payment, log=self.log)
+        return Watch(ASSET, self.asset_id, on_pending_payment=self.on_pending_payment, log=self.log)
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Look once."""
-        verdict = self._watch.look(self.hook)
-        if verdict is None:
-            return PokeReturnValue(is_done=False)
-        verdict.raise_for_failure(self.on_pending_payment)
-        return PokeReturnValue(is_done=True, xcom_value=verdict.resource)
+        verdict = self._watch.look(self.hook, within=max(self.timeout, 1.0))
+        return PokeReturnValue(is_done=False) if verdict is None else PokeReturnValue(True, self._end(verdict))
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Wait, here or in the triggerer.
@@ -107,14 +105,11 @@ class RoughyAssetSensor(BaseSensorOperator):
                 result: dict[str, Any] = super().execute(context)
                 return result
             deadline = time.time() + self.timeout
-            try:
-                looked = self.poke(context)
-            except (AirflowFailException, AirflowSensorTimeout) as error:
-                raise self._softened(error) from error
+            looked = self.poke(context)
             if looked.is_done:
                 return cast("dict[str, Any]", looked.xcom_value)
         RoughyAssetTrigger(
-            asset_id=self.asset_id,
+            asset_id=self._watch.id,
             roughy_conn_id=self.roughy_conn_id,
             poll_interval=self.poke_interval,
             deadline=deadline,
@@ -123,11 +118,8 @@ class RoughyAssetSensor(BaseSensorOperator):
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the wait in the triggerer, unless nothing came of it."""
-        try:
-            check_event_came(next_method, next_kwargs, asset_id=self.asset_id)
-        except AirflowSensorTimeout as error:
-            raise self._softened(error) from error
-        return super().resume_execution(next_method, next_kwargs, context)
+        verdict = ended_by_airflow(ASSET, next_method, next_kwargs, id=self.asset_id)
+        return self._end(verdict) if verdict else super().resume_execution(next_method, next_kwargs, context)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
         """Take the trigger's verdict.
@@ -135,15 +127,16 @@ class RoughyAssetSensor(BaseSensorOperator):
         :returns: The asset's fields.
         """
         verdict = Verdict.from_event(event)
+        result = self._end(verdict)
+        self.log.info("Asset %s is %s", verdict.id, verdict.state)
+        return result
+
+    def _end(self, verdict: Verdict) -> dict[str, Any]:
+        """Return the asset's fields, or end as the verdict says; skipping is ours, as Airflow's differs by mode."""
         try:
             verdict.raise_for_failure(self.on_pending_payment)
         except (AirflowFailException, AirflowSensorTimeout) as error:
-            raise self._softened(error) from error
-        self.log.info("Asset %s is %s", verdict.id, verdict.state)
+            if self.soft_fail or self.never_fail:
+                raise AirflowSkipException(str(error)) from error
+            raise
         return verdict.resource
-
-    def _softened(self, error: Exception) -> Exception:
-        """Skip where a poking sensor would: Airflow's own conversion differs by mode and by version."""
-        if self.soft_fail or self.never_fail:
-            return AirflowSkipException(str(error))
-        return error

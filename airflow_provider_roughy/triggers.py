@@ -1,4 +1,4 @@
-"""The trigger that waits for an asset in a triggerer."""
+"""The triggers that wait for resources in a triggerer."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_roughy.exceptions import RoughyTimeoutError
 from airflow_provider_roughy.hooks import RoughyHook
+from airflow_provider_roughy.lifecycle import ASSET, KINDS, Kind, Outcome, Verdict
 from airflow_provider_roughy.polling import Watch, wait_until_final
 
 if TYPE_CHECKING:
@@ -20,43 +20,52 @@ if TYPE_CHECKING:
     from airflow_provider_roughy.lifecycle import OnPendingPayment
 
 
-def check_event_came(next_method: str, next_kwargs: dict[str, Any] | None, *, asset_id: str | None = None) -> None:
-    """Tell the end of a wait that no trigger reported from all else that a deferred task is resumed for.
+def ended_by_airflow(
+    kind: Kind, next_method: str, next_kwargs: dict[str, Any] | None, *, id: str = ""
+) -> Verdict | None:
+    """Judge what a deferred task is resumed for, if it was Airflow itself that ended the wait.
 
+    No trigger told of any end then. No retry would help, and one might upload again, so it is a timeout.
+
+    :param kind: What was waited for.
     :param next_method: As Airflow resumes a task with.
     :param next_kwargs: Likewise.
-    :param asset_id: The asset, if it is known.
-    :raises RoughyTimeoutError: If Airflow itself ended the wait; no retry would help, and one might upload again.
+    :param id: The resource, if it is known.
     """
     # Airflow 3 says "Trigger timeout", Airflow 2 "Trigger/execution timeout".
     if next_method == "__fail__" and str((next_kwargs or {}).get("error")).endswith("timeout"):
-        raise RoughyTimeoutError(asset_id, reason="no trigger told of any; is a triggerer running?")
+        reason = "Airflow heard of none from a triggerer; is one running?"
+        return Verdict(id, Outcome.TIMED_OUT, kind=kind.name, error={"message": reason})
+    return None
 
 
-class RoughyAssetTrigger(BaseTrigger):
-    """Waits in a triggerer until an asset is ready, failed or, unless that is waited for as well, unpaid.
+class RoughyTrigger(BaseTrigger):
+    """Waits in a triggerer until a resource has come to its end, such as an asset being ready, failed or unpaid.
 
-    All triggers of one event loop that use the same connection share one poll.
+    All triggers of one event loop that use the same connection and wait for the same kind of resource share one poll.
     Its one event is a :class:`~airflow_provider_roughy.lifecycle.Verdict` as plain JSON, and holds no secret.
 
-    :param asset_id: The asset.
+    :param kind: What is waited for, by its name in Roughy's API (``"asset"``).
+    :param id: Which.
     :param roughy_conn_id: The Airflow connection.
     :param poll_interval: Seconds between two looks.
     :param deadline: When to give up, in seconds since the epoch: a restart of the triggerer does not move it.
-    :param on_pending_payment: Whether an unpaid asset is waited for (``"wait"``).
+    :param on_pending_payment: Whether an unpaid one is waited for (``"wait"``), if the kind is one that is paid for.
     """
 
     def __init__(
         self,
         *,
-        asset_id: str,
+        kind: str,
+        id: str,
         deadline: float,
         roughy_conn_id: str = RoughyHook.default_conn_name,
         poll_interval: float = 30.0,
         on_pending_payment: OnPendingPayment = "fail",
     ) -> None:
         super().__init__()
-        self.asset_id = asset_id
+        self.kind = KINDS[kind]
+        self.id = id
         self.roughy_conn_id = roughy_conn_id
         self.poll_interval = poll_interval
         self.deadline = deadline
@@ -65,8 +74,14 @@ class RoughyAssetTrigger(BaseTrigger):
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return what Airflow stores, in plain text, to make this trigger again."""
         # A literal, so that what is stored today can be found tomorrow, wherever the class has moved.
-        return "airflow_provider_roughy.triggers.RoughyAssetTrigger", {
-            "asset_id": self.asset_id,
+        return "airflow_provider_roughy.triggers.RoughyTrigger", {
+            "kind": self.kind.name,
+            "id": self.id,
+            **self._stored_alike(),
+        }
+
+    def _stored_alike(self) -> dict[str, Any]:
+        return {
             "roughy_conn_id": self.roughy_conn_id,
             "poll_interval": self.poll_interval,
             "deadline": self.deadline,
@@ -81,15 +96,30 @@ class RoughyAssetTrigger(BaseTrigger):
         :param task: The task that runs.
         :raises TaskDeferred: Always.
         """
-        task.log.info("Asset %s is waited for in the triggerer", self.asset_id)
+        task.log.info("%s %s is waited for in the triggerer", self.kind.name.capitalize(), self.id)
         left = max(0.0, self.deadline - time.time())
         timeout = timedelta(seconds=left + 2 * self.poll_interval + 60)
         task.defer(trigger=self, method_name="execute_complete", timeout=timeout)
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, then say what came of it."""
-        watch = Watch(self.asset_id, on_pending_payment=self.on_pending_payment, log=self.log)
+        watch = Watch(self.kind, self.id, on_pending_payment=self.on_pending_payment, log=self.log)
         verdict = await wait_until_final(
             RoughyHook(self.roughy_conn_id), watch, poll_interval=self.poll_interval, deadline=self.deadline
         )
         yield TriggerEvent(verdict.to_event())
+
+
+class RoughyAssetTrigger(RoughyTrigger):
+    """Waits in a triggerer until an asset is ready, failed or, unless that is waited for as well, unpaid.
+
+    :param asset_id: The asset.
+    :param options: As of :class:`RoughyTrigger`.
+    """
+
+    def __init__(self, *, asset_id: str, **options: Any) -> None:
+        super().__init__(kind=ASSET.name, id=asset_id, **options)
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return what Airflow stores, in plain text, to make this trigger again."""
+        return "airflow_provider_roughy.triggers.RoughyAssetTrigger", {"asset_id": self.id, **self._stored_alike()}

@@ -1,0 +1,457 @@
+"""The shared poll over hours, with a Roughy that lags, lies, limits or is away: in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_roughy.hooks import RoughyHook
+from airflow_provider_roughy.lifecycle import ASSET, OnPendingPayment, Outcome, Verdict
+from airflow_provider_roughy.polling import SharedPoll, Watch, wait_until_final
+from tests.virtual import EPOCH, Asked, Roughy, Rule, error, reply, virtual
+
+__all__ = ["virtual"]
+
+log = logging.getLogger(__name__)
+
+
+async def wait(
+    id: str, *, interval: float = 30, until: float = 3600, policy: OnPendingPayment = "fail"
+) -> tuple[Verdict, float]:
+    """Wait for an asset, and return the verdict and when it was there, in seconds since the start."""
+    watch = Watch(ASSET, id, on_pending_payment=policy, log=log)
+    verdict = await wait_until_final(RoughyHook(), watch, poll_interval=interval, deadline=EPOCH + until)
+    return verdict, asyncio.get_running_loop().time()
+
+
+def wait_for_all(roughy: Roughy, ids: list[str], **options: Any) -> list[tuple[Verdict, float]]:
+    async def run() -> list[tuple[Verdict, float]]:
+        return list(await asyncio.gather(*(wait(id, **options) for id in ids)))
+
+    return roughy.run(run())
+
+
+def outcomes(ended: list[tuple[Verdict, float]]) -> Counter[Outcome]:
+    return Counter(verdict.outcome for verdict, _ in ended)
+
+
+def between(start: float, end: float, answer: Callable[[], httpx.Response], *, paths: str = "") -> Rule:
+    """Answer so from one time to another.
+
+    :param paths: Only requests of this path; ``"list"`` those of lists, ``"one"`` those of single assets.
+    """
+
+    async def rule(asked: Asked, request: httpx.Request) -> httpx.Response | None:
+        kind = "list" if asked.path == "list" else "one"
+        return answer() if start <= asked.at < end and paths in ("", kind, asked.path) else None
+
+    return rule
+
+
+def unreachable() -> httpx.Response:
+    raise httpx.ConnectError("refused")
+
+
+def html(status: int) -> Callable[[], httpx.Response]:
+    return lambda: reply(b"<html>Welcome to the airport WiFi</html>", status, content_type="text/html")
+
+
+# ---- Outages and limits
+
+
+def test_an_outage_that_ends_just_before_the_deadline_costs_nobody_the_verdict(virtual: Roughy) -> None:
+    ids = virtual.add(200, (3300, "ready"))
+    virtual.rules.append(between(3295, 3595, unreachable))
+    assert outcomes(wait_for_all(virtual, ids)) == {Outcome.SUCCEEDED: 200}
+
+
+def test_an_outage_is_over_within_an_interval(virtual: Roughy) -> None:
+    ids = virtual.add(50, (100, "ready"))
+    virtual.rules.append(between(60, 3000, unreachable))
+    ended = wait_for_all(virtual, ids, interval=10)
+    assert outcomes(ended) == {Outcome.SUCCEEDED: 50}
+    assert max(at for _, at in ended) <= 3000 + 2 * 10 + 1
+    away = [asked for asked in virtual.asked if 100 <= asked.at < 3000]
+    assert len(away) <= 2900 / 10 * 1.2, "one request a round, not one a waiter"
+
+
+def test_a_retry_after_of_an_hour_blinds_nobody(virtual: Roughy) -> None:
+    ids = virtual.add(20, (30, "ready"))
+    first = between(5, 20, lambda: error(429, "rate_limited", retry_after="3600"))
+    virtual.rules.append(first)
+    ended = wait_for_all(virtual, ids, interval=4, until=605)
+    assert outcomes(ended) == {Outcome.SUCCEEDED: 20}
+    assert max(at for _, at in ended) < 330, "a pause of five minutes is obeyed, and no longer one"
+
+
+def test_a_retry_after_is_obeyed_by_all(virtual: Roughy) -> None:
+    ids = virtual.add(20, (30, "ready"))
+    virtual.rules.append(between(5, 20, lambda: error(503, "upstream_unavailable", retry_after="120")))
+    assert outcomes(wait_for_all(virtual, ids, interval=4)) == {Outcome.SUCCEEDED: 20}
+    refused = min(asked.at for asked in virtual.asked if 5 <= asked.at)
+    assert [asked for asked in virtual.asked if refused + 1 <= asked.at < refused + 120] == []
+
+
+def test_at_the_deadline_one_look_is_granted_whatever_the_pause(virtual: Roughy) -> None:
+    ids = virtual.add(20, (30, "ready"))
+    virtual.rules.append(between(5, 20, lambda: error(429, "rate_limited", retry_after="200")))
+    ended = wait_for_all(virtual, ids, interval=4, until=100)
+    assert outcomes(ended) == {Outcome.SUCCEEDED: 20}
+    assert min(at for _, at in ended) >= 100
+
+
+def test_the_last_look_has_an_end(virtual: Roughy) -> None:
+    (id,) = virtual.add(1)
+
+    async def never(asked: Asked, request: httpx.Request) -> httpx.Response | None:
+        if asked.at >= 60:
+            await asyncio.sleep(10_000)
+        return None
+
+    virtual.rules.append(never)
+    ((verdict, at),) = wait_for_all(virtual, [id], until=100)
+    assert verdict.outcome is Outcome.TIMED_OUT
+    assert verdict.state == "processing"
+    assert at <= 125
+
+
+# ---- Lists
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        unreachable,
+        html(403),
+        lambda: error(429, "rate_limited", retry_after="600"),
+        lambda: error(503, "upstream_unavailable", retry_after="600"),
+        lambda: reply({"items": "none"}),
+    ],
+    ids=["unreachable", "gateway", "429", "503", "odd"],
+)
+def test_without_its_list_roughy_is_still_asked(virtual: Roughy, fault: Callable[[], httpx.Response]) -> None:
+    ids = virtual.add(60, (200, "ready"))
+    virtual.rules.append(between(0, 10_000, fault, paths="list"))
+    ended = wait_for_all(virtual, ids, interval=10)
+    assert outcomes(ended) == {Outcome.SUCCEEDED: 60}
+    assert max(at for _, at in ended) < 230
+    lists = [asked for asked in virtual.asked if asked.path == "list"]
+    assert 1 <= len(lists) <= 7, "and is left alone for longer each time"
+
+
+def test_a_list_that_hangs_blinds_nobody(virtual: Roughy) -> None:
+    ids = virtual.add(60, (200, "ready"))
+
+    async def hang(asked: Asked, request: httpx.Request) -> httpx.Response | None:
+        if asked.path == "list":
+            await asyncio.sleep(10_000)
+        return None
+
+    virtual.rules.append(hang)
+    ended = wait_for_all(virtual, ids, interval=10)
+    assert outcomes(ended) == {Outcome.SUCCEEDED: 60}
+    assert max(at for _, at in ended) < 260
+
+
+def test_a_list_that_lags_hides_nothing_for_ever(virtual: Roughy) -> None:
+    """A replica that stands still goes on listing what has long been ready."""
+    ids = virtual.add(60, (300, "ready"))
+
+    async def lag(asked: Asked, request: httpx.Request) -> httpx.Response | None:
+        if asked.path != "list" or asked.at < 200:
+            return None
+        return reply({"items": [virtual.item(id, at=200) for id in ids], "total": 60, "limit": 100, "offset": 0})
+
+    virtual.rules.append(lag)
+    ended = wait_for_all(virtual, ids, interval=10, until=20_000)
+    assert outcomes(ended) == {Outcome.SUCCEEDED: 60}
+    assert max(at for _, at in ended) < 3000, "each is asked for by itself every so often, not only at the deadline"
+
+
+def test_a_list_that_lags_costs_nobody_the_verdict(virtual: Roughy) -> None:
+    ids = virtual.add(60, (300, "ready"))
+
+    async def lag(asked: Asked, request: httpx.Request) -> httpx.Response | None:
+        if asked.path != "list":
+            return None
+        return reply({"items": [virtual.item(id, at=0) for id in ids], "total": 60, "limit": 100, "offset": 0})
+
+    virtual.rules.append(lag)
+    assert outcomes(wait_for_all(virtual, ids, interval=100, until=400)) == {Outcome.SUCCEEDED: 60}
+
+
+def test_a_thousand_waiters_cost_few_requests_a_round(virtual: Roughy) -> None:
+    ids = virtual.add(1000, (30 * 60, "ready"))
+    wait_for_all(virtual, ids, until=30 * 50)
+    steady = [asked for asked in virtual.asked if 60 <= asked.at < 30 * 49]
+    rounds = sum(1 for before, after in zip(steady, steady[1:], strict=False) if after.at - before.at > 5) + 1
+    assert rounds >= 45
+    assert len(steady) / rounds <= 12
+
+
+# ---- What one answer says of others
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda: error(404, "not_found", retry_after="30"),
+        lambda: error(403, "forbidden", retry_after="30"),
+        lambda: error(410, "gone", retry_after="30"),
+    ],
+    ids=["404", "403", "410"],
+)
+def test_the_refusal_of_one_is_nobody_elses(virtual: Roughy, answer: Callable[[], httpx.Response]) -> None:
+    ids = virtual.add(60, (100, "ready"))
+    virtual.rules.append(between(0, 10_000, answer, paths=ids[7]))
+    virtual.rules.append(between(0, 10_000, lambda: error(403, "forbidden"), paths="list"))
+    ended = wait_for_all(virtual, ids)
+    assert outcomes(ended) == {Outcome.SUCCEEDED: 59, Outcome.REFUSED: 1}
+    assert ended[7][0].outcome is Outcome.REFUSED
+
+
+def test_a_bad_id_is_nobody_elses(virtual: Roughy) -> None:
+    ids = virtual.add(5, (100, "ready"))
+    ended = wait_for_all(virtual, [*ids, "no id"])
+    assert outcomes(ended) == {Outcome.SUCCEEDED: 5, Outcome.REFUSED: 1}
+    assert "must be a UUID" in (ended[-1][0].error or {})["message"]
+
+
+def test_an_id_may_be_spelt_in_capitals(virtual: Roughy) -> None:
+    ids = virtual.add(100, (1000, "ready"))
+    ended = wait_for_all(virtual, [id.upper() for id in ids])
+    assert [verdict.id for verdict, _ in ended] == ids
+    assert sum(asked.path != "list" for asked in virtual.asked) < 200, "found on the list, like others"
+
+
+ODD = {
+    "nested": b"[" * 100_000 + b"]" * 100_000,
+    "infinite": b'{"id": 1e999, "state": "ready"}',
+    "a list": b"[]",
+    "another one": json.dumps({"id": "019de7f7-3a52-74d1-9eeb-ffffffffffff", "state": "ready"}).encode(),
+    "no UTF-8": b"\xff\xfe",
+}
+
+
+@pytest.mark.parametrize("body", ODD.values(), ids=ODD)
+def test_an_odd_answer_about_one_is_nobody_elses(virtual: Roughy, body: bytes) -> None:
+    ids = virtual.add(30, (100, "ready"))
+    virtual.rules.append(between(0, 500, lambda: reply(body), paths=ids[3]))
+    ended = wait_for_all(virtual, ids)
+    assert outcomes(ended) == {Outcome.SUCCEEDED: 30}
+    assert [verdict.id for verdict, _ in ended] == ids
+    assert max(at for number, (_, at) in enumerate(ended) if number != 3) < 140
+
+
+@pytest.mark.parametrize("date", ["Fri, 31 Dec 99999 23:59:59 GMT", "soon", "-1", "1e999", "9" * 400])
+def test_an_odd_retry_after_hurts_nobody(virtual: Roughy, date: str) -> None:
+    ids = virtual.add(30, (100, "ready"))
+    virtual.rules.append(between(20, 60, lambda: error(429, "rate_limited", retry_after=date)))
+    assert outcomes(wait_for_all(virtual, ids)) == {Outcome.SUCCEEDED: 30}
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 415])
+def test_a_gateway_that_answers_for_roughy_ends_no_wait(virtual: Roughy, status: int) -> None:
+    ids = virtual.add(20, (100, "ready"))
+    virtual.rules.append(between(0, 300, html(status)))
+    assert outcomes(wait_for_all(virtual, ids)) == {Outcome.SUCCEEDED: 20}
+
+
+def test_one_that_always_hangs_holds_up_nobody_for_long(virtual: Roughy) -> None:
+    ids = virtual.add(100, (100, "ready"))
+
+    async def hang(asked: Asked, request: httpx.Request) -> httpx.Response | None:
+        if asked.path == ids[0]:
+            await asyncio.sleep(10_000)
+        return None
+
+    virtual.rules.append(hang)
+    ended = wait_for_all(virtual, ids, interval=10, until=1000)
+    assert outcomes(ended) == {Outcome.SUCCEEDED: 99, Outcome.TIMED_OUT: 1}
+    assert max(at for _, at in ended[1:]) < 300
+
+
+# ---- The connection
+
+
+def connect(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> None:
+    connection = {"conn_type": "roughy", "host": "https://api.roughy.ai", "password": "sk_old", **fields}
+    monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps(connection))
+
+
+@pytest.mark.usefixtures("airflow_db")
+def test_a_secrets_backend_that_is_away_ends_no_wait(virtual: Roughy, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = virtual.add(50, (100, "ready"))
+    monkeypatch.delenv("AIRFLOW_CONN_ROUGHY_DEFAULT")
+
+    async def run() -> list[tuple[Verdict, float]]:
+        asyncio.get_running_loop().call_later(95, connect, monkeypatch)
+        return list(await asyncio.gather(*(wait(id) for id in ids)))
+
+    assert outcomes(virtual.run(run())) == {Outcome.SUCCEEDED: 50}
+
+
+@pytest.mark.usefixtures("airflow_db")
+def test_a_connection_that_stays_missing_ends_in_words(virtual: Roughy, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = virtual.add(1)
+    monkeypatch.delenv("AIRFLOW_CONN_ROUGHY_DEFAULT")
+    ((verdict, at),) = wait_for_all(virtual, ids, until=100)
+    assert verdict.outcome is Outcome.TIMED_OUT
+    assert "Airflow has no connection 'roughy_default'" in (verdict.error or {})["message"]
+    assert at >= 100
+
+
+def test_those_who_come_after_a_change_of_the_host_are_asked_for_there(
+    virtual: Roughy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = virtual.add(20, (900, "ready")), virtual.add(20, (900, "ready"))
+
+    async def elsewhere(asked: Asked, request: httpx.Request) -> httpx.Response | None:
+        at_home = new if asked.host == "new.roughy.ai" else old
+        return None if asked.path in (*at_home, "list") else error(404, "not_found")
+
+    virtual.rules.append(elsewhere)
+
+    async def run() -> list[tuple[Verdict, float]]:
+        before = [asyncio.ensure_future(wait(id)) for id in old]
+        await asyncio.sleep(100)
+        connect(monkeypatch, host="https://new.roughy.ai")
+        after = [asyncio.ensure_future(wait(id)) for id in new]
+        return list(await asyncio.gather(*before, *after))
+
+    assert outcomes(virtual.run(run())) == {Outcome.SUCCEEDED: 40}
+
+
+def test_a_key_that_was_replaced_is_found_after_the_old_one_was_refused(
+    virtual: Roughy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = virtual.add(100, (900, "ready"))
+
+    async def guard(asked: Asked, request: httpx.Request) -> httpx.Response | None:
+        return error(401, "unauthenticated") if asked.at > 200 and asked.key != "sk_new" else None
+
+    virtual.rules.append(guard)
+
+    async def run() -> list[tuple[Verdict, float]]:
+        asyncio.get_running_loop().call_later(150, lambda: connect(monkeypatch, password="sk_new"))
+        return list(await asyncio.gather(*(wait(id) for id in ids)))
+
+    assert outcomes(virtual.run(run())) == {Outcome.SUCCEEDED: 100}
+    assert sum(asked.key == "sk_old" for asked in virtual.asked if asked.at > 200) <= 10
+
+
+def test_a_key_that_was_revoked_ends_every_wait_at_once(virtual: Roughy) -> None:
+    ids = virtual.add(100)
+    virtual.rules.append(between(200, 10_000, lambda: error(401, "unauthenticated")))
+    ended = wait_for_all(virtual, ids)
+    assert outcomes(ended) == {Outcome.REFUSED: 100}
+    assert max(at for _, at in ended) < 240
+
+
+# ---- The poll's own task
+
+
+class Strange(BaseException):
+    """As Airflow has some: no Exception."""
+
+
+@pytest.mark.parametrize("strange", [Strange, ValueError, RecursionError])
+def test_an_error_that_nobody_expected_ends_no_wait(
+    virtual: Roughy, caplog: pytest.LogCaptureFixture, strange: type[BaseException]
+) -> None:
+    ids = virtual.add(20, (200, "ready"))
+
+    async def fail(asked: Asked, request: httpx.Request) -> httpx.Response | None:
+        if 50 <= asked.at < 120:
+            raise strange("never seen before")
+        return None
+
+    virtual.rules.append(fail)
+    assert outcomes(wait_for_all(virtual, ids)) == {Outcome.SUCCEEDED: 20}
+    assert "never seen before" in caplog.text
+
+
+def test_a_poll_whose_task_died_is_started_again(virtual: Roughy) -> None:
+    ids = virtual.add(20, (200, "ready"))
+
+    async def run() -> list[tuple[Verdict, float]]:
+        tasks = [asyncio.ensure_future(wait(id)) for id in ids[:19]]
+        await asyncio.sleep(50)
+        (poll,) = SharedPoll._polls[asyncio.get_running_loop()].values()
+        assert poll._task is not None
+        poll._task.cancel()
+        await asyncio.sleep(1)
+        return list(await asyncio.gather(*tasks, wait(ids[19])))
+
+    ended = virtual.run(run())
+    assert outcomes(ended) == {Outcome.SUCCEEDED: 20}
+    assert max(at for _, at in ended) < 300
+
+
+# ---- Any of it at random
+
+
+def any_trouble(choose: random.Random, virtual: Roughy, ids: list[str]) -> Rule:
+    start = choose.uniform(0, 800)
+    end = start + choose.uniform(0, 300)
+    kind = choose.choice(["", "list", "one", choose.choice(ids)])
+
+    async def lag(asked: Asked, request: httpx.Request) -> httpx.Response | None:
+        if not start <= asked.at < end or kind not in ("", "list" if asked.path == "list" else "one", asked.path):
+            return None
+        before = max(0.0, asked.at - 200)
+        if asked.path != "list":
+            return reply(virtual.item(asked.path, at=before))
+        listed = [virtual.item(id, at=before) for id in ids if virtual.state(id, at=before) == "processing"]
+        return reply({"items": listed[:100], "total": len(listed), "limit": 100, "offset": 0})
+
+    async def slow(asked: Asked, request: httpx.Request) -> httpx.Response | None:
+        if start <= asked.at < end:
+            await asyncio.sleep(choose.choice([1, 20, 500]))
+        return None
+
+    answers: list[Callable[[], httpx.Response]] = [
+        unreachable,
+        html(choose.choice([400, 401, 403, 404, 410, 415])),
+        lambda: error(500, "internal_error"),
+        lambda: error(429, "rate_limited", retry_after=str(choose.choice([1, 60, 3600]))),
+        lambda: error(503, "upstream_unavailable", retry_after=str(choose.choice([1, 60, 3600]))),
+        lambda: reply(choose.choice(list(ODD.values())[1:])),
+    ]
+    if choose.random() < 0.3:
+        return choose.choice([lag, slow])
+    return between(start, end, choose.choice(answers), paths=kind)
+
+
+def everybody_is_told_the_truth(virtual: Roughy, seed: int) -> None:
+    choose = random.Random(seed)
+    ids = virtual.add(choose.randint(1, 150))
+    ends = {"ready": Outcome.SUCCEEDED, "failed": Outcome.FAILED, "pending_payment": Outcome.PAYMENT_REQUIRED}
+    becomes: dict[str, Outcome] = {}
+    for id in ids:
+        end = choose.choice(list(ends))
+        virtual.states[id].append((choose.uniform(0, 900), end))
+        becomes[id] = ends[end]
+    virtual.rules.extend(any_trouble(choose, virtual, ids) for _ in range(choose.randint(0, 4)))
+    # All trouble is over by then.
+    ended = wait_for_all(virtual, ids, interval=choose.choice([1, 10, 60]), until=1700)
+    wrong = [(verdict, at) for verdict, at in ended if verdict.outcome is not becomes[verdict.id]]
+    assert wrong == [], seed
+    assert [verdict.id for verdict, _ in ended] == ids
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 2**32))
+def test_everybody_is_told_the_truth(virtual: Roughy, seed: int) -> None:
+    virtual.begin_anew()
+    everybody_is_told_the_truth(virtual, seed)
