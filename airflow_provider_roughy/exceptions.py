@@ -321,9 +321,7 @@ class RoughyTimeoutError(RoughyError, AirflowSensorTimeout):
     :param reason: Why the last look told nothing, where it did not.
     """
 
-    def __init__(
-        self, id: str, *, kind: str, state: str | None = None, reason: str | None = None
-    ) -> None:
+    def __init__(self, id: str, *, kind: str, state: str | None = None, reason: str | None = None) -> None:
         self.id = id
         self.kind = kind
         self.state = state

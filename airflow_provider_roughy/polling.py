@@ -373,7 +373,9 @@ class SharedPoll:
                 await self._round()
             except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
                 raise
-            except BaseException as error:  # Airflow has errors that are no Exception, and nobody must wait for the dead.
+            except (
+                BaseException
+            ) as error:  # Airflow has errors that are no Exception, and nobody must wait for the dead.
                 await self._put_off(error)
 
     def _due(self) -> set[_Look]:

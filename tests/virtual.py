@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import selectors
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import parse_qs
@@ -58,6 +58,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         future.add_done_callback(lambda _: setattr(self.clock, "threads", self.clock.threads - 1))
         return future
 
+    async def shutdown_default_executor(self, *args: Any) -> None:
+        self.clock.threads += 1
+        await super().shutdown_default_executor(*args)
+        self.clock.threads -= 1
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -87,16 +92,10 @@ class Roughy:
     :param rules: Asked in turn.
     """
 
-    loop: VirtualLoop
+    loop: VirtualLoop = field(default_factory=VirtualLoop)
     states: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
     rules: list[Rule] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
-
-    def begin_anew(self) -> None:
-        """Forget everything, and start at 0."""
-        self.loop = VirtualLoop()
-        for each in (self.states, self.rules, self.asked):
-            each.clear()
 
     def add(self, count: int, *changes: tuple[float, str]) -> list[str]:
         """Add assets that are processing, and change as told."""
@@ -152,9 +151,9 @@ def error(status: int, code: str, **headers: str) -> httpx.Response:
 
 
 @pytest.fixture
-def virtual(monkeypatch: pytest.MonkeyPatch) -> Roughy:
+def virtual(monkeypatch: pytest.MonkeyPatch) -> Iterator[Roughy]:
     """A Roughy in virtual time, to which the connection ``roughy_default`` leads."""
-    roughy = Roughy(VirtualLoop())
+    roughy = Roughy()
 
     class Clock:
         """What the package reads of the module ``time``."""
@@ -169,4 +168,5 @@ def virtual(monkeypatch: pytest.MonkeyPatch) -> Roughy:
     monkeypatch.setattr("airflow_provider_roughy.polling.time", Clock)
     connection = {"conn_type": "roughy", "host": "https://api.roughy.ai", "password": "sk_old"}
     monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps(connection))
-    return roughy
+    yield roughy
+    roughy.loop.close()
