@@ -253,6 +253,15 @@ class Client:
         finally:
             tries.close()
 
+    def once(self, call: Call[T], *, within: float | None = None) -> T:
+        """Send a call once, and return its value.
+
+        :param call: What to ask.
+        :param within: Seconds that it may take in all.
+        :raises RoughyError: What went wrong.
+        """
+        return decipher(call, self.send(call.request))
+
     def send(self, request: Request) -> Reply:
         """Send a request once and return whatever came back.
 
@@ -319,6 +328,19 @@ class AsyncClient:
             return done.value  # type: ignore[no-any-return]
         finally:
             tries.close()
+
+    async def once(self, call: Call[T], *, within: float | None = None) -> T:
+        """Send a call once, and return its value.
+
+        :param call: What to ask.
+        :param within: Seconds that it may take in all.
+        :raises RoughyError: What went wrong.
+        """
+        try:
+            async with asyncio.timeout(within):
+                return decipher(call, await self.send(call.request))
+        except TimeoutError as error:
+            raise RoughyUnreachableError(f"{call.request}: no whole answer within {within} s", sent=True) from error
 
     async def send(self, request: Request) -> Reply:
         """Send a request once and return whatever came back.

@@ -12,6 +12,7 @@
     │   ├── RoughyConflictError            409
     │   │   └── RoughyUnsupportedMediaError *  409 on the first chunk: neither audio nor video
     │   ├── RoughyValidationError *        400, 412, 413, 415, 422
+    │   ├── RoughyGatewayError             4xx of something in front of Roughy
     │   ├── RoughyRateLimitError           429
     │   └── RoughyServerError              5xx
     ├── RoughyUnreachableError             no answer: refused, reset, timed out
@@ -159,6 +160,13 @@ class RoughyValidationError(RoughyApiError, AirflowFailException):
     """The request was refused as it is (400, 412, 413, 415, 422)."""
 
 
+class RoughyGatewayError(RoughyApiError):
+    """Something in front of Roughy refused (4xx without Roughy's error envelope), so Roughy itself may not."""
+
+    hint = "This is not Roughy's own error: a proxy, a firewall or a login page may stand between"
+    transient = True
+
+
 class RoughyRateLimitError(RoughyApiError):
     """Too many requests (429)."""
 
@@ -223,7 +231,13 @@ def api_error(request: str, *, status: int, code: str | None = None, **details: 
     :param details: The other arguments of :class:`RoughyApiError`.
     """
     by_status = _ERRORS_BY_STATUS.get(status, RoughyServerError if status >= 500 else RoughyApiError)
-    cls = by_status if _says_later(status, code) else ERRORS_BY_CODE.get(code or "", by_status)
+    if _says_later(status, code):
+        cls = by_status
+    elif code is None and status < 500 and not request.startswith("HEAD "):
+        # The reply to a HEAD has no body that could hold an envelope.
+        cls = RoughyGatewayError
+    else:
+        cls = ERRORS_BY_CODE.get(code or "", by_status)
     return cls(request, status=status, code=code, **details)
 
 

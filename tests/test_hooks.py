@@ -68,7 +68,8 @@ def test_test_connection_tells_what_is_wrong_and_never_the_key(
 
 def test_a_missing_connection_is_named(airflow_db: None) -> None:
     works, message = RoughyHook("nowhere").test_connection()
-    assert (works, message) == (False, "Airflow has no connection 'nowhere'")
+    assert not works
+    assert message.startswith("Airflow has no connection 'nowhere'")
 
 
 def test_assets_are_listed_over_all_pages(hook: RoughyHook, roughy: Emulator) -> None:

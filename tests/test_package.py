@@ -25,8 +25,8 @@ ROOMS: dict[str, set[str]] = {
     "__init__": set(),
     "get_provider_info": {"__init__"},
     "exceptions": set(),
-    "lifecycle": {"exceptions"},
     "api": {"exceptions"},
+    "lifecycle": {"api", "exceptions"},
     "client": {"__init__", "api", "exceptions"},
     "source": {"api", "exceptions"},
     "tus": {"api", "client", "exceptions", "source"},
@@ -89,6 +89,9 @@ def test_only_the_client_knows_httpx_and_only_the_transfer_tuspy() -> None:
 def test_the_pure_rooms_touch_neither_network_nor_clock() -> None:
     for room in ("exceptions", "lifecycle", "api"):
         names = {name for path in files(room) for name in imported_modules(path)}
+        # A length of time is no clock.
+        if not any(name.startswith("datetime.") and name != "datetime.timedelta" for name in names):
+            names -= {"datetime", "datetime.timedelta"}
         used = {name.split(".")[0] for name in names}
         assert not used & {"httpx", "socket", "time", "datetime", "asyncio", "random", "threading", "os"}
         airflow = {name for name in names if name.split(".")[0] == "airflow"}

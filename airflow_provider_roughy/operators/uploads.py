@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from contextlib import contextmanager
 from functools import cached_property
@@ -13,14 +12,22 @@ from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperat
 from airflow_provider_roughy.api import language_code
 from airflow_provider_roughy.exceptions import RoughyError, RoughyNotFoundError
 from airflow_provider_roughy.hooks import RoughyHook
-from airflow_provider_roughy.lifecycle import ASSET, OnPendingPayment, Outcome, Verdict, check_on_pending_payment
-from airflow_provider_roughy.polling import Watch, wait_until_final
+from airflow_provider_roughy.lifecycle import (
+    ASSET,
+    OnPendingPayment,
+    Outcome,
+    Verdict,
+    as_seconds,
+    check_on_pending_payment,
+)
+from airflow_provider_roughy.polling import Watch, wait_here
 from airflow_provider_roughy.source import find_source
-from airflow_provider_roughy.triggers import RoughyAssetTrigger, check_event_came
+from airflow_provider_roughy.triggers import RoughyAssetTrigger, ended_by_airflow
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Sequence
+    from datetime import timedelta
 
     from airflow.providers.common.compat.sdk import Context
 
@@ -62,9 +69,9 @@ class RoughyCreateUploadOperator(BaseOperator):
     :param on_pending_payment: With ``wait_for_completion``: what to do about an asset that the credits did not cover:
         ``"fail"``, ``"skip"``, ``"return"`` or ``"wait"``, as in
         :class:`~airflow_provider_roughy.sensors.RoughyAssetSensor`.
-    :param poll_interval: With ``wait_for_completion``: seconds between two looks.
-    :param timeout: With ``wait_for_completion``: seconds to wait after the upload; by default Airflow's
-        ``[sensors] default_timeout``. A timeout is no reason to upload again, so it burns no retries. Airflow's
+    :param poll_interval: With ``wait_for_completion``: seconds, or a ``timedelta``, between two looks.
+    :param timeout: With ``wait_for_completion``: seconds, or a ``timedelta``, to wait after the upload; by default
+        Airflow's ``[sensors] default_timeout``. A timeout is no reason to upload again, so it burns no retries. Airflow's
         ``execution_timeout`` bounds upload and wait together, in the triggerer as well.
     :param durable: Whether a later start of the task may go on with an earlier one's upload (Airflow 3.3 and later).
     :param roughy_conn_id: The Airflow connection. (templated)
@@ -91,8 +98,8 @@ class RoughyCreateUploadOperator(BaseOperator):
         asset_id: str | None = None,
         wait_for_completion: bool = False,
         on_pending_payment: OnPendingPayment = "fail",
-        poll_interval: float = 30.0,
-        timeout: float | None = None,
+        poll_interval: float | timedelta = 30.0,
+        timeout: float | timedelta | None = None,
         durable: bool = True,
         roughy_conn_id: str = RoughyHook.default_conn_name,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
@@ -107,8 +114,10 @@ class RoughyCreateUploadOperator(BaseOperator):
         self.asset_id = asset_id
         self.wait_for_completion = wait_for_completion
         self.on_pending_payment = on_pending_payment
-        self.poll_interval = poll_interval
-        self.timeout = conf.getfloat("sensors", "default_timeout") if timeout is None else timeout
+        self.poll_interval = as_seconds("poll_interval", poll_interval)
+        self.timeout = as_seconds(
+            "timeout", conf.getfloat("sensors", "default_timeout") if timeout is None else timeout
+        )
         self.durable = durable
         self.roughy_conn_id = roughy_conn_id
         self.deferrable = deferrable
@@ -238,8 +247,8 @@ class RoughyCreateUploadOperator(BaseOperator):
         if self.execution_timeout is not None:
             # Airflow 3 does not count the time in the triggerer.
             deadline = min(deadline, started + self.execution_timeout.total_seconds())
-        watch = Watch(asset_id, on_pending_payment=self.on_pending_payment, log=self.log)
-        verdict = watch.look(self.hook)
+        watch = Watch(ASSET, asset_id, on_pending_payment=self.on_pending_payment, log=self.log)
+        verdict = watch.look(self.hook, within=max(deadline - time.time(), 1.0))
         if verdict is None and self.deferrable:
             RoughyAssetTrigger(
                 asset_id=asset_id,
@@ -249,14 +258,14 @@ class RoughyCreateUploadOperator(BaseOperator):
                 on_pending_payment=self.on_pending_payment,
             ).take_over(self)
         if verdict is None:
-            verdict = asyncio.run(
-                wait_until_final(self.hook, watch, poll_interval=self.poll_interval, deadline=deadline)
-            )
+            verdict = wait_here(self.hook, watch, poll_interval=self.poll_interval, deadline=deadline)
         verdict.raise_for_failure(self.on_pending_payment)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the wait in the triggerer, unless nothing came of it."""
-        check_event_came(next_method, next_kwargs)
+        verdict = ended_by_airflow(ASSET, next_method, next_kwargs)
+        if verdict:
+            verdict.raise_for_failure()
         return super().resume_execution(next_method, next_kwargs, context)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> str:
