@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -134,6 +135,56 @@ def test_a_wait_that_no_triggerer_took_burns_no_retries(roughy: Emulator, audio:
     operator = RoughyCreateUploadOperator(task_id="upload", source=audio)
     with pytest.raises(RoughyTimeoutError, match="is a triggerer running"):
         operator.resume_execution("__fail__", {"error": words}, {})
+
+
+def test_it_waits_where_an_event_loop_runs_already(roughy: Emulator, audio: Path) -> None:
+    """As in a notebook's ``dag.test()``."""
+    roughy.progression = "polls=3"
+
+    async def notebook() -> Ended:
+        return upload(audio, wait_for_completion=True, poll_interval=0.05)
+
+    ended = asyncio.run(notebook())
+    assert (ended.state, ended.result) == ("success", roughy.assets[0]["id"]), ended.error
+
+
+def test_a_kill_ends_the_wait_where_an_event_loop_runs_already(roughy: Emulator, audio: Path) -> None:
+    roughy.progression = "manual"
+    task = RoughyCreateUploadOperator(
+        task_id="upload", source=audio, wait_for_completion=True, poll_interval=0.05, timeout=100, asset_id=None
+    )
+
+    async def notebook() -> Ended:
+        def looked() -> bool:
+            return sum(request.method == "GET" for request in roughy.requests) > 3
+
+        def settle() -> None:
+            roughy.progression = "immediate"
+
+        # Started anew after a kill, it makes an asset of its own, as there is no store.
+        return run_task(task, kill_once=looked, before_resuming=settle)
+
+    assert asyncio.run(notebook()).state == "success"
+
+
+@pytest.mark.parametrize("name", ["timeout", "poll_interval"])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "30", True, timedelta(0)], ids=str)
+def test_a_time_that_is_none_is_refused_when_the_dag_is_read(audio: Path, name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be a number of seconds above 0, or a timedelta"):
+        RoughyCreateUploadOperator(task_id="upload", source=audio, **{name: value})
+
+
+@pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
+def test_times_may_be_a_timedelta(roughy: Emulator, audio: Path, deferrable: bool) -> None:
+    roughy.progression = "polls=2"
+    ended = upload(
+        audio,
+        wait_for_completion=True,
+        deferrable=deferrable,
+        poll_interval=timedelta(milliseconds=50),
+        timeout=timedelta(seconds=20),
+    )
+    assert ended.state == "success", ended.error
 
 
 UNUSABLE: dict[str, Any] = {

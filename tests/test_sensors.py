@@ -8,13 +8,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import airflow
 import pytest
 from airflow.providers.common.compat.sdk import (
     AirflowException,
-    AirflowFailException,
     AirflowSensorTimeout,
     AirflowSkipException,
     TaskDeferred,
@@ -170,12 +170,19 @@ def once(change: Callable[[], None]) -> Callable[[], None]:
     return run
 
 
-def test_an_unknown_state_is_waited_through(roughy: Emulator, mode: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unknown_state_is_waited_through(
+    roughy: Emulator, mode: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     roughy.progression = "manual"
     asset_id = roughy.seed_asset(state="processing")
     roughy.set_state(asset_id, "marinating")
     ended = run_later(sensor(mode, asset_id), mode, lambda: roughy.set_state(asset_id, "ready"))
     assert ended.state == "success"
+    # Airflow's task log goes to the standard output, or to the root logger, by its version.
+    output = capsys.readouterr()
+    said = output.out + output.err + caplog.text
+    assert "is in state 'marinating'" in said
+    assert "Is there a newer airflow-provider-roughy?" in said
 
 
 FAULTS = [{"status": 500}, {"status": 502, "body": "<html>"}, {"status": 429}, {"drop": True}, {"garbage": True}]
@@ -313,6 +320,38 @@ def test_waiting_does_not_block_the_event_loop(roughy: Emulator) -> None:
     assert asyncio.run(longest_pause()) < 1.0
 
 
-def test_errors_that_end_a_wait_burn_no_retries() -> None:
-    for error in (RoughyAssetFailedError, RoughyPaymentRequiredError, RoughyNotFoundError, RoughyAuthenticationError):
-        assert issubclass(error, AirflowFailException)
+@pytest.mark.parametrize("words", [None, "Trigger timeout"], ids=["looked", "no triggerer"])
+def test_an_error_is_not_its_own_cause(roughy: Emulator, words: str | None) -> None:
+    """The structlog of Airflow 3.0 follows causes without end."""
+    asset_id = roughy.seed_asset(state="failed")
+    task = sensor("deferrable", asset_id)
+    with pytest.raises((RoughyAssetFailedError, RoughyTimeoutError)) as raised:
+        task.resume_execution("__fail__", {"error": words}, {}) if words else task.execute({})
+    assert raised.value.__cause__ is None
+
+
+@pytest.mark.parametrize("fault", [{"status": 503}, {"drop": True}, {"status": 429, "headers": {"Retry-After": "60"}}])
+def test_a_look_is_one_request_since_the_next_look_is_its_retry(
+    roughy: Emulator, mode: str, fault: dict[str, Any]
+) -> None:
+    asset_id = roughy.seed_asset(state="processing")
+    roughy.inject(Fault(method="GET", path="/v1/assets/*", times=None, **fault))
+    task = sensor(mode, asset_id)
+    with task.hook:
+        assert not task.poke({}).is_done
+    assert len(roughy.requests) == 1
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), "30", None])
+def test_an_interval_that_is_none_is_refused_when_the_dag_is_read(mode: str, value: Any) -> None:
+    # Airflow itself refuses some of these, in words and classes of its own.
+    with pytest.raises((ValueError, AirflowException), match="poke_interval"):
+        sensor(mode, NOBODY, poke_interval=value)
+
+
+@pytest.mark.parametrize("value", [timedelta(milliseconds=50), 0.05], ids=["timedelta", "seconds"])
+def test_times_are_seconds_or_a_timedelta(roughy: Emulator, mode: str, value: Any) -> None:
+    roughy.progression = "polls=2"
+    asset_id = roughy.seed_asset(state="processing")
+    ended = run_task(sensor(mode, asset_id, poke_interval=value, timeout=timedelta(seconds=20)))
+    assert ended.state == "success"

@@ -71,8 +71,8 @@ class RoughyCreateUploadOperator(BaseOperator):
         :class:`~airflow_provider_roughy.sensors.RoughyAssetSensor`.
     :param poll_interval: With ``wait_for_completion``: seconds, or a ``timedelta``, between two looks.
     :param timeout: With ``wait_for_completion``: seconds, or a ``timedelta``, to wait after the upload; by default
-        Airflow's ``[sensors] default_timeout``. A timeout is no reason to upload again, so it burns no retries. Airflow's
-        ``execution_timeout`` bounds upload and wait together, in the triggerer as well.
+        Airflow's ``[sensors] default_timeout``. A timeout is no reason to upload again, so it burns no retries.
+        Airflow's ``execution_timeout`` bounds upload and wait together, in the triggerer as well.
     :param durable: Whether a later start of the task may go on with an earlier one's upload (Airflow 3.3 and later).
     :param roughy_conn_id: The Airflow connection. (templated)
     :param deferrable: With ``wait_for_completion``: whether to wait in the triggerer, which takes no worker slot.
