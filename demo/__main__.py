@@ -30,7 +30,7 @@ from typing import Any
 import httpx
 
 from airflow_provider_roughy.emulator import Emulator, Request
-from demo.airflow import LocalAirflow
+from harness.airflow import LocalAirflow
 
 HERE = Path(__file__).parent
 MEDIA = HERE / "media"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from airflow_provider_roughy.emulator import Emulator
-from demo.airflow import LocalAirflow
+from harness.airflow import LocalAirflow
 from tests.live.running import PARALLELISM, Run
 
 HERE = Path(__file__).parent
-EXAMPLE_DAGS = HERE.parent.parent / "example_dags"
+ROOT = HERE.parent.parent
+EXAMPLE_DAGS = ROOT / "example_dags"
 
 #: Not the emulator's own, so that it is found only where it leaked.
 API_KEY = "sk_needle_7c1f0e93"
@@ -32,12 +35,25 @@ def roughy(session_roughy: Emulator) -> Emulator:
 
 
 @pytest.fixture(scope="session")
-def local_airflow(session_roughy: Emulator) -> Iterator[LocalAirflow]:
+def secrets_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the secrets backend of this Airflow looks (:mod:`tests.live.secrets_backend`)."""
+    return tmp_path_factory.mktemp("secrets")
+
+
+@pytest.fixture(scope="session")
+def local_airflow(session_roughy: Emulator, secrets_folder: Path) -> Iterator[LocalAirflow]:
     """An Airflow with the DAGs of ``tests/live/dags`` and the examples, none of which starts by itself."""
     with LocalAirflow(
         [HERE / "dags", EXAMPLE_DAGS],
         connections={"roughy_default": session_roughy.airflow_connection},
-        settings={"CORE__PARALLELISM": str(PARALLELISM), "SCHEDULER__USE_JOB_SCHEDULE": "False"},
+        settings={
+            "CORE__PARALLELISM": str(PARALLELISM),
+            "SCHEDULER__USE_JOB_SCHEDULE": "False",
+            "SECRETS__BACKEND": "tests.live.secrets_backend.FolderBackend",
+            "SECRETS__BACKEND_KWARGS": json.dumps({"folder": str(secrets_folder)}),
+        },
+        # So that every component finds that backend.
+        environment={"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)},
     ) as running:
         yield running
 

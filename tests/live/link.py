@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from io import IOBase
 from typing import Any, Literal
 
+from harness.airflow import PATIENCE
 from tests.proxy import Link
 
 _PIECE = 65536
@@ -78,7 +79,7 @@ class HoldingLink(Link):
         self._cut = threading.Event()
         self._stop = stop
 
-    def wait_until_stopped(self, seconds: float = 60) -> None:
+    def wait_until_stopped(self, seconds: float = PATIENCE) -> None:
         """Wait until a request is held."""
         assert self._stopped.wait(seconds), f"nothing came to {self._stop} in {seconds} s: {self.passed}"
 

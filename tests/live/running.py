@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from demo.airflow import LocalAirflow
+from harness.airflow import PATIENCE, LocalAirflow
 
 #: Worker slots of the Airflow under test.
 PARALLELISM = 4
@@ -61,7 +61,7 @@ class Run:
         return task
 
 
-def wait_until(is_so: Callable[[], object], seconds: float = 60) -> None:
+def wait_until(is_so: Callable[[], object], seconds: float = PATIENCE) -> None:
     """Wait until something is so.
 
     :param is_so: Asked again and again.

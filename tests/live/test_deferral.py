@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from airflow_provider_roughy.emulator import Emulator
-from demo.airflow import LocalAirflow
+from harness.airflow import LocalAirflow
 from tests import media
 from tests.live import LIVE
 from tests.live.running import PARALLELISM, Run, wait_until
@@ -26,7 +26,7 @@ def test_a_wait_takes_no_worker_and_survives_the_death_of_the_triggerer(
     task = run.wait_until_watched("wait", "processing")
     assert task["trigger"]["classpath"] == "airflow_provider_roughy.triggers.RoughyAssetTrigger"
     assert "RoughyAssetTrigger" in rows("trigger.classpath", local_airflow)
-    wait_until(lambda: task["pid"] not in local_airflow.pids("scheduler"), seconds=10)
+    wait_until(lambda: task["pid"] not in local_airflow.pids("scheduler"))
 
     # Every slot is free: as many others as there are slots meet at the same time.
     place = tmp_path / "place"

@@ -10,7 +10,7 @@ import pytest
 
 from tests.live import LIVE
 
-pytestmark = [*LIVE, pytest.mark.timeout(420)]
+pytestmark = [*LIVE, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -22,7 +22,7 @@ def test_the_demo_sees_all_it_expects() -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=400,
+        timeout=580,
     )
     assert done.returncode == 0, done.stdout
     assert "All as expected" in done.stdout

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from airflow_provider_roughy.emulator import Emulator
-from demo.airflow import LocalAirflow
+from harness.airflow import LocalAirflow
 from tests import media
 from tests.live import LIVE
 from tests.live.conftest import EXAMPLE_DAGS

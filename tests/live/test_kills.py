@@ -20,7 +20,7 @@ import psutil  # type: ignore[import-untyped]  # Its stubs are one more package.
 import pytest
 
 from airflow_provider_roughy.emulator import Emulator
-from demo.airflow import LocalAirflow
+from harness.airflow import LocalAirflow
 from tests import media
 from tests.live import LIVE
 from tests.live.link import HoldingLink, Passed, Stop
@@ -177,7 +177,7 @@ def die_again_and_again(upload: Upload, stops: Sequence[Stop], roughy: Emulator)
             wait_until(lambda at=stop.at: stored_bytes(roughy, upload) == at)  # type: ignore[misc]
         if following is not None:
             upload.link.stop_at(following)
-            upload.link.wait_until_stopped(120)
+            upload.link.wait_until_stopped()
         else:
             assert upload.run.end() == "success"
         assert all(request.offset >= stored for request in upload.patches()[seen:]), stop

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from airflow_provider_roughy import __version__
-from demo.airflow import LocalAirflow
+from harness.airflow import PATIENCE, LocalAirflow
 from tests.live import LIVE
 
 pytestmark = LIVE
@@ -45,14 +45,14 @@ def test_the_command_line_lists_the_package(
     local_airflow: LocalAirflow, listing: str, expected: dict[str, str]
 ) -> None:
     command = [sys.executable, "-m", "airflow", "providers", listing, "--output", "json"]
-    done = subprocess.run(command, env=local_airflow.env, capture_output=True, text=True, timeout=100, check=True)
+    done = subprocess.run(command, env=local_airflow.env, capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert [line for line in json.loads(done.stdout) if line.items() >= expected.items()], done.stdout
 
 
 def test_the_connection_form_asks_for_what_is_needed(local_airflow: LocalAirflow) -> None:
     # What the form of the user interface is built from.
     url = f"{local_airflow.url}/ui/connections/hook_meta"
-    forms: list[dict[str, Any]] = httpx.get(url, trust_env=False, timeout=30).raise_for_status().json()
+    forms: list[dict[str, Any]] = httpx.get(url, trust_env=False, timeout=PATIENCE).raise_for_status().json()
     [form] = [form for form in forms if form["connection_type"] == "roughy"]
 
     assert form["hook_name"] == "Roughy"

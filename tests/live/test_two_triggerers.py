@@ -15,7 +15,7 @@ import sqlalchemy
 
 from airflow_provider_roughy.emulator import Emulator, Request
 from airflow_provider_roughy.lifecycle import OnPendingPayment
-from demo.airflow import Component, LocalAirflow
+from harness.airflow import Component, LocalAirflow
 from tests.live import LIVE
 from tests.live.conftest import HERE
 from tests.live.postgres import postgres

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from airflow_provider_roughy.emulator import Emulator
-from demo.airflow import LocalAirflow
+from harness.airflow import LocalAirflow
 from tests import media
 from tests.live import LIVE
 from tests.live.running import PARALLELISM, Run, wait_until
@@ -70,7 +70,7 @@ def test_roughy_may_be_away_but_not_past_the_deadline(
     assert waits.end() == "success"
     assert waits.xcom("wait")["state"] == "ready"
     assert_no_retry(waits)
-    assert seconds_taken(waits) > 5, "execution_timeout was not put to the test"
+    assert seconds_taken(waits) > 15, "execution_timeout was not put to the test"
 
 
 def test_a_new_key_is_picked_up_and_a_revoked_one_ends_the_wait(
@@ -170,7 +170,7 @@ def test_a_marked_task_is_waited_for_no_more_and_keeps_its_mark(
     assert {request.method for request in server.requests} == {"GET"}
 
 
-@pytest.mark.timeout(360)  # An Airflow of its own, and the minute that Airflow leaves a triggerer past the deadline.
+@pytest.mark.timeout(600)  # An Airflow of its own, and the minute that Airflow leaves a triggerer past the deadline.
 def test_nobody_waits_for_ever_where_no_triggerer_runs(
     deferring_airflow: LocalAirflow, server: Emulator, recordings: dict[str, Path]
 ) -> None:

@@ -54,7 +54,7 @@ with DAG("crowd", schedule=None):
         """Come to the meeting place, and stay until all are there at the same time."""
         place = Path(dag_run.conf["place"])
         (place / str(number)).touch()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while len(list(place.iterdir())) < dag_run.conf["count"]:
             if time.monotonic() > deadline:
                 raise TimeoutError("The others did not come")

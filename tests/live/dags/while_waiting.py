@@ -22,7 +22,7 @@ with DAG("awaits", schedule=None, default_args=RETRIES):
         poke_interval=1,
         timeout=300,
         # Less than any of the waits: it bounds what a worker does, not what the triggerer does.
-        execution_timeout=timedelta(seconds=5),
+        execution_timeout=timedelta(seconds=15),
     )
 
 with DAG("awaits_another_each_try", schedule=None, default_args=RETRIES):

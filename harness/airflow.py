@@ -1,4 +1,4 @@
-"""A real Airflow 3.3 on this machine, each component a process of its own that can be killed and restarted."""
+"""A real Airflow 3 on this machine, each component a process of its own that can be killed and restarted."""
 
 from __future__ import annotations
 
@@ -75,6 +75,9 @@ SETTINGS = {
 
 FINISHED = frozenset({"success", "failed"})
 
+#: Seconds that anything of Airflow's may take. A machine with other work can be slow by itself; what hangs still ends.
+PATIENCE = 240
+
 
 class LocalAirflow:
     """Run Airflow in a scratch home; a context manager.
@@ -116,7 +119,7 @@ class LocalAirflow:
         self._processes: dict[Component, subprocess.Popen[bytes]] = {}
         # The sessions of every process started, until nothing in them is left.
         self._sessions: dict[Component, set[int]] = {name: set() for name in COMMANDS}
-        self._api = httpx.Client(base_url=f"{self.url}/api/v2", timeout=30, trust_env=False)
+        self._api = httpx.Client(base_url=f"{self.url}/api/v2", timeout=PATIENCE, trust_env=False)
 
         bundles = [
             {
@@ -168,7 +171,7 @@ class LocalAirflow:
         """Stop."""
         self.stop()
 
-    def start(self, timeout: float = 120) -> None:
+    def start(self, timeout: float = PATIENCE) -> None:
         """Make the database, start the components, one of each, and wait until they have shown signs of life.
 
         :param timeout: seconds to wait for the components.
@@ -195,7 +198,7 @@ class LocalAirflow:
         """
         self._end([component], grace=0)
 
-    def restart(self, component: Component, timeout: float = 60) -> None:
+    def restart(self, component: Component, timeout: float = PATIENCE) -> None:
         """Start a component, ending it first where it still runs.
 
         :param component: which one.
@@ -275,6 +278,10 @@ class LocalAirflow:
         try:
             # The execution API is built at the first call, which takes seconds: not those of the first task.
             self._api.get(f"{self.url}/execution/health").raise_for_status()
+            if "Authorization" not in self._api.headers:
+                # Airflow 3.0 wants one even where all are administrators.
+                token = self._api.get(f"{self.url}/auth/token").raise_for_status().json()["access_token"]
+                self._api.headers["Authorization"] = f"Bearer {token}"
             reply = self._api.get("/jobs", params={"start_date_gte": since.isoformat()}).raise_for_status()
         except httpx.HTTPError:
             return list(components)
@@ -288,7 +295,7 @@ class LocalAirflow:
             for process in processes:
                 process.terminate()
             self._wait_until_gone(components, grace)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while left := self.pids(*components):
             if time.monotonic() > deadline:
                 raise RuntimeError(f"These processes of Airflow outlived SIGKILL: {sorted(left)}")
@@ -314,13 +321,24 @@ class LocalAirflow:
     # The public API
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Call the public API.
+        """Call the public API, patiently: what a busy machine fails at is repeated, unless it may have been done.
 
         :param method: the HTTP method.
         :param path: the path below ``/api/v2``.
         :param options: those of :meth:`httpx.Client.request`.
         """
-        response = self._api.request(method, path, **options)
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                response = self._api.request(method, path, **options)
+                again = method == "GET" and response.is_server_error
+            except httpx.TransportError as error:
+                if (method != "GET" and not isinstance(error, httpx.ConnectError)) or time.monotonic() > deadline:
+                    raise
+                again = True
+            if not again or time.monotonic() > deadline:
+                break
+            time.sleep(0.5)
         if response.is_error:
             raise httpx.HTTPStatusError(
                 f"{method} {path}: {response.status_code} {response.text}",
@@ -329,7 +347,7 @@ class LocalAirflow:
             )
         return response
 
-    def trigger_dag(self, dag_id: str, conf: Mapping[str, object] | None = None, *, timeout: float = 60) -> str:
+    def trigger_dag(self, dag_id: str, conf: Mapping[str, object] | None = None, *, timeout: float = PATIENCE) -> str:
         """Start a run.
 
         :param dag_id: the DAG.
@@ -360,7 +378,7 @@ class LocalAirflow:
         """
         return str(self.request("GET", _run(dag_id, run_id)).json()["state"])
 
-    def wait_for_run(self, dag_id: str, run_id: str, timeout: float = 120) -> str:
+    def wait_for_run(self, dag_id: str, run_id: str, timeout: float = PATIENCE) -> str:
         """Wait for the end of a run.
 
         :param dag_id: the DAG.
@@ -415,7 +433,7 @@ class LocalAirflow:
         state: str,
         *,
         map_index: int = -1,
-        timeout: float = 60,
+        timeout: float = PATIENCE,
     ) -> dict[str, Any]:
         """Wait until a task instance is in a state.
 
@@ -556,7 +574,7 @@ def _free_port() -> int:
 
 def _migrate(env: Mapping[str, str]) -> None:
     command = [sys.executable, "-m", "airflow", "db", "migrate"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE)
     if done.returncode:
         raise RuntimeError(f"airflow db migrate failed:\n{done.stdout}\n{done.stderr}")
 

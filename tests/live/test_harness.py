@@ -1,4 +1,4 @@
-"""The real Airflow that live tests and the demo run on (``demo/airflow.py``)."""
+"""The real Airflow that live tests and the demo run on (``harness/airflow.py``)."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ import os
 import signal
 from collections.abc import Iterator
 
-import airflow
 import psutil
 import pytest
 
-from demo.airflow import LocalAirflow
+from harness.airflow import LocalAirflow
+from tests.live import LIVE
 
-pytestmark = [
-    pytest.mark.live,
-    pytest.mark.timeout(240),
-    pytest.mark.skipif(not airflow.__version__.startswith("3.3."), reason="the harness drives Airflow 3.3"),
-]
+pytestmark = LIVE
 
 DAGS = """
 from datetime import timedelta

@@ -1,0 +1,1 @@
+"""What demo and live tests run on; no part of the package."""
