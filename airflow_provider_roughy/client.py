@@ -20,11 +20,11 @@ from functools import lru_cache
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import airflow
 import httpx
 
 from airflow_provider_roughy import __version__
 from airflow_provider_roughy.api import Call, Reply, Request, decipher
+from airflow_provider_roughy.compat import AIRFLOW_VERSION
 from airflow_provider_roughy.exceptions import (
     RoughyApiError,
     RoughyConfigurationError,
@@ -424,7 +424,7 @@ def _options() -> dict[str, Any]:
 def _user_agent() -> str:
     versions = {
         "airflow-provider-roughy": __version__,
-        "apache-airflow": airflow.__version__,
+        "apache-airflow": AIRFLOW_VERSION,
         "httpx": httpx.__version__,
         "python": platform.python_version(),
     }

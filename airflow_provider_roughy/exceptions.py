@@ -35,7 +35,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSensorTimeout
+from airflow_provider_roughy.compat import AirflowFailException, AirflowSensorTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -8,10 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from weakref import WeakKeyDictionary
 
-from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
-from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
-
 from airflow_provider_roughy import api
+from airflow_provider_roughy.compat import AirflowNotFoundException, BaseHook, aget_connection
 from airflow_provider_roughy.exceptions import (
     RoughyConfigurationError,
     RoughyError,
@@ -26,10 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from typing import Self
 
-    from airflow.providers.common.compat.sdk import Connection
-
     from airflow_provider_roughy.api import Call, Page, RoughyAsset, RoughyProject
     from airflow_provider_roughy.client import AsyncClient, Client, Settings
+    from airflow_provider_roughy.compat import Connection
 
 T = TypeVar("T")
 
@@ -120,8 +117,7 @@ class RoughyHook(BaseHook):
 
     async def _alook_up(self) -> Settings:
         try:
-            connection = await get_async_connection(self.roughy_conn_id)
-            extra = await get_async_extra_dejson(connection)
+            connection, extra = await aget_connection(self.roughy_conn_id)
         except Exception as err:  # As in settings.
             raise self._missing(err) from err
         return self._read(connection, extra)

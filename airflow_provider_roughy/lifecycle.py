@@ -19,9 +19,8 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from airflow.providers.common.compat.sdk import AirflowSkipException
-
 from airflow_provider_roughy import api, exceptions
+from airflow_provider_roughy.compat import AirflowSkipException
 from airflow_provider_roughy.exceptions import (
     RoughyApiError,
     RoughyAssetFailedError,

@@ -6,7 +6,7 @@ import time
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
-from airflow.providers.common.compat.sdk import (
+from airflow_provider_roughy.compat import (
     AirflowFailException,
     AirflowSensorTimeout,
     AirflowSkipException,
@@ -14,7 +14,6 @@ from airflow.providers.common.compat.sdk import (
     PokeReturnValue,
     conf,
 )
-
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.lifecycle import ASSET, OnPendingPayment, Verdict, as_seconds, check_on_pending_payment
 from airflow_provider_roughy.polling import Watch
@@ -23,7 +22,7 @@ from airflow_provider_roughy.triggers import RoughyAssetTrigger, ended_by_airflo
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from airflow.providers.common.compat.sdk import Context
+    from airflow_provider_roughy.compat import Context
 
 
 class RoughyAssetSensor(BaseSensorOperator):

@@ -21,7 +21,7 @@ from airflow_provider_roughy.exceptions import RoughySourceError, RoughyUnusable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from airflow.providers.common.compat.sdk import ObjectStoragePath
+    from airflow_provider_roughy.compat import ObjectStoragePath
 
 #: Bytes read at once: one syscall's worth of memory, and no more than one write's timeout can carry.
 BLOCK_BYTES = 1024 * 1024
@@ -207,7 +207,7 @@ class StoredSource(Source):
 
     @cached_property
     def _path(self) -> ObjectStoragePath:
-        from airflow.providers.common.compat.sdk import ObjectStoragePath
+        from airflow_provider_roughy.compat import ObjectStoragePath
 
         return ObjectStoragePath(self._uri, conn_id=self._conn_id)
 

@@ -6,8 +6,7 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow.triggers.base import BaseTrigger, TriggerEvent
-
+from airflow_provider_roughy.compat import BaseTrigger, TriggerEvent
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.lifecycle import ASSET, KINDS, Kind, Outcome, Verdict
 from airflow_provider_roughy.polling import Watch, wait_until_final
@@ -15,8 +14,7 @@ from airflow_provider_roughy.polling import Watch, wait_until_final
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from airflow.providers.common.compat.sdk import BaseOperator
-
+    from airflow_provider_roughy.compat import BaseOperator
     from airflow_provider_roughy.lifecycle import OnPendingPayment
 
 

@@ -55,7 +55,7 @@ def naive(interval: float) -> Factory:
     interval from the start on, a failed look does not end the wait, and nothing is parsed but the state.
     """
     import httpx
-    from airflow.providers.common.compat.sdk import BaseHook
+    from airflow.sdk import BaseHook
 
     connection = BaseHook.get_connection("roughy_default")
     headers = {"Authorization": f"Bearer {connection.password}"}
@@ -96,9 +96,9 @@ def http_provider(interval: float) -> Factory:
     event is any other reply. So its hook gets the check that it lacks, and says 404 for an asset that is not done.
     """
     from aiohttp import ClientResponse
-    from airflow.providers.common.compat.sdk import AirflowException
     from airflow.providers.http.hooks.http import HttpAsyncHook
     from airflow.providers.http.triggers.http import HttpSensorTrigger
+    from airflow.sdk.exceptions import AirflowException
 
     class Hook(HttpAsyncHook):
         async def run(self, *args: Any, **kwargs: Any) -> ClientResponse:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from airflow.providers.common.compat.sdk import DAG, Param, task
-
+from airflow_provider_roughy.compat import DAG, Param, task
 from airflow_provider_roughy.operators import RoughyCreateUploadOperator, RoughyDeleteAssetOperator
 from airflow_provider_roughy.sensors import RoughyAssetSensor
 

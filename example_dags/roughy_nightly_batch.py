@@ -15,8 +15,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AirflowSkipException, Param, task, task_group
-
+from airflow_provider_roughy.compat import DAG, AirflowFailException, AirflowSkipException, Param, task, task_group
 from airflow_provider_roughy.exceptions import RoughyError
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.operators import RoughyCreateUploadOperator

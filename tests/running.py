@@ -15,19 +15,15 @@ from datetime import UTC, datetime
 from importlib import import_module
 from typing import Any
 
-from airflow.providers.common.compat.sdk import (
+from airflow_provider_roughy.compat import (
     AirflowFailException,
+    AirflowRescheduleException,
     AirflowSensorTimeout,
     AirflowSkipException,
     BaseOperator,
+    BaseTrigger,
     TaskDeferred,
 )
-from airflow.triggers.base import BaseTrigger
-
-try:
-    from airflow.sdk.exceptions import AirflowRescheduleException
-except ImportError:
-    from airflow.exceptions import AirflowRescheduleException  # type: ignore[no-redef]
 
 
 @dataclass

@@ -7,10 +7,10 @@ import pickle
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from airflow_provider_roughy import api, exceptions
 from airflow_provider_roughy.api import Reply, RoughyAsset
+from airflow_provider_roughy.compat import AirflowException, AirflowFailException
 
 ID = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"
 ASSET = {

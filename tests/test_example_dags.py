@@ -265,7 +265,7 @@ def test_the_dag_of_the_readme_runs(roughy: Emulator, recordings: dict[str, Path
     try:
         import airflow.sdk  # noqa: F401  # Airflow 3
     except ImportError:
-        block = block.replace("from airflow.sdk import", "from airflow.providers.common.compat.sdk import")
+        block = block.replace("from airflow.sdk import", "from airflow_provider_roughy.compat import")
     block = block.replace("/data/interview.mp3", str(recordings["audio"])).replace(
         "catchup=False)", "catchup=False) as dag"
     )
@@ -299,7 +299,7 @@ CALLBACK_DAG = """
 from datetime import datetime
 from pathlib import Path
 
-from airflow.providers.common.compat.sdk import DAG
+from airflow_provider_roughy.compat import DAG
 
 from airflow_provider_roughy.sensors import RoughyAssetSensor
 

@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 
 from airflow_provider_roughy.api import RoughyAsset
+from airflow_provider_roughy.compat import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 from airflow_provider_roughy.exceptions import (
     RoughyAssetFailedError,
     RoughyAuthenticationError,

@@ -13,8 +13,8 @@ from unittest.mock import Mock
 
 import airflow
 import pytest
-from airflow.providers.common.compat.sdk import DAG, BaseOperator
 
+from airflow_provider_roughy.compat import DAG, BaseOperator
 from airflow_provider_roughy.emulator import Emulator
 from airflow_provider_roughy.exceptions import RoughyUnsupportedMediaError
 from airflow_provider_roughy.operators import RoughyCreateUploadOperator

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import jsonschema
 import pytest
 
 import airflow_provider_roughy
+from airflow_provider_roughy import compat
 from airflow_provider_roughy.get_provider_info import get_provider_info
 from airflow_provider_roughy.hooks import RoughyHook
 
@@ -24,17 +26,18 @@ ROOT = Path(airflow_provider_roughy.__file__).parent
 ROOMS: dict[str, set[str]] = {
     "__init__": set(),
     "get_provider_info": {"__init__"},
-    "exceptions": set(),
+    "compat": {"__init__"},
+    "exceptions": {"compat"},
     "api": {"exceptions"},
-    "lifecycle": {"api", "exceptions"},
-    "client": {"__init__", "api", "exceptions"},
-    "source": {"api", "exceptions"},
+    "lifecycle": {"api", "compat", "exceptions"},
+    "client": {"__init__", "api", "compat", "exceptions"},
+    "source": {"api", "compat", "exceptions"},
     "tus": {"api", "client", "exceptions", "source"},
-    "hooks": {"api", "client", "exceptions", "get_provider_info", "source", "tus"},
+    "hooks": {"api", "client", "compat", "exceptions", "get_provider_info", "source", "tus"},
     "polling": {"api", "client", "exceptions", "hooks", "lifecycle"},
-    "triggers": {"exceptions", "hooks", "lifecycle", "polling"},
-    "sensors": {"hooks", "lifecycle", "polling", "triggers"},
-    "operators": {"api", "exceptions", "hooks", "lifecycle", "polling", "source", "triggers"},
+    "triggers": {"compat", "exceptions", "hooks", "lifecycle", "polling"},
+    "sensors": {"compat", "hooks", "lifecycle", "polling", "triggers"},
+    "operators": {"api", "compat", "exceptions", "hooks", "lifecycle", "polling", "source", "triggers"},
 }
 
 
@@ -86,6 +89,47 @@ def test_only_the_client_knows_httpx_and_only_the_transfer_tuspy() -> None:
     assert users == {"httpx": {"client"}, "tusclient": {"tus"}, "requests": set(), "aiohttp": set()}
 
 
+def test_only_compat_knows_where_airflow_keeps_a_name() -> None:
+    users = {
+        room
+        for room in ROOMS
+        if any("airflow" in {n.split(".")[0] for n in imported_modules(path)} for path in files(room))
+    }
+    assert users == {"compat"}
+
+
+@pytest.mark.parametrize("name", compat.__all__)
+def test_compat_finds_every_name(name: str) -> None:
+    assert getattr(compat, name) is not None
+
+
+def test_compat_names_are_told_to_type_checkers_too() -> None:
+    (told,) = (
+        node
+        for node in ast.parse(Path(compat.__file__).read_text()).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
+    names = {alias.name for node in told.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert names == set(compat._HOMES) == set(compat.__all__) - {"AIRFLOW_VERSION", "aget_connection"}
+
+
+@pytest.mark.parametrize("module", ["hooks", "operators", "sensors", "triggers", "exceptions"])
+def test_an_airflow_that_is_too_old_is_told_so(tmp_path: Path, module: str) -> None:
+    (tmp_path / "airflow").mkdir()
+    (tmp_path / "airflow" / "__init__.py").write_text('__version__ = "2.10.5"')
+    run = subprocess.run(
+        [sys.executable, "-c", f"import airflow_provider_roughy.{module}"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT.parent)])},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    version = airflow_provider_roughy.__version__
+    assert run.stderr.splitlines()[-1] == (
+        f"RuntimeError: airflow-provider-roughy {version} needs Apache Airflow 2.11.0+; this is 2.10.5"
+    )
+
+
 def test_the_pure_rooms_touch_neither_network_nor_clock() -> None:
     for room in ("exceptions", "lifecycle", "api"):
         names = {name for path in files(room) for name in imported_modules(path)}
@@ -94,12 +138,11 @@ def test_the_pure_rooms_touch_neither_network_nor_clock() -> None:
             names -= {"datetime", "datetime.timedelta"}
         used = {name.split(".")[0] for name in names}
         assert not used & {"httpx", "socket", "time", "datetime", "asyncio", "random", "threading", "os"}
-        airflow = {name for name in names if name.split(".")[0] == "airflow"}
-        assert {name.rpartition(".")[2] for name in airflow} <= {
-            "sdk",
-            "AirflowFailException",
-            "AirflowSensorTimeout",
-            "AirflowSkipException",
+        compat = "airflow_provider_roughy.compat"
+        assert {name for name in names if name.startswith(f"{compat}.")} <= {
+            f"{compat}.AirflowFailException",
+            f"{compat}.AirflowSensorTimeout",
+            f"{compat}.AirflowSkipException",
         }
 
 
@@ -116,9 +159,7 @@ def test_a_dag_file_loads_no_http_library() -> None:
     """The DAG processor imports operators at every parse. What Airflow itself loads does not count."""
     program = """
 import sys
-from airflow.providers.common.compat.sdk import BaseHook, BaseOperator, BaseSensorOperator, conf, TaskDeferred
-from airflow.providers.common.compat.connection import get_async_connection
-import airflow.triggers.base
+from airflow_provider_roughy.compat import BaseHook, BaseOperator, BaseSensorOperator, BaseTrigger, conf, TaskDeferred
 before = set(sys.modules)
 import airflow_provider_roughy.operators, airflow_provider_roughy.sensors
 heavy = {"httpx", "tusclient", "requests", "aiohttp", "starlette", "uvicorn", "av", "tinydb"}

@@ -13,13 +13,13 @@ from typing import Any
 
 import airflow
 import pytest
-from airflow.providers.common.compat.sdk import (
+
+from airflow_provider_roughy.compat import (
     AirflowException,
     AirflowSensorTimeout,
     AirflowSkipException,
     TaskDeferred,
 )
-
 from airflow_provider_roughy.emulator import Emulator, Fault
 from airflow_provider_roughy.exceptions import (
     RoughyAssetFailedError,

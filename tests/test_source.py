@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath
 from fsspec.implementations.memory import MemoryFileSystem
 
+from airflow_provider_roughy.compat import AirflowFailException, ObjectStoragePath, attach
 from airflow_provider_roughy.exceptions import RoughySourceError, RoughyUnusableSourceError
 from airflow_provider_roughy.source import BLOCK_BYTES, Source, find_source
 
@@ -19,10 +19,6 @@ CONTENT = os.urandom(3 * BLOCK_BYTES + 17)
 @pytest.fixture
 def memory() -> Iterator[MemoryFileSystem]:
     """Object storage in memory, attached to Airflow as any other would be."""
-    try:
-        from airflow.sdk.io import attach
-    except ImportError:
-        from airflow.io.store import attach
     filesystem = MemoryFileSystem()
     attach("memory", fs=filesystem)
     attach("memory", conn_id="me", fs=filesystem)

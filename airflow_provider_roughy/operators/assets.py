@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import BaseOperator
-
+from airflow_provider_roughy.compat import BaseOperator
 from airflow_provider_roughy.hooks import RoughyHook
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from airflow.providers.common.compat.sdk import Context
+    from airflow_provider_roughy.compat import Context
 
 
 class RoughyDeleteAssetOperator(BaseOperator):

@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator, conf
-
 from airflow_provider_roughy.api import language_code
+from airflow_provider_roughy.compat import AirflowFailException, BaseOperator, conf
 from airflow_provider_roughy.exceptions import RoughyError, RoughyNotFoundError
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.lifecycle import (
@@ -29,9 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import timedelta
 
-    from airflow.providers.common.compat.sdk import Context
-
     from airflow_provider_roughy.api import RoughyAsset
+    from airflow_provider_roughy.compat import Context
     from airflow_provider_roughy.source import Source
 
 

@@ -1,0 +1,145 @@
+"""Airflow's names, wherever the running Airflow keeps them.
+
+All of this package takes them from here, so that one place knows what moved between Airflow 2.11 and 3.3 and what each
+line needs. A name is imported when it is first asked for, so that a DAG file loads no more than it uses.
+A DAG file that shall run on Airflow 2 and 3 may take ``DAG``, ``Param``, ``task`` and ``task_group`` from here too.
+
+:raises RuntimeError: On import, if Airflow is older than 2.11.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from airflow import __version__ as AIRFLOW_VERSION
+
+from airflow_provider_roughy import __version__
+
+if TYPE_CHECKING:
+    from airflow.sdk import (
+        DAG,
+        BaseHook,
+        BaseOperator,
+        BaseSensorOperator,
+        Connection,
+        Context,
+        ObjectStoragePath,
+        Param,
+        PokeReturnValue,
+        conf,
+        task,
+        task_group,
+    )
+    from airflow.sdk.exceptions import (
+        AirflowException,
+        AirflowFailException,
+        AirflowNotFoundException,
+        AirflowRescheduleException,
+        AirflowSensorTimeout,
+        AirflowSkipException,
+        TaskDeferred,
+    )
+    from airflow.sdk.io import attach
+    from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+__all__ = [
+    "AIRFLOW_VERSION",
+    "DAG",
+    "AirflowException",
+    "AirflowFailException",
+    "AirflowNotFoundException",
+    "AirflowRescheduleException",
+    "AirflowSensorTimeout",
+    "AirflowSkipException",
+    "BaseHook",
+    "BaseOperator",
+    "BaseSensorOperator",
+    "BaseTrigger",
+    "Connection",
+    "Context",
+    "ObjectStoragePath",
+    "Param",
+    "PokeReturnValue",
+    "TaskDeferred",
+    "TriggerEvent",
+    "aget_connection",
+    "attach",
+    "conf",
+    "task",
+    "task_group",
+]
+
+#: The running line of Airflow.
+_LINE = tuple(map(int, re.findall(r"\d+", AIRFLOW_VERSION)[:2]))
+
+if _LINE < (2, 11):
+    raise RuntimeError(f"airflow-provider-roughy {__version__} needs Apache Airflow 2.11.0+; this is {AIRFLOW_VERSION}")
+
+_EXCEPTIONS = {(2, 11): "airflow.exceptions", (3, 2): "airflow.sdk.exceptions"}
+
+#: The module that holds a name, from each line of Airflow on in which it moved.
+_HOMES: dict[str, dict[tuple[int, int], str]] = {
+    "AirflowException": _EXCEPTIONS,
+    "AirflowFailException": _EXCEPTIONS,
+    "AirflowNotFoundException": _EXCEPTIONS,
+    "AirflowRescheduleException": _EXCEPTIONS,
+    "AirflowSensorTimeout": _EXCEPTIONS,
+    "AirflowSkipException": _EXCEPTIONS,
+    "BaseHook": {(2, 11): "airflow.hooks.base", (3, 1): "airflow.sdk"},
+    "BaseOperator": {(2, 11): "airflow.models.baseoperator", (3, 0): "airflow.sdk"},
+    "BaseSensorOperator": {(2, 11): "airflow.sensors.base", (3, 0): "airflow.sdk"},
+    "BaseTrigger": {(2, 11): "airflow.triggers.base"},
+    "Connection": {(2, 11): "airflow.models.connection", (3, 0): "airflow.sdk"},
+    "Context": {(2, 11): "airflow.utils.context", (3, 0): "airflow.sdk"},
+    "DAG": {(2, 11): "airflow.models.dag", (3, 0): "airflow.sdk"},
+    "ObjectStoragePath": {(2, 11): "airflow.io.path", (3, 0): "airflow.sdk"},
+    "Param": {(2, 11): "airflow.models.param", (3, 0): "airflow.sdk"},
+    "PokeReturnValue": {(2, 11): "airflow.sensors.base", (3, 0): "airflow.sdk"},
+    "TaskDeferred": _EXCEPTIONS,
+    "TriggerEvent": {(2, 11): "airflow.triggers.base"},
+    "attach": {(2, 11): "airflow.io.store", (3, 0): "airflow.sdk.io"},
+    "conf": {(2, 11): "airflow.configuration", (3, 2): "airflow.sdk"},
+    "task": {(2, 11): "airflow.decorators", (3, 0): "airflow.sdk"},
+    "task_group": {(2, 11): "airflow.decorators", (3, 0): "airflow.sdk"},
+}
+
+
+if not TYPE_CHECKING:  # To whom a module with __getattr__ has any name.
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        homes = _HOMES[name]
+        home = homes[max(line for line in homes if line <= _LINE)]
+        globals()[name] = value = getattr(import_module(home), name)
+        return value
+
+
+async def aget_connection(conn_id: str) -> tuple[Connection, dict[str, Any]]:
+    """Return a connection and its extra without blocking the event loop.
+
+    Both are read and their secrets masked by asking the process that started this one. Airflow does that
+    asynchronously since 3.3.2; before, even ``BaseHook.aget_connection`` masks synchronously, which on an event loop
+    can end in ``DeadlockImminentError`` (a ``BaseException``). So it is done in a thread there, and in one of asgiref,
+    as only from such a thread does Airflow find its way back to the loop.
+
+    :param conn_id: The Airflow connection.
+    :raises AirflowNotFoundException: If Airflow finds no such connection.
+    """
+    # As anybody else does: a module's __getattr__ does not serve the module itself.
+    from airflow_provider_roughy.compat import BaseHook, Connection
+
+    # What came with the asynchronous masking.
+    if hasattr(Connection, "aextra_dejson"):
+        connection = await BaseHook.aget_connection(conn_id)
+        return connection, await connection.aextra_dejson()
+
+    from asgiref.sync import sync_to_async
+
+    def read() -> tuple[Connection, dict[str, Any]]:
+        connection = BaseHook.get_connection(conn_id)
+        return connection, connection.extra_dejson
+
+    return await sync_to_async(read)()
