@@ -21,6 +21,8 @@
     ├── RoughySourceError                  the source failed or changed while it was read
     │   └── RoughyUnusableSourceError *    missing, a directory, unreadable, too small, too big
     ├── RoughyUploadError                  the transfer gave up
+    │   ├── RoughyUploadClosedError        the asset waits for bytes, and has no upload to send them to
+    │   └── RoughyUnconfirmedUploadError   Roughy may have all bytes, and does not confirm it
     ├── RoughyAssetFailedError *           the asset ended as ``failed``
     ├── RoughyPaymentRequiredError *       the asset is in ``pending_payment``
     └── RoughyTimeoutError †               what was waited for was not done in time
@@ -51,6 +53,11 @@ class RoughyError(Exception):
     def transient(self) -> bool:
         """Whether the same request may succeed a little later."""
         return False
+
+    @property
+    def final(self) -> bool:
+        """Whether a new try of the task could not succeed either, so that Airflow makes none."""
+        return isinstance(self, AirflowFailException)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without calling ``__init__``, whose arguments are keywords."""
@@ -285,6 +292,14 @@ class RoughyUploadError(RoughyError):
     def __init__(self, message: str, *, offset: int) -> None:
         self.offset = offset
         super().__init__(message)
+
+
+class RoughyUploadClosedError(RoughyUploadError):
+    """The asset waits for bytes (``pending_upload``), but the upload that they would go to is gone."""
+
+
+class RoughyUnconfirmedUploadError(RoughyUploadError):
+    """Roughy may have all bytes, but has not confirmed it yet. The asset is kept: ask again, upload nothing."""
 
 
 class RoughyAssetFailedError(RoughyError, AirflowFailException):

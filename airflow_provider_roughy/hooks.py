@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 from airflow_provider_roughy import api
 from airflow_provider_roughy.compat import AirflowNotFoundException, BaseHook, aget_connection
+from airflow_provider_roughy.durable import DurableUpload, open_uploader
 from airflow_provider_roughy.exceptions import (
     RoughyConfigurationError,
     RoughyError,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from airflow_provider_roughy.api import Call, Page, RoughyAsset, RoughyProject
     from airflow_provider_roughy.client import AsyncClient, Client, Settings
     from airflow_provider_roughy.compat import Connection
+    from airflow_provider_roughy.durable import Memory
 
 T = TypeVar("T")
 
@@ -156,12 +158,6 @@ class RoughyHook(BaseHook):
         """Return :attr:`client`."""
         return self.client
 
-    def twin(self) -> RoughyHook:
-        """Return another hook of the same settings, whose network connections are its own."""
-        hook = RoughyHook(self.roughy_conn_id)
-        hook._settings = self.settings
-        return hook
-
     def close(self) -> None:
         """Close the network connections; the next call opens new ones."""
         client: Client | None = self.__dict__.pop("client", None)
@@ -243,25 +239,42 @@ class RoughyHook(BaseHook):
         :param source: A local path, or a URI that Airflow's object storage knows.
         :param on_progress: Called with the bytes handed over so far and the bytes in all, about once a MiB.
         :param fresh: Whether the asset was just created, so that the upload stands at 0.
-        :raises RoughyConfigurationError: If the asset's upload is not open.
+        :raises RoughyConfigurationError: If all bytes of the asset have arrived.
         :raises RoughySourceError: If the source cannot be read or changed on the way.
         :raises RoughyUnsupportedMediaError: If Roughy does not take this kind of file.
+        :raises RoughyUploadClosedError: If the asset waits for bytes, but has no upload to send them to.
+        :raises RoughyUnconfirmedUploadError: If Roughy may have all bytes, but has not confirmed it yet.
         :raises RoughyUploadError: If the retries are used up.
         """
-        if asset.upload_url is None:
-            raise RoughyConfigurationError(f"Asset {asset.id} is {asset.state}: it has no open upload")
-        from airflow_provider_roughy.tus import RoughyUploader
-
         found = source if isinstance(source, Source) else find_source(source)
         with found.open() as reader:
-            RoughyUploader(
-                self.client,
-                asset.upload_url,
-                reader,
-                is_complete=lambda: self.get_asset(asset.id).upload_url is None,
-                fresh=fresh,
-                on_progress=on_progress,
-            ).upload()
+            open_uploader(self.client, asset, reader, on_progress, fresh=fresh).upload()
+
+    def durable_upload(
+        self,
+        source: str | os.PathLike[str] | Source,
+        *,
+        source_conn_id: str | None = None,
+        memory: Memory | None = None,
+        log: Any = None,
+    ) -> DurableUpload:
+        """Return an upload that a later start can go on with, which is what the operator does.
+
+        In a task of your own::
+
+            upload = hook.durable_upload("s3://bucket/talk.mp3", memory=context.get("task_state_store"))
+            asset_id = upload.run(hook.get_project_id(), "de")
+
+        :param source: A local path, or a URI that Airflow's object storage knows.
+        :param source_conn_id: The Airflow connection of the source's storage.
+        :param memory: What one start leaves to the next: Airflow's task state store, or anything with ``get(key)`` and
+            ``set(key, value)`` of plain JSON; ``None`` if there is none, and a start that fails leaves no asset behind.
+        :param log: Where to say what happens; by default the hook's own log.
+        :raises RoughyUnusableSourceError: If the source is missing, no file, unreadable, or not between 64 bytes and
+            50 GiB.
+        """
+        found = source if isinstance(source, Source) else find_source(source, conn_id=source_conn_id)
+        return DurableUpload(self.client, found, memory=memory, log=log or self.log)
 
     def cancel_upload(self, asset: RoughyAsset) -> bool:
         """Cancel an asset's upload, which removes the asset.

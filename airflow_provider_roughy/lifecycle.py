@@ -112,6 +112,24 @@ ASSET = Kind(
 KINDS = {kind.name: kind for kind in (ASSET,)}
 
 
+class Arrival(StrEnum):
+    """What an asset says of its upload."""
+
+    #: It waits for bytes.
+    OPEN = "open"
+    #: It waits for bytes, and has no upload that could take them.
+    CLOSED = "closed"
+    #: All bytes have arrived, whatever became of them.
+    ARRIVED = "arrived"
+
+    @classmethod
+    def of(cls, asset: Any) -> Arrival:
+        """Judge an asset as it was just read: by its state, for a missing URL is no proof that bytes arrived."""
+        if asset.state != "pending_upload":
+            return cls.ARRIVED
+        return cls.OPEN if asset.upload_url is not None else cls.CLOSED
+
+
 def check_on_pending_payment(value: str) -> None:
     """Refuse a policy that does not exist.
 

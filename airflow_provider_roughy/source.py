@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import re
 import socket
+import stat
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from airflow_provider_roughy.api import MAX_UPLOAD_BYTES, MIN_UPLOAD_BYTES
 from airflow_provider_roughy.exceptions import RoughySourceError, RoughyUnusableSourceError
@@ -56,7 +57,8 @@ def find_source(source: str | os.PathLike[str] | ObjectStoragePath, *, conn_id: 
     if scheme is None:
         return LocalSource(text, uri=text)
     if scheme == "file":
-        return LocalSource(unquote(urlsplit(text).path), uri=text)
+        # As Airflow's object storage takes it: a connection's id may come first, and the rest is a path as it is.
+        return LocalSource(re.sub(r"\A[^/@]*@", "", text[len("file://") :]), uri=text)
     return StoredSource(text, conn_id=conn_id or getattr(source, "conn_id", None))
 
 
@@ -67,8 +69,8 @@ class Source(ABC):
     """
 
     def __init__(self, uri: str) -> None:
-        parts = urlsplit(uri)
-        self.uri = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl() if parts.netloc else uri
+        # The name of a file may be no text. Logs, and what remembers the fingerprint, take nothing but text.
+        self.uri = uri.encode("utf-8", "backslashreplace").decode()
         self.fingerprint = self._look()
         #: Bytes in all.
         self.size: int = self.fingerprint["size"]
@@ -175,18 +177,23 @@ class LocalSource(Source):
     def _look(self) -> dict[str, Any]:
         try:
             found = os.stat(self._path)
+            if stat.S_ISDIR(found.st_mode):
+                raise RoughyUnusableSourceError(f"Source {self.uri} is a directory, not a file")
+            if not stat.S_ISREG(found.st_mode):
+                raise RoughyUnusableSourceError(f"Source {self.uri} is not a regular file")
+            # Only opening it tells whether it may be read, on a network's file system at least.
+            os.close(os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
         except FileNotFoundError:
             raise RoughyUnusableSourceError(
                 f"Source {self.uri} does not exist on this worker ({socket.gethostname()})"
             ) from None
+        except PermissionError as err:
+            raise RoughyUnusableSourceError(f"Source {self.uri} is not readable for uid {os.getuid()}: {err}") from err
+        except (NotADirectoryError, IsADirectoryError, ValueError) as err:
+            raise RoughyUnusableSourceError(f"Source {self.uri} is no path of a file: {err}") from err
         except OSError as err:
-            raise RoughyUnusableSourceError(f"Source {self.uri} cannot be looked at: {err}") from err
-        if os.path.isdir(self._path):
-            raise RoughyUnusableSourceError(f"Source {self.uri} is a directory, not a file")
-        if not os.path.isfile(self._path):
-            raise RoughyUnusableSourceError(f"Source {self.uri} is not a regular file")
-        if not os.access(self._path, os.R_OK):
-            raise RoughyUnusableSourceError(f"Source {self.uri} is not readable for uid {os.getuid()}")
+            # A network's file system that is away for a while: ESTALE, EIO, ETIMEDOUT and the like.
+            raise RoughySourceError(f"Source {self.uri} cannot be looked at: {err}") from err
         return {"uri": self.uri, "size": found.st_size, "mtime": str(found.st_mtime_ns)}
 
     def _open(self) -> IO[bytes]:
@@ -203,7 +210,10 @@ class StoredSource(Source):
     def __init__(self, uri: str, *, conn_id: str | None = None) -> None:
         self._uri = uri
         self._conn_id = conn_id
-        super().__init__(uri)
+        parts = urlsplit(uri)
+        super().__init__(
+            parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl() if parts.netloc else uri
+        )
 
     @cached_property
     def _path(self) -> ObjectStoragePath:

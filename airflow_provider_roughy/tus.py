@@ -4,13 +4,24 @@ tuspy keeps the books (URL, offset, size of the next request, the loop until the
 into memory, opens a connection for each, has no timeout and loops for ever on a server that stores nothing; so here one
 ``PATCH`` carries all that is left, streamed from one open source through the package's own client.
 
+Replies get lost, replicas lag, and gateways answer in Roughy's place. So one rule says what has become of an upload:
+
+- **Complete** is what Roughy says is complete: ``GET /v1/assets/{id}`` shows a state other than ``pending_upload``.
+- **Dead** is what Roughy says is dead, three times in a row: there is no such asset, or it waits for bytes and has no
+  upload. What ``HEAD`` is refused with is a reason to ask; its reply has no body to tell who answered.
+- **Unconfirmed** is what Roughy may have wholly: all bytes were acknowledged, or the last one was sent, the reply is
+  missing, and the upload is gone. Roughy is asked again, and only an asset that is gone as well counts as dead.
+- Everything else is **open**: the next request starts at the offset that ``HEAD`` tells. Each that fails is counted and
+  followed by a pause; only an offset beyond all before counts anew.
+
 Importing this module loads requests and aiohttp, on which tuspy depends: import it only where bytes are about to move.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tusclient.client import TusClient
 from tusclient.uploader.uploader import Uploader
@@ -18,17 +29,19 @@ from tusclient.uploader.uploader import Uploader
 from airflow_provider_roughy import api
 from airflow_provider_roughy.client import Backoff
 from airflow_provider_roughy.exceptions import (
+    RoughyApiError,
     RoughyConflictError,
     RoughyError,
     RoughyNotFoundError,
     RoughyProtocolError,
-    RoughySourceError,
+    RoughyUnconfirmedUploadError,
     RoughyUnreachableError,
     RoughyUnsupportedMediaError,
     RoughyUnusableSourceError,
+    RoughyUploadClosedError,
     RoughyUploadError,
-    RoughyValidationError,
 )
+from airflow_provider_roughy.lifecycle import Arrival
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,22 +55,25 @@ _SMALLEST_AFTER_BREAK = 1024 * 1024
 _SMALLEST_AFTER_413 = 64 * 1024
 #: After so many requests in a row went well, the next may be twice as large.
 _GROW_AFTER = 4
+#: Looks in a row that must tell the same before an upload counts as dead, or an acknowledged byte as not stored.
+_LOOKS = 3
+
+_log = logging.getLogger(__name__)
 
 
 class RoughyUploader(Uploader):
-    """Moves one source into one asset's upload, whatever happens on the way.
-
-    After anything that leaves the server's offset in doubt it asks for it (``HEAD``) and goes on from there; an offset
-    is never assumed, and a server that makes no progress ends the transfer after ``backoff.tries`` attempts.
+    """Moves one source into one asset's upload, whatever happens on the way; the module says by which rule.
 
     :param client: Sends the requests.
     :param upload_url: Where the bytes go.
     :param reader: The open source.
-    :param is_complete: Asks Roughy whether all bytes have arrived: at the end, which is not taken on faith, and when
-        the upload is gone, which is what becomes of a complete one whose last reply was lost.
+    :param look: Asks Roughy once what the asset says of its upload; raises
+        :class:`~airflow_provider_roughy.exceptions.RoughyNotFoundError` if there is no such asset.
     :param fresh: Whether the upload was only just opened, so that its offset is known to be 0.
+    :param all_sent: Whether an earlier transfer to this upload ended unconfirmed.
     :param backoff: The retry policy; its tries are counted anew whenever bytes arrived.
     :param on_progress: Called with the bytes handed over so far and the bytes in all, after each block.
+    :param log: Where each pause is told.
     """
 
     def __init__(
@@ -66,20 +82,34 @@ class RoughyUploader(Uploader):
         upload_url: str,
         reader: Reader,
         *,
-        is_complete: Callable[[], bool],
+        look: Callable[[], Arrival],
         fresh: bool = False,
+        all_sent: bool = False,
         backoff: Backoff | None = None,
         on_progress: Callable[[int, int], None] | None = None,
+        log: Any = _log,
     ) -> None:
         self._wire = client
-        self._is_complete = is_complete
+        self._look = look
         self._reader = reader
         self._backoff = backoff or Backoff(tries=8, longest=60.0)
         self._on_progress = on_progress or (lambda done, total: None)
+        self._log = log
+        #: Whether ``offset`` is where the server stands.
         self._in_step = fresh
         #: The highest offset that the server ever acknowledged; only beyond it are the tries counted anew.
         self._reached = 0
-        #: Bytes of the running request that were handed to the connection.
+        self._failures = 0
+        #: Whether the last byte was sent, by a request that was not refused.
+        self.end_was_sent = all_sent
+        #: Whether the server has acknowledged all bytes.
+        self.acknowledged = all_sent
+        #: Looks in a row by which the upload is dead, or an acknowledged byte is missing.
+        self._dead_looks = self._short_looks = 0
+        #: What the first bytes were refused with, which may mean that they are neither audio nor video.
+        self._conflict: RoughyConflictError | None = None
+        #: Where the connection broke in mid-request, and how much of that request was handed over to it.
+        self._broke_at: int | None = None
         self._handed_over = 0
         self._went_well = 0
         self._may_grow = True
@@ -100,7 +130,7 @@ class RoughyUploader(Uploader):
         :raises RoughyError: Whatever else the server answered.
         """
         call = api.read_offset(self._upload_url, headers=self.get_headers())
-        offset, length = api.decipher(call, self._wire.send(call.request))
+        offset, length = self._wire.once(call)
         size = self.get_file_size()
         if length is not None and length != size:
             raise RoughyUnusableSourceError(
@@ -111,120 +141,197 @@ class RoughyUploader(Uploader):
         return offset
 
     def upload_chunk(self) -> None:
-        """Send one request, or find out why it cannot be sent; :meth:`upload` calls this until all is done."""
-        if not self._in_step:
+        """Take one step: send what is left, or ask where to go on; :meth:`upload` calls this until all is done."""
+        if self._in_step:
+            self._send()
+        else:
             self._synchronize()
-            return
+
+    def _send(self) -> None:
+        """Send one request, and take the server's new offset."""
         start, length = self.offset, self.get_request_length()
         call = api.send_bytes(
             self._upload_url, self._blocks(length), offset=start, length=length, headers=self.get_headers()
         )
+        before = self.end_was_sent
+        self._in_step = False
         try:
-            offset = api.decipher(call, self._wire.send(call.request))
+            offset = self._wire.once(call)
             if not start < offset <= start + length:
                 raise RoughyProtocolError(
                     f"{call.request}: {length} bytes were sent at {start}, and the server claims to be at {offset}"
                 )
-        except RoughyConflictError as error:
-            self._after_conflict(error)
-        except RoughyNotFoundError as error:
-            self._after_gone(error)
-        except RoughyValidationError as error:
-            # Roughy has no limit on one request, but a proxy before it may.
-            if error.status != 413 or length <= _SMALLEST_AFTER_413:
-                raise
-            self.chunk_size = max(length // 4, _SMALLEST_AFTER_413)
-            self._may_grow = False
-            self._in_step = False
+        except RoughyApiError as error:
+            if error.status == 413 or not error.transient:
+                # It was refused, so it left nothing behind.
+                self.end_was_sent = before
+            self._after_refusal(error, start, length)
+            return
         except RoughyError as error:
-            self._pause_after(error)
-            self._synchronize(broken=isinstance(error, RoughyUnreachableError) and error.sent)
-        else:
-            if offset == self.stop_at and not self._is_complete():
-                self._after_claim(call.request)
-                return
-            self._advance(offset)
-            self._went_well += 1
-            if self._may_grow and self._went_well % _GROW_AFTER == 0:
-                self.chunk_size *= 2
+            self._broke_at = start if isinstance(error, RoughyUnreachableError) and error.sent else None
+            self._try_again(error)
+            return
+        self._conflict = None
+        if offset == self.stop_at:
+            self._after_last(f"{call.request}: all {offset} bytes are acknowledged")
+            return
+        self.end_was_sent = False
+        self._take(offset)
+        self._went_well += 1
+        if self._may_grow and self._went_well % _GROW_AFTER == 0:
+            self.chunk_size *= 2
 
     def _blocks(self, length: int) -> Iterator[bytes]:
         self._handed_over = 0
         for block in self._reader.blocks(self.offset, length):
+            if self.offset + self._handed_over + len(block) == self.stop_at:
+                self.end_was_sent = True
             yield block
             self._handed_over += len(block)
             self._on_progress(self.offset + self._handed_over, self.stop_at)
 
-    def _advance(self, offset: int) -> None:
-        self.offset = offset
-        if offset > self._reached:
-            self._reached = offset
-            self._backoff.refill()
+    def _after_refusal(self, error: RoughyApiError, start: int, length: int) -> None:
+        if error.status == 413 and length > _SMALLEST_AFTER_413:
+            # Roughy has no limit on one request, but a proxy before it may.
+            self.chunk_size = max(length // 4, _SMALLEST_AFTER_413)
+            self._may_grow = False
+        elif isinstance(error, RoughyConflictError):
+            # Either the offset is wrong, or somebody else is writing, or the first bytes are no media: HEAD tells.
+            self._conflict = error if start == 0 else None
+            self._try_again(RoughyProtocolError(str(error)))
+        elif isinstance(error, RoughyNotFoundError):
+            self._ask_roughy(error)
+        else:
+            self._try_again(error)
 
-    def _synchronize(self, *, broken: bool = False) -> None:
-        """Take the server's offset, asking until it is told.
+    def _synchronize(self) -> None:
+        """Take the server's offset.
 
-        :param broken: Whether the last request broke on the way. If nothing of it has arrived, the server keeps nothing
-            of a broken request, and the next one is made small enough to get through.
+        If nothing arrived of a request that broke on the way, the server keeps nothing of a broken request, and the
+        next one is made small enough to get through.
         """
-        start = self.offset
-        while True:
-            try:
-                offset = self.get_offset()
-            except RoughyNotFoundError as error:
-                self._after_gone(error)
-                return
-            except RoughyError as error:
-                self._pause_after(error)
+        try:
+            offset = self.get_offset()
+        except RoughyApiError as error:
+            if error.transient:
+                self._try_again(error)
             else:
-                break
-        if broken and offset <= start:
+                self._ask_roughy(error)
+            return
+        except RoughyError as error:
+            self._try_again(error)
+            return
+        self._dead_looks = 0
+        if self._broke_at is not None and offset <= self._broke_at:
             self.chunk_size = min(self.chunk_size, max(self._handed_over // 2, _SMALLEST_AFTER_BREAK))
             self._went_well = 0
-        self._advance(offset)
+        self._broke_at = None
+        if offset == self.stop_at:
+            self._after_last(f"all {offset} bytes have been received")
+            return
+        if self.acknowledged:
+            self._short_looks += 1
+            if self._short_looks < _LOOKS:
+                what = f"all {self.stop_at} bytes were acknowledged, and only {offset} are there"
+                self._ask_roughy(RoughyProtocolError(what))
+                return
+        self._take(offset)
+
+    def _take(self, offset: int) -> None:
+        self.offset = offset
         self._in_step = True
+        if offset > self._reached:
+            self._reached = offset
+            self._count_anew()
 
-    def _after_conflict(self, error: RoughyConflictError) -> None:
-        """Tell an offset that does not match from media that Roughy does not take (guide "Upload an asset")."""
-        start = self.offset
-        self._in_step = False
+    def _after_last(self, claim: str) -> None:
+        """Have Roughy confirm that all bytes have arrived."""
+        self._short_looks = 0
+        if not self.acknowledged:
+            self.acknowledged = self.end_was_sent = True
+            self._count_anew()
+        self._ask_roughy(RoughyProtocolError(f"{claim}, and the asset still waits for bytes"))
+
+    def _ask_roughy(self, reason: RoughyError) -> None:
+        """Let Roughy itself say what became of the upload.
+
+        :param reason: What makes us ask: a word that is not to be believed without it.
+        """
         try:
-            self._synchronize()
-        except RoughyNotFoundError:
-            if start == 0:
-                raise self._unsupported(error) from error
-            raise
-        if self.offset == start:
-            if start == 0:
-                raise self._unsupported(error) from error
-            self._pause_after(RoughyProtocolError(f"{error}; yet the offset of {start} bytes is right"))
+            arrival = self._look()
+        except RoughyNotFoundError as gone:
+            self._presume_dead(gone, gone, removed=True)
+            return
+        except RoughyError as error:
+            self._try_again(error)
+            return
+        if arrival is Arrival.ARRIVED:
+            self.offset = self.stop_at
+            return
+        closed = RoughyUploadClosedError(
+            f"The asset for {self._reader.source.uri} waits for bytes, but its upload is gone: {reason}",
+            offset=self._reached,
+        )
+        if arrival is Arrival.CLOSED or (self._conflict is not None and isinstance(reason, RoughyNotFoundError)):
+            self._presume_dead(reason, closed)
+        elif isinstance(reason, RoughyNotFoundError):
+            self._try_again(reason, end=closed)
+        else:
+            # A HEAD that was refused for any other reason, while Roughy says that the upload is open.
+            self._try_again(RoughyProtocolError(str(reason)))
 
-    def _unsupported(self, error: RoughyConflictError) -> RoughyUnsupportedMediaError:
-        return RoughyUnsupportedMediaError(**error.to_dict())
+    def _presume_dead(self, reason: RoughyError, verdict: RoughyError, *, removed: bool = False) -> None:
+        """Give the upload up if each look tells the same, and later if Roughy may have all bytes.
 
-    def _after_gone(self, error: RoughyNotFoundError) -> None:
-        """Find out whether the upload is gone because it is complete and only the reply was lost."""
-        if not self._is_complete():
-            raise error
-        self._advance(self.stop_at)
+        :param removed: Whether Roughy says that there is no such asset, so that there is nothing to lose.
+        """
+        self._dead_looks += 1
+        if self._conflict is not None:
+            # What becomes of an upload whose first bytes are no media (guide "Upload an asset").
+            verdict = RoughyUnsupportedMediaError(**self._conflict.to_dict())
+        if self._dead_looks >= _LOOKS and not self.end_was_sent:
+            raise verdict from reason
+        self._try_again(reason, end=verdict, certain=removed)
 
-    def _after_claim(self, request: api.Request) -> None:
-        """Find out what a server has that claimed to have all, while Roughy still waits for bytes."""
-        self._synchronize()
-        if self.offset < self.stop_at:
-            self._pause_after(
-                RoughyProtocolError(f"{request}: the server claimed all {self.stop_at} bytes, and has {self.offset}")
-            )
+    def _count_anew(self) -> None:
+        self._failures = 0
+        self._backoff.refill()
 
-    def _pause_after(self, error: RoughyError) -> None:
-        if not error.transient or isinstance(error, RoughySourceError):
-            raise error
+    def _try_again(self, error: RoughyError, *, end: RoughyError | None = None, certain: bool = False) -> None:
+        """Pause before the next request, or end the transfer.
+
+        :param error: Why. One that is not transient ends the transfer, unless ``end`` is there to do that later.
+        :param end: What ends the transfer if the tries are used up: a verdict on the upload.
+        :param certain: Whether that holds although Roughy may have all bytes.
+        """
+        if not error.transient:
+            if end is None:
+                raise error
+            error = RoughyProtocolError(str(error))
+        self._failures += 1
         pause = self._backoff.pause_after(error)
         if pause is None:
-            raise RoughyUploadError(
-                f"Upload of {self._reader.source.uri} gave up at {self.offset} of {self.stop_at} bytes, "
-                f"after {self._backoff.tries} attempts without progress: {error}",
-                offset=self.offset,
-            ) from error
-        self._in_step = False
+            if end is not None and (certain or not self.end_was_sent):
+                raise end from error
+            raise self._given_up(error, unconfirmed=self.acknowledged or end is not None) from error
+        self._log.warning(
+            "Upload of %s: try %d of %d without progress failed; going on in %.1f s%s: %s",
+            self._reader.source.uri,
+            self._failures,
+            self._backoff.tries,
+            pause,
+            ", as Retry-After asks" if getattr(error, "retry_after", None) is not None else "",
+            error,
+        )
         time.sleep(pause)
+
+    def _given_up(self, error: RoughyError, *, unconfirmed: bool) -> RoughyUploadError:
+        what, tried = f"Upload of {self._reader.source.uri}", f"{self._failures} attempts without progress: {error}"
+        if unconfirmed:
+            return RoughyUnconfirmedUploadError(
+                f"{what}: Roughy may have all {self.stop_at} bytes, and did not confirm it in {tried}",
+                offset=self.offset,
+            )
+        return RoughyUploadError(
+            f"{what} gave up at {self.offset} of {self.stop_at} bytes, after {tried}", offset=self.offset
+        )

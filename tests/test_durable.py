@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -15,29 +14,14 @@ from airflow_provider_roughy.emulator import Emulator, Fault
 from airflow_provider_roughy.exceptions import (
     RoughyServerError,
     RoughyUnsupportedMediaError,
-    RoughyUploadError,
     RoughyValidationError,
 )
 from airflow_provider_roughy.operators import RoughyCreateUploadOperator
 from tests import media
-from tests.running import Ended, run_task
-
-MIB = 1024 * 1024
+from tests.running import run_task
+from tests.uploading import MIB, Store, arrived, break_off, sent, upload
 
 pytestmark = pytest.mark.usefixtures("connection")
-
-
-class Store:
-    """The task state store of Airflow 3.3, as far as a task sees it: JSON by key."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, str] = {}
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return json.loads(self.rows[key]) if key in self.rows else default
-
-    def set(self, key: str, value: Any, *, retention: Any = None) -> None:
-        self.rows[key] = json.dumps(value)
 
 
 @pytest.fixture
@@ -55,31 +39,7 @@ def recording(tmp_path: Path, recordings: dict[str, Path]) -> Path:
 def quick(roughy: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """No pauses between tries; and what is uploaded stays in ``processing``, for it is no real recording."""
     roughy.progression = "manual"
-    monkeypatch.setattr("airflow_provider_roughy.client.random.uniform", lambda low, high: 0.001)
-
-
-def upload(store: Store | None, source: Path, **options: Any) -> Ended:
-    operator = RoughyCreateUploadOperator(task_id="upload", source=source, **options)
-    return run_task(operator, context={} if store is None else {"task_state_store": store})
-
-
-def break_off(roughy: Emulator, store: Store | None, source: Path, after: int = MIB, **options: Any) -> str:
-    """Run a try that fails after some bytes, and return its asset."""
-    roughy.inject(Fault(method="PATCH", cut_after=after))
-    roughy.inject(Fault(method="PATCH", nth=2, status=503, times=None))
-    ended = upload(store, source, **options)
-    assert (ended.state, type(ended.error)) == ("up_for_retry", RoughyUploadError)
-    roughy.clear_faults()
-    roughy.clear_requests()
-    return roughy.assets[0]["id"] if roughy.assets else ""
-
-
-def arrived(roughy: Emulator, asset_id: str, source: Path) -> bool:
-    return bool(roughy.asset(asset_id)["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest())
-
-
-def sent(roughy: Emulator) -> int:
-    return sum(request.body_bytes for request in roughy.requests if request.method == "PATCH")
+    monkeypatch.setattr("random.uniform", lambda low, high: 0.001)
 
 
 def test_the_next_try_goes_on_where_roughy_stands(roughy: Emulator, store: Store, recording: Path) -> None:
@@ -105,7 +65,7 @@ def test_the_note_is_written_before_the_first_byte(roughy: Emulator, store: Stor
     note = store.get("roughy_upload")
     assert note["asset_id"] == roughy.assets[0]["id"]
     assert "upload_url" not in json.dumps(note)
-    assert "/v1/uploads/" not in "".join(store.rows.values())
+    assert b"/v1/uploads/" not in b"".join(store.rows.values())
 
 
 def test_an_asset_that_is_gone_is_made_anew(roughy: Emulator, store: Store, hook: Any, recording: Path) -> None:
@@ -167,7 +127,7 @@ def test_an_upload_that_expired_is_made_anew(roughy: Emulator, store: Store, rec
         roughy.advance(25 * 3600)
     else:
         # The asset is there, and says that its upload is open; only the upload itself is gone.
-        roughy.inject(Fault(method="HEAD", path="/v1/uploads/*", status=410))
+        roughy.inject(Fault(method="HEAD", path="/v1/uploads/*", status=410, times=None))
     second = upload(store, recording).result
     assert second != first
     assert arrived(roughy, second, recording)

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_roughy.compat import AirflowFailException
-from airflow_provider_roughy.emulator import Choices, Emulator, Fault
+from airflow_provider_roughy.emulator import Emulator, Fault
 from airflow_provider_roughy.exceptions import (
     RoughyAssetFailedError,
     RoughyConfigurationError,
@@ -29,7 +28,7 @@ from airflow_provider_roughy.exceptions import (
 )
 from airflow_provider_roughy.operators import RoughyCreateUploadOperator, RoughyDeleteAssetOperator
 from tests import media
-from tests.running import Ended, run_task
+from tests.running import Ended, run_task, whenever
 
 NOBODY = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"
 
@@ -227,24 +226,16 @@ def test_a_file_that_is_no_media_leaves_nothing_behind(roughy: Emulator, tmp_pat
     assert [asset for asset in roughy.assets if asset["state"] == "pending_upload"] == []
 
 
-@pytest.mark.parametrize("status", [400, 403, 404, 410, 415])
-def test_a_try_that_fails_for_good_leaves_nothing_behind(roughy: Emulator, audio: Path, status: int) -> None:
+@pytest.mark.parametrize(("status", "state"), [(400, "failed"), (415, "failed"), (404, "up_for_retry")])
+def test_a_try_that_was_refused_leaves_nothing_behind(
+    roughy: Emulator, audio: Path, status: int, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("random.uniform", lambda low, high: 0.0)
     roughy.inject(Fault(method="PATCH", status=status, times=None))
     ended = upload(audio)
-    assert isinstance(ended.error, AirflowFailException)
+    assert ended.state == state
     assert str(status) in str(ended.error)
     assert roughy.assets == []
-
-
-def test_an_upload_that_roughy_rejected_but_kept_is_deleted(
-    connection: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = tmp_path / "notes.txt"
-    text.write_text("notes " * 1000)
-    with Emulator(choices=Choices(rejected_upload="kept")) as roughy:
-        monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps(roughy.airflow_connection))
-        assert type(upload(text).error) is RoughyUnsupportedMediaError
-        assert roughy.assets == []
 
 
 def test_a_try_that_is_killed_cancels_its_upload(roughy: Emulator, audio: Path) -> None:
@@ -275,26 +266,26 @@ def test_a_cancel_that_fails_does_not_hide_why_the_try_failed(roughy: Emulator, 
     assert "400" in str(ended.error)
 
 
-def test_a_source_that_changes_may_be_retried(roughy: Emulator, audio: Path, tmp_path: Path) -> None:
+def test_a_source_that_changes_may_be_retried(
+    roughy: Emulator, audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("random.uniform", lambda low, high: 0.05)
     live = tmp_path / "live.mp3"
     live.write_bytes(audio.read_bytes() + os.urandom(3 * 1024 * 1024))
-    operator = RoughyCreateUploadOperator(task_id="upload", source=live)
-    create = operator.hook.create_asset
+    roughy.inject(Fault(method="PATCH", status=503, times=None))
 
-    def create_and_rewrite(*args: Any, **options: Any) -> Any:
-        asset = create(*args, **options)
+    def change() -> None:
         os.utime(live, ns=(1, 1))
-        return asset
+        roughy.clear_faults()
 
-    operator.hook.create_asset = create_and_rewrite  # type: ignore[method-assign]  # the file changes just then
-    with operator.hook:
-        ended = run_task(operator)
+    with whenever(lambda: any(request.method == "PATCH" for request in roughy.requests), change):
+        ended = upload(live)
     assert (ended.state, type(ended.error)) == ("up_for_retry", RoughySourceError)
     assert roughy.assets == []
 
 
 def test_a_transfer_that_gives_up_may_be_retried(roughy: Emulator, audio: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("airflow_provider_roughy.client.random.uniform", lambda low, high: 0.0)
+    monkeypatch.setattr("random.uniform", lambda low, high: 0.0)
     roughy.inject(Fault(method="PATCH", status=503, times=None))
     ended = upload(audio)
     assert (ended.state, type(ended.error)) == ("up_for_retry", RoughyUploadError)

@@ -32,12 +32,13 @@ ROOMS: dict[str, set[str]] = {
     "lifecycle": {"api", "compat", "exceptions"},
     "client": {"__init__", "api", "compat", "exceptions"},
     "source": {"api", "compat", "exceptions"},
-    "tus": {"api", "client", "exceptions", "source"},
-    "hooks": {"api", "client", "compat", "exceptions", "get_provider_info", "source", "tus"},
+    "tus": {"api", "client", "exceptions", "lifecycle", "source"},
+    "durable": {"api", "client", "exceptions", "lifecycle", "source", "tus"},
+    "hooks": {"api", "client", "compat", "durable", "exceptions", "get_provider_info", "source"},
     "polling": {"api", "client", "exceptions", "hooks", "lifecycle"},
     "triggers": {"compat", "exceptions", "hooks", "lifecycle", "polling"},
     "sensors": {"compat", "hooks", "lifecycle", "polling", "triggers"},
-    "operators": {"api", "compat", "exceptions", "hooks", "lifecycle", "polling", "source", "triggers"},
+    "operators": {"api", "compat", "durable", "exceptions", "hooks", "lifecycle", "polling", "source", "triggers"},
 }
 
 

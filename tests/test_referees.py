@@ -16,8 +16,10 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from airflow_provider_roughy import api
 from airflow_provider_roughy.client import Backoff, Client, Settings
 from airflow_provider_roughy.exceptions import RoughyAuthenticationError, RoughyNotFoundError
+from airflow_provider_roughy.lifecycle import Arrival
 from airflow_provider_roughy.source import find_source
 from airflow_provider_roughy.tus import RoughyUploader
 from tests.proxy import BreakingLink
@@ -113,8 +115,12 @@ def upload(port: int, path: str, recording: Path, *, key: str = KEY, fresh: bool
     url = f"http://127.0.0.1:{port}"
     with Client(Settings(key, base_url=url, timeout=20)) as client, find_source(recording).open() as reader:
         # These servers know no assets. What they say to HEAD has to do.
+        def look() -> Arrival:
+            offset, length = client.once(api.read_offset(url + path))
+            return Arrival.ARRIVED if offset == length else Arrival.OPEN
+
         RoughyUploader(
-            client, url + path, reader, is_complete=lambda: False, fresh=fresh, backoff=Backoff(tries=8, first=0.02)
+            client, url + path, reader, look=look, fresh=fresh, backoff=Backoff(tries=8, first=0.02)
         ).upload()
 
 

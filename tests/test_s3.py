@@ -14,18 +14,17 @@ from typing import Any
 import pytest
 
 from airflow_provider_roughy.emulator import Emulator, Fault
-from airflow_provider_roughy.exceptions import RoughySourceError, RoughyUnusableSourceError, RoughyUploadError
-from airflow_provider_roughy.operators import RoughyCreateUploadOperator
+from airflow_provider_roughy.exceptions import RoughySourceError, RoughyUnusableSourceError
 from airflow_provider_roughy.source import BLOCK_BYTES, READ_AHEAD_BYTES
-from tests.running import Ended, run_task
-from tests.test_durable import Store
+from tests import uploading
+from tests.running import Ended
+from tests.uploading import MIB, Store, sent
 
 WHY = "the group s3 is installed for the newest Airflow only"
 moto_server = pytest.importorskip("moto.server", reason=WHY)
 boto3 = pytest.importorskip("boto3", reason=WHY)
 s3fs = pytest.importorskip("s3fs", reason=WHY)
 
-MIB = 1024 * 1024
 SIZE = 24 * MIB + 13
 
 Put = Callable[[bytes], None]
@@ -83,25 +82,15 @@ def ranges(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 def quick(roughy: Emulator, connection: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     """No pauses between tries; and what is uploaded stays in ``processing``, for it is no real recording."""
     roughy.progression = "manual"
-    monkeypatch.setattr("airflow_provider_roughy.client.random.uniform", lambda low, high: 0.001)
+    monkeypatch.setattr("random.uniform", lambda low, high: 0.001)
 
 
 def upload(store: Store, key: str = "recordings/talk.mp3", conn_id: str = "s3") -> Ended:
-    operator = RoughyCreateUploadOperator(task_id="upload", source=f"s3://{key}", source_conn_id=conn_id)
-    return run_task(operator, context={"task_state_store": store})
+    return uploading.upload(store, f"s3://{key}", source_conn_id=conn_id)
 
 
 def break_off(roughy: Emulator, store: Store, after: int) -> None:
-    """Run a try that fails after some bytes."""
-    roughy.inject(Fault(method="PATCH", cut_after=after))
-    roughy.inject(Fault(method="PATCH", nth=2, status=503, times=None))
-    assert type(upload(store).error) is RoughyUploadError
-    roughy.clear_faults()
-    roughy.clear_requests()
-
-
-def sent(roughy: Emulator) -> int:
-    return sum(request.body_bytes for request in roughy.requests if request.method == "PATCH")
+    uploading.break_off(roughy, store, "s3://recordings/talk.mp3", after, source_conn_id="s3")
 
 
 def only_asset(roughy: Emulator, ended: Ended, content: bytes) -> dict[str, Any]:
@@ -208,8 +197,9 @@ written = set()
 def watch(event, args):
     if event == "open" and isinstance(args[0], str) and args[2] & 3:
         written.add(args[0])
+    if event == "import" and args[0] == "airflow_provider_roughy.tus":
+        before.append(peak())  # The bytes are about to move.
 
-from airflow_provider_roughy import hooks
 from airflow_provider_roughy.operators import RoughyCreateUploadOperator
 from airflow_provider_roughy.source import BLOCK_BYTES, READ_AHEAD_BYTES
 from tests.running import run_task
@@ -217,14 +207,8 @@ from tests.running import run_task
 def peak():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 
-class Hook(hooks.RoughyHook):
-    def upload(self, *args, **options):
-        before.append(peak())
-        super().upload(*args, **options)
-
 before = []
 operator = RoughyCreateUploadOperator(task_id="upload", source="s3://recordings/talk.mp3", source_conn_id="s3")
-operator.hook = Hook("roughy_default")
 sys.addaudithook(watch)
 ended = run_task(operator)
 grown = peak() - before[0]

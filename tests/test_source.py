@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -37,7 +40,7 @@ def source(request: pytest.FixtureRequest, tmp_path: Path, memory: MemoryFileSys
         {
             "path": path,
             "text": str(path),
-            "file://": path.as_uri(),
+            "file://": f"file://{path}",
             "memory://": stored,
             "ObjectStoragePath": ObjectStoragePath(stored),
         }[request.param]
@@ -111,6 +114,75 @@ def test_a_local_source_that_cannot_work_is_refused(tmp_path: Path, make: object
         find_source(path)
     assert isinstance(refused.value, AirflowFailException)
     assert str(path) in str(refused.value)
+
+
+NAMES = ["Folge #1.mp3", "a%20b.mp3", "what?.mp3", "x@y.mp3", "50%.mp3", "a#b?c%23.mp3"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("form", ["path", "file://", "ObjectStoragePath", "ObjectStoragePath of file://", "local://"])
+def test_a_name_is_read_as_airflow_reads_it(tmp_path: Path, name: str, form: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(CONTENT)
+    # What another reading of the name would lead to.
+    for other in {unquote(name), re.split("[#?]", name)[0]} - {name}:
+        (tmp_path / other).write_bytes(CONTENT[::-1])
+    named: str | ObjectStoragePath = {
+        "path": str(path),
+        "file://": f"file://{path}",
+        "ObjectStoragePath": ObjectStoragePath(str(path)),
+        "ObjectStoragePath of file://": ObjectStoragePath(f"file://{tmp_path}") / name,
+        "local://": f"local://{path}",
+    }[form]
+    if not isinstance(named, str):
+        assert named.read_bytes() == CONTENT
+    elif form != "path":
+        assert ObjectStoragePath(named).read_bytes() == CONTENT
+    source = find_source(named)
+    with source.open() as reader:
+        assert b"".join(reader.blocks(0, source.size)) == CONTENT
+
+
+def test_a_connection_in_a_file_uri_is_no_part_of_the_path(tmp_path: Path) -> None:
+    path = tmp_path / "x@y.mp3"
+    path.write_bytes(CONTENT)
+    assert find_source(f"file://me@{path}").size == len(CONTENT)
+
+
+FINAL = [errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.EISDIR]
+PASSING = [errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN]
+
+
+@pytest.mark.parametrize("call", ["stat", "open"])
+@pytest.mark.parametrize("number", [*FINAL, *PASSING], ids=lambda number: errno.errorcode[number])
+def test_a_file_system_that_is_away_for_a_while_may_be_retried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, call: str
+) -> None:
+    path = tmp_path / "recording.mp3"
+    path.write_bytes(CONTENT)
+    original = getattr(os, call)
+
+    def fail(target: object, *args: object, **options: object) -> object:
+        if str(target) == str(path):
+            raise OSError(number, os.strerror(number), str(path))
+        return original(target, *args, **options)
+
+    monkeypatch.setattr(f"airflow_provider_roughy.source.os.{call}", fail)
+    with pytest.raises(RoughySourceError) as refused:
+        find_source(path)
+    assert isinstance(refused.value, AirflowFailException) == (number in FINAL)
+    assert refused.value.final == (number in FINAL)
+
+
+def test_a_name_that_is_no_text_is_told_as_text(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"G\xe4ste.mp3")
+    path.write_bytes(CONTENT)
+    source = find_source(path)
+    assert source.uri.endswith("G\\udce4ste.mp3")
+    assert source.fingerprint["uri"].encode() == source.uri.encode()
+    with pytest.raises(RoughyUnusableSourceError, match="does not exist") as refused:
+        find_source(tmp_path / os.fsdecode(b"\xff.mp3"))
+    assert str(refused.value).encode()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

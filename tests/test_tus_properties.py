@@ -18,6 +18,7 @@ from airflow_provider_roughy import source as source_module
 from airflow_provider_roughy.client import Backoff, Client, Settings
 from airflow_provider_roughy.emulator import Choices, Emulator, Fault
 from airflow_provider_roughy.exceptions import RoughyUploadError
+from airflow_provider_roughy.lifecycle import Arrival
 from airflow_provider_roughy.source import find_source
 from airflow_provider_roughy.tus import RoughyUploader
 from tests import media
@@ -106,7 +107,7 @@ def test_any_sequence_of_passing_faults_ends_in_identical_bytes(
                         client,
                         asset.upload_url,
                         reader,
-                        is_complete=lambda: rest.run(api.get_asset(asset.id)).upload_url is None,
+                        look=lambda: Arrival.of(rest.run(api.get_asset(asset.id))),
                         fresh=restarts == 0,
                         backoff=Backoff(tries=tries, first=0.001, longest=0.002),
                     ).upload()
@@ -142,7 +143,7 @@ def test_a_link_that_breaks_every_24_mib_lets_128_mib_through(
                 client,
                 asset.upload_url,
                 reader,
-                is_complete=lambda: client.run(api.get_asset(asset.id)).upload_url is None,
+                look=lambda: Arrival.of(client.run(api.get_asset(asset.id))),
                 fresh=True,
                 backoff=Backoff(tries=8, first=0.01),
             ).upload()

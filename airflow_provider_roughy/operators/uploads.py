@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy.api import language_code
-from airflow_provider_roughy.compat import AirflowFailException, BaseOperator, conf
-from airflow_provider_roughy.exceptions import RoughyError, RoughyNotFoundError
+from airflow_provider_roughy.compat import BaseOperator, conf
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.lifecycle import (
     ASSET,
     OnPendingPayment,
-    Outcome,
     Verdict,
     as_seconds,
     check_on_pending_payment,
@@ -25,12 +22,11 @@ from airflow_provider_roughy.triggers import RoughyAssetTrigger, ended_by_airflo
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from datetime import timedelta
 
-    from airflow_provider_roughy.api import RoughyAsset
     from airflow_provider_roughy.compat import Context
-    from airflow_provider_roughy.source import Source
+    from airflow_provider_roughy.durable import DurableUpload
 
 
 class RoughyCreateUploadOperator(BaseOperator):
@@ -38,17 +34,26 @@ class RoughyCreateUploadOperator(BaseOperator):
 
     The recording is looked at before anything is created: it must exist, be a file of 64 bytes to 50 GiB, and be
     readable. It is then streamed in constant memory, and goes on where Roughy stands after a broken connection, a
-    timeout, a lost reply, a 5xx, a 429 or a lock. What no retry can mend (wrong key, no credits, neither audio nor
-    video) fails at once and burns no retries, and leaves no asset behind.
+    timeout, a lost reply, a 5xx, a 429, a lock or a gateway that answers in Roughy's place. What no retry can mend
+    (wrong key, no credits, neither audio nor video) fails at once and burns no retries.
+
+    The task succeeds only when Roughy itself says that all bytes have arrived. If it may have them and does not confirm
+    it, the task fails with :class:`~airflow_provider_roughy.exceptions.RoughyUnconfirmedUploadError` and may be
+    retried; its asset is never deleted then.
 
     On Airflow 3.3 and later every start of the task (a retry, a cleared task, one after a killed worker) goes on where
     Roughy stands: the task state store holds the asset's id and a fingerprint of the source. If all bytes have arrived
     already, nothing is sent. If the asset is gone or failed at Roughy, or the source, the project or the language has
     changed, it starts anew, and cancels the old upload if that is still open. Before 3.3 there is no such store: a try
-    that fails discards its asset, so that no orphan stays, and the next one starts anew.
+    that fails discards its asset, so that no orphan stays, and the next one starts anew. Only a refused key, and bytes
+    that may all have arrived, leave it where it is; ``asset_id`` resumes it.
 
-    ``POST /v1/assets`` has no idempotency key. A worker that dies between Roughy's reply and the note of it leaves an
-    empty asset in ``pending_upload``, which costs nothing.
+    What it cannot do: ``POST /v1/assets`` has no idempotency key. If its reply is lost, or the worker dies between the
+    reply and the note of it, an empty asset stays in ``pending_upload``, which costs nothing, and the next try makes
+    another. It is not adopted: an asset has no name of its own, and while it is empty no size, so it could as well be
+    the one that a neighbour is about to fill. And a mapped task is known by its index: if the list that it is mapped
+    over has shifted when it is cleared, it uploads the file that is now at its index, although another index has
+    uploaded that before, and Roughy charges it again.
 
     The result is the asset's id in every mode, so that waiting for many is one line::
 
@@ -119,10 +124,8 @@ class RoughyCreateUploadOperator(BaseOperator):
         self.durable = durable
         self.roughy_conn_id = roughy_conn_id
         self.deferrable = deferrable
-        #: The asset that bytes are being sent to.
-        self._open_asset: RoughyAsset | None = None
-        #: Whether a later try will find its upload.
-        self._leave_open = False
+        #: The upload under way.
+        self._running: DurableUpload | None = None
 
     @cached_property
     def hook(self) -> RoughyHook:
@@ -135,110 +138,28 @@ class RoughyCreateUploadOperator(BaseOperator):
         :returns: The asset's id.
         """
         started = time.time()
-        notes = _Notes(context.get("task_state_store") if self.durable else None)
         with self.hook:
-            asset_id = self._upload(notes)
+            asset_id = self._upload(context)
             if self.wait_for_completion:
                 self._wait_for(asset_id, started)
         return asset_id
 
-    def _upload(self, notes: _Notes) -> str:
-        self._leave_open = False
+    def _upload(self, context: Context) -> str:
+        memory = context.get("task_state_store") if self.durable else None
         source = find_source(self.source, conn_id=self.source_conn_id)
         language = language_code(self.language) if self.language else None
-        if self.asset_id:
-            asset = self.hook.get_asset(self.asset_id)
-            Verdict.of(ASSET, asset).raise_for_failure("return")
-            return self._resume(asset, source, notes)
-        project_id = self.hook.get_project_id(self.project_id)
-        wanted = {**source.fingerprint, "project_id": project_id, "language": language}
-        earlier = self._find_earlier(notes, wanted)
-        if earlier is not None:
-            try:
-                return self._resume(earlier, source, notes)
-            except RoughyNotFoundError as error:
-                self.log.info("The upload of asset %s is gone, starting anew: %s", earlier.id, error)
-        asset = self.hook.create_asset(project_id, source.size, language)
-        with self._guarded(asset):
-            # Nothing comes between the two: a worker that dies here leaves an asset that nobody knows.
-            self._leave_open = notes.write(asset.id, wanted)
-            self.log.info(
-                "Created asset %s in project %s for %s (%s)", asset.id, project_id, source.uri, _bytes(source.size)
-            )
-            self._send(asset, source, notes, fresh=True)
-        return asset.id
-
-    def _find_earlier(self, notes: _Notes, wanted: dict[str, Any]) -> RoughyAsset | None:
-        """Decide what to make of an earlier start of this task: go on with its asset, or (``None``) start anew.
-
-        A retry, a cleared task, a killed worker and a mapped task whose list has shifted all come by here.
-        """
-        note = notes.read()
-        if note is None:
-            return None
-        asset_id, was_wanted = note
+        self._running = self.hook.durable_upload(source, memory=memory, log=self.log)
         try:
-            asset = self.hook.get_asset(asset_id)
-        except RoughyNotFoundError:
-            self.log.info("Asset %s of an earlier try is gone: starting anew", asset_id)
-            return None
-        if was_wanted != wanted:
-            names = sorted(wanted.keys() | was_wanted.keys())
-            changed = ", ".join(name for name in names if was_wanted.get(name) != wanted.get(name))
-            self.log.info("Asset %s of an earlier try was for something else (%s): starting anew", asset_id, changed)
-            if asset.upload_url is not None:
-                self._discard(self.hook, asset)
-            return None
-        if Verdict.of(ASSET, asset).outcome is Outcome.FAILED:
-            self.log.info("Asset %s of an earlier try has failed at Roughy: starting anew", asset_id)
-            return None
-        self._leave_open = True
-        return asset
-
-    def _resume(self, asset: RoughyAsset, source: Source, notes: _Notes) -> str:
-        if asset.upload_url is None:
-            self.log.info("Asset %s is %s: its bytes have arrived, nothing to send", asset.id, asset.state)
-        else:
-            self.log.info("Resuming the upload of %s to asset %s", source.uri, asset.id)
-            with self._guarded(asset):
-                self._send(asset, source, notes)
-        return asset.id
-
-    def _send(self, asset: RoughyAsset, source: Source, notes: _Notes, *, fresh: bool = False) -> None:
-        progress = _Progress(self.log, asset.id, notes)
-        self.hook.upload(asset, source, progress, fresh=fresh)
-        progress.finish(source.size)
-
-    @contextmanager
-    def _guarded(self, asset: RoughyAsset) -> Iterator[None]:
-        """Discard the asset if the body fails and no later try is to go on with it; one that the user named stays."""
-        self._open_asset = asset
-        try:
-            yield
-        except BaseException as error:  # A kill and a timeout are no Exception, and must not leave an orphan either.
-            if self.asset_id or (self._leave_open and not isinstance(error, AirflowFailException)):
-                self.log.info("Asset %s keeps what has arrived: a later try goes on from there", asset.id)
-            else:
-                self._discard(self.hook, asset)
-            raise
+            if self.asset_id:
+                return self._running.resume(self.asset_id)
+            return self._running.run(self.hook.get_project_id(self.project_id), language)
         finally:
-            self._open_asset = None
+            self._running = None
 
     def on_kill(self) -> None:
         """Leave the upload for the next try to go on with, or discard it where the next try could not find it."""
-        if self._open_asset is None or self._leave_open or self.asset_id:
-            return
-        # The hook itself may be in the middle of a request.
-        with self.hook.twin() as hook:
-            self._discard(hook, self._open_asset)
-
-    def _discard(self, hook: RoughyHook, asset: RoughyAsset) -> None:
-        """Cancel an upload; where there is none left to cancel, delete the asset, which nobody will come back for."""
-        try:
-            if hook.cancel_upload(asset) or hook.delete_asset(asset.id):
-                self.log.info("Discarded asset %s and its upload", asset.id)
-        except RoughyError as err:
-            self.log.warning("Asset %s could not be discarded, and its upload stays open: %s", asset.id, err)
+        if self._running is not None:
+            self._running.abandon()
 
     def _wait_for(self, asset_id: str, started: float) -> None:
         deadline = time.time() + self.timeout
@@ -275,93 +196,3 @@ class RoughyCreateUploadOperator(BaseOperator):
         verdict.raise_for_failure(self.on_pending_payment)
         self.log.info("Asset %s is %s", verdict.id, verdict.state)
         return verdict.id
-
-
-class _Notes:
-    """What one start of a task leaves to the next, in Airflow's task state store; no secret, it is plain text.
-
-    :param store: ``context["task_state_store"]``, which Airflow has from 3.3 on.
-    """
-
-    def __init__(self, store: Any) -> None:
-        self._store = store
-
-    def read(self) -> tuple[str, dict[str, Any]] | None:
-        """Return the asset of an earlier start, and what it was made for."""
-        match self._store.get("roughy_upload") if self._store is not None else None:
-            case {"asset_id": str(asset_id), "wanted": dict(wanted)}:
-                return asset_id, wanted
-        return None
-
-    def write(self, asset_id: str, wanted: dict[str, Any]) -> bool:
-        """Keep the asset and what it is made for.
-
-        :returns: Whether there is a store to keep it in.
-        """
-        if self._store is None:
-            return False
-        self._store.set("roughy_upload", {"asset_id": asset_id, "wanted": wanted})
-        return True
-
-    def show_progress(self, done: int, total: int) -> None:
-        """Show how far the upload is, where Airflow's UI shows the store."""
-        if self._store is not None:
-            self._store.set("roughy_progress", {"bytes": done, "of": total, "percent": 100 * done // total})
-
-
-class _Progress:
-    """Tells how far an upload is: after every tenth, but at most once a second, or after 30 seconds.
-
-    :param log: Where to.
-    :param asset_id: The asset.
-    :param notes: Where to as well.
-    """
-
-    def __init__(self, log: Any, asset_id: str, notes: _Notes) -> None:
-        self._log = log
-        self._notes = notes
-        self._asset_id = asset_id
-        self._started = self._logged_at = time.monotonic()
-        self._first: int | None = None
-        self._logged = 0
-
-    def __call__(self, done: int, total: int) -> None:
-        if self._first is None:
-            self._first = self._logged = done
-        now = time.monotonic()
-        quiet = now - self._logged_at
-        if done >= total or not (quiet >= 30 or (quiet >= 1 and abs(done - self._logged) >= total / 10)):
-            return
-        self._logged_at, self._logged = now, done
-        rate = max(done - self._first, 0) / (now - self._started)
-        left = f"{(total - done) / rate:.0f} s left" if rate else "stalled"
-        self._log.info(
-            "Asset %s: %s of %s (%.0f %%), %s/s, %s",
-            self._asset_id,
-            _bytes(done),
-            _bytes(total),
-            100 * done / total,
-            _bytes(rate),
-            left,
-        )
-        self._show(done, total)
-
-    def finish(self, total: int) -> None:
-        """Log that all bytes have arrived."""
-        seconds = time.monotonic() - self._started
-        self._log.info("Asset %s: all %s have arrived, after %.1f s", self._asset_id, _bytes(total), seconds)
-        self._show(total, total)
-
-    def _show(self, done: int, total: int) -> None:
-        try:
-            self._notes.show_progress(done, total)
-        except Exception as err:  # Airflow's API may be down for a while; the upload does not need it.
-            self._log.debug("The progress could not be shown: %s", err)
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
