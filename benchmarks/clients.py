@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 from benchmarks.measure import MIB, Sample
 from benchmarks.processes import ROOT, module
-from benchmarks.servers import Server, has_node, node_program
+from benchmarks.servers import Server, node_program
+from harness.npm import has_node
 
 #: Uploads a file to a server.
 Client = Callable[[Server, Path], Sample]

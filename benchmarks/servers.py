@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 import ssl
-import subprocess
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,15 +15,12 @@ from uuid import uuid4
 
 from benchmarks.certificates import make_certificates
 from benchmarks.processes import ROOT, environment, module, serving
+from harness.npm import beside_packages
 
 #: Seconds that a byte spends on the long line, each way.
 DELAY = 0.02
 #: The API key of all connections.
 KEY = "sk_benchmark"
-
-_PROGRAMS = ROOT / "benchmarks" / "node"
-_PACKAGES = ROOT / "tests" / "node" / "package.json"
-_INSTALLED = ROOT / ".cache" / "node"
 
 
 @dataclass
@@ -163,20 +158,6 @@ def emulated(scratch: Scratch, name: str, *, processing: int) -> Iterator[Server
         yield Server(f"http://127.0.0.1:{port}", scratch, folder)
 
 
-def has_node() -> bool:
-    """Whether node programs can be run."""
-    return shutil.which("node") is not None and shutil.which("npm") is not None
-
-
 def node_program(name: str) -> Path:
-    """Return a program beside the npm packages that it imports; they are installed once and kept in the cache."""
-    wanted, done = _PACKAGES.read_bytes(), _INSTALLED / "installed.json"
-    if not done.exists() or done.read_bytes() != wanted:
-        _INSTALLED.mkdir(parents=True, exist_ok=True)
-        shutil.copy(_PACKAGES, _INSTALLED)
-        command = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"]
-        subprocess.run(command, cwd=_INSTALLED, check=True, stdout=subprocess.DEVNULL, timeout=300)
-        done.write_bytes(wanted)
-    folder = _INSTALLED / "benchmarks"
-    folder.mkdir(exist_ok=True)
-    return Path(shutil.copy(_PROGRAMS / name, folder))
+    """Return a program of node beside the npm packages that it imports."""
+    return beside_packages(ROOT / "benchmarks" / "node", "benchmarks") / name

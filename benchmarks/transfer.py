@@ -10,7 +10,8 @@ from operator import attrgetter
 
 from benchmarks.clients import CURL, OURS, available, left_out
 from benchmarks.measure import MIB, Sample, Spread, Target, table
-from benchmarks.servers import Scratch, Server, distant_sink, has_node, reference_server, sink, tls_sink
+from benchmarks.servers import Scratch, Server, distant_sink, reference_server, sink, tls_sink
+from harness.npm import has_node
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from tests.live.running import Run
 pytestmark = live("3.0")
 
 #: What a worker may take: far more than it needs, far less than an endless loop gets in seconds.
-MEMORY = 1 << 30
+MEMORY = 3 << 29
 
 
 def test_a_wait_that_fails_ends(start: Callable[..., Run], roughy: Emulator, local_airflow: LocalAirflow) -> None:

@@ -1,0 +1,41 @@
+"""The npm packages of tests and benchmarks: installed once, and kept in the project's cache."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import subprocess
+from pathlib import Path
+
+_ROOT = Path(__file__).parent.parent
+_PACKAGES = _ROOT / "tests" / "node" / "package.json"
+_CACHE = _ROOT / ".cache" / "node"
+
+
+def has_node() -> bool:
+    """Tell whether node programs can be run."""
+    return shutil.which("node") is not None and shutil.which("npm") is not None
+
+
+def beside_packages(programs: Path, folder: str) -> Path:
+    """Put programs where they find the packages that they import.
+
+    :param programs: The folder of the programs.
+    :param folder: The name of the folder that they are copied to, beside the packages.
+    :returns: That folder.
+    """
+    _CACHE.mkdir(parents=True, exist_ok=True)
+    # Several test processes begin at the same time.
+    with (_CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        wanted, done = _PACKAGES.read_bytes(), _CACHE / "installed.json"
+        if not done.exists() or done.read_bytes() != wanted:
+            shutil.copy(_PACKAGES, _CACHE)
+            command = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"]
+            subprocess.run(command, cwd=_CACHE, check=True, stdout=subprocess.DEVNULL, timeout=300)
+            done.write_bytes(wanted)
+        target = _CACHE / folder
+        target.mkdir(exist_ok=True)
+        for program in programs.glob("*.mjs"):
+            shutil.copy(program, target)
+    return target
