@@ -13,13 +13,15 @@ import random
 import re
 import ssl
 import time
-from contextlib import contextmanager
+import zlib
+from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import httpcore
 import httpx
 
 from airflow_provider_roughy import __version__
@@ -35,7 +37,7 @@ from airflow_provider_roughy.exceptions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping
+    from collections.abc import Generator, Iterable, Iterator, Mapping
     from types import TracebackType
     from typing import Self
 
@@ -46,8 +48,12 @@ DEFAULT_BASE_URL = "https://api.roughy.ai"
 
 #: Seconds. A write is one block of an upload, so 60 s tolerate a link of about 17 KiB/s.
 _TIMEOUT = {"connect": 10.0, "read": 60.0, "write": 60.0, "pool": 60.0}
-#: Seconds to wait for the reply to an upload's last byte, behind which Roughy may store the whole file.
-_UPLOAD_READ_TIMEOUT = 300.0
+#: Seconds that a request may take in all, from connecting to the last byte of the reply.
+_TOTAL = 60.0
+#: Seconds that the reply to an upload's last byte may take, behind which Roughy may store the whole file.
+_UPLOAD_REPLY = 300.0
+#: Bytes that a reply may have, unpacked. The longest that Roughy sends, a page of a list, has some 200 KiB.
+_LONGEST_REPLY = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,8 @@ class Settings:
     :param api_key: Sent as a bearer token, and only to hosts that :meth:`check_may_see_key` lets pass.
     :param base_url: Roughy's address, without a trailing slash.
     :param project_id: The project that new assets belong to unless the caller names one.
-    :param timeout: Seconds that connecting, a read or a write may take; ``None`` for this package's own choice.
+    :param timeout: Seconds that a request may take in all; of one that carries an upload's bytes, seconds that may pass
+        without any of them moving, and seconds until it is answered. ``None`` for this package's own choice.
     :param verify: A path to a CA bundle; ``True`` for the usual one, ``False`` to trust anybody.
     :param allow_http: Whether plain http may leave this machine.
     """
@@ -142,15 +149,6 @@ class Settings:
             )
         return url
 
-    def timeouts(self, *, upload: bool) -> httpx.Timeout:
-        """Return httpx's four timeouts, in seconds.
-
-        :param upload: Whether the request carries an upload's bytes.
-        """
-        if self.timeout is not None:
-            return httpx.Timeout(self.timeout)
-        return httpx.Timeout(**{**_TIMEOUT, **({"read": _UPLOAD_READ_TIMEOUT} if upload else {})})
-
 
 class Backoff:
     """The one retry policy: which error is tried again, and after how many seconds.
@@ -225,7 +223,7 @@ class Client:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._http = httpx.Client(verify=_ssl_context(settings.verify), **_options())
+        self._http = _bounded(httpx.Client(verify=_ssl_context(settings.verify), **_options()))
 
     def run(self, call: Call[T], *, backoff: Backoff | None = None) -> T:
         """Send a call, again where that is safe, and return its value.
@@ -254,25 +252,32 @@ class Client:
             tries.close()
 
     def once(self, call: Call[T], *, within: float | None = None) -> T:
-        """Send a call once, and return its value.
+        """Send a call exactly once, and return its value.
 
         :param call: What to ask.
-        :param within: Seconds that it may take in all.
+        :param within: Seconds that it may take in all; by default as long as any request may.
         :raises RoughyError: What went wrong.
         """
-        return decipher(call, self.send(call.request))
+        return decipher(call, self.send(call.request, within=within))
 
-    def send(self, request: Request) -> Reply:
+    def send(self, request: Request, *, within: float | None = None) -> Reply:
         """Send a request once and return whatever came back.
 
-        :raises RoughyUnreachableError: If nothing did.
+        :param within: As in :meth:`once`.
+        :raises RoughyUnreachableError: If nothing did, or not the whole of it in time.
+        :raises RoughyProtocolError: If it is too long, or packed in a way that was not asked for.
         """
+        deadline = _Deadline.of(self.settings, request, within)
         try:
-            with _unlogged():
-                response = self._http.send(_build(self._http, self.settings, request))
+            with _sending_within(deadline):
+                response = self._http.send(_build(self._http, self.settings, request, deadline), stream=True)
+                with closing(response):
+                    body = _Body(request, response)
+                    for chunk in response.iter_raw():
+                        body.add(chunk)
+                    return body.reply()
         except httpx.HTTPError as err:
-            raise _translate(request, self.settings, err) from err
-        return _reply(response)
+            raise _translate(request, self.settings, err, deadline) from err
 
     def close(self) -> None:
         """Close the connections."""
@@ -330,29 +335,45 @@ class AsyncClient:
             tries.close()
 
     async def once(self, call: Call[T], *, within: float | None = None) -> T:
-        """Send a call once, and return its value.
+        """Send a call exactly once, and return its value.
 
         :param call: What to ask.
-        :param within: Seconds that it may take in all.
+        :param within: Seconds that it may take in all; by default as long as any request may.
         :raises RoughyError: What went wrong.
         """
-        try:
-            async with asyncio.timeout(within):
-                return decipher(call, await self.send(call.request))
-        except TimeoutError as error:
-            raise RoughyUnreachableError(f"{call.request}: no whole answer within {within} s", sent=True) from error
+        return decipher(call, await self.send(call.request, within=within))
 
-    async def send(self, request: Request) -> Reply:
+    async def send(self, request: Request, *, within: float | None = None) -> Reply:
         """Send a request once and return whatever came back.
 
-        :raises RoughyUnreachableError: If nothing did.
+        :param within: As in :meth:`once`.
+        :raises RoughyUnreachableError: If nothing did, or not the whole of it in time.
+        :raises RoughyProtocolError: If it is too long, or packed in a way that was not asked for.
         """
+        deadline = _Deadline.of(self.settings, request, within)
+        sent = False
+
+        async def trace(event: str, info: Mapping[str, Any]) -> None:
+            nonlocal sent
+            sent = sent or event.endswith("send_request_headers.started")
+
         try:
-            with _unlogged():
-                response = await self._http.send(_build(self._http, self.settings, request))
+            with _sending_within(deadline):
+                async with asyncio.timeout(deadline.seconds):
+                    outgoing = _build(self._http, self.settings, request, deadline)
+                    outgoing.extensions["trace"] = trace
+                    response = await self._http.send(outgoing, stream=True)
+                    try:
+                        body = _Body(request, response)
+                        async for chunk in response.aiter_raw():
+                            body.add(chunk)
+                        return body.reply()
+                    finally:
+                        await response.aclose()
         except httpx.HTTPError as err:
-            raise _translate(request, self.settings, err) from err
-        return _reply(response)
+            raise _translate(request, self.settings, err, deadline) from err
+        except TimeoutError as err:
+            raise RoughyUnreachableError(f"{request}: {deadline}", sent=sent) from err
 
     async def close(self) -> None:
         """Close the connections."""
@@ -367,24 +388,170 @@ class AsyncClient:
         await self.close()
 
 
-_sending: ContextVar[bool] = ContextVar("airflow_provider_roughy_sending", default=False)
+class _Deadline:
+    """When an exchange must be over.
+
+    Time limits of single reads and writes do not end an exchange whose other side sends a byte now and then.
+
+    :param seconds: How long it may take in all.
+    :param upload: Whether that is counted from the last byte sent, because nobody knows how long an upload takes.
+    """
+
+    def __init__(self, seconds: float, *, upload: bool = False) -> None:
+        self.seconds = seconds
+        self.upload = upload
+        self._end = time.monotonic() + seconds
+
+    @classmethod
+    def of(cls, settings: Settings, request: Request, within: float | None) -> _Deadline:
+        """Return that of a request."""
+        upload = request.content is not None
+        usual = settings.timeout or (_UPLOAD_REPLY if upload else _TOTAL)
+        if within is None:
+            return cls(usual, upload=upload)
+        return cls(within if upload else min(within, usual))
+
+    def __str__(self) -> str:
+        return f"no whole answer within {self.seconds:g} s"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time is up."""
+        return self._end <= time.monotonic()
+
+    def sending(self) -> None:
+        """Take note that an upload is not yet at its last byte."""
+        if self.upload:
+            self._end = time.monotonic() + self.seconds
+
+    def cut(self, seconds: float | None) -> float:
+        """Shorten the time limit of a single step to what is left."""
+        left = max(0.0, self._end - time.monotonic())
+        return left if seconds is None else min(left, seconds)
+
+
+#: The exchange that the running code is in, if any.
+_exchange: ContextVar[_Deadline | None] = ContextVar("airflow_provider_roughy_exchange", default=None)
 
 
 @contextmanager
-def _unlogged() -> Iterator[None]:
-    """Keep httpx from logging the URL of each request, which may be an upload's, into the task's log."""
-    token = _sending.set(True)
+def _sending_within(deadline: _Deadline) -> Iterator[None]:
+    """Hold the deadline, and keep httpx from logging each URL, which may be an upload's, into the task's log."""
+    token = _exchange.set(deadline)
     try:
         yield
     finally:
-        _sending.reset(token)
+        _exchange.reset(token)
 
 
 for _name in ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy"):
-    logging.getLogger(_name).addFilter(lambda record: not _sending.get())
+    logging.getLogger(_name).addFilter(lambda record: _exchange.get() is None)
 
 
-def _build(http: httpx.Client | httpx.AsyncClient, settings: Settings, request: Request) -> httpx.Request:
+class _Stream(httpcore.NetworkStream):
+    """A connection whose every read and write ends with its exchange's deadline."""
+
+    def __init__(self, stream: httpcore.NetworkStream) -> None:
+        self._stream = stream
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, _step(timeout, httpcore.ReadTimeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        deadline = _exchange.get() or _Deadline(float("inf"))
+        # However long the source took to give these bytes.
+        deadline.sending()
+        self._stream.write(buffer, _step(timeout, httpcore.WriteTimeout))
+        deadline.sending()
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        return _Stream(self._stream.start_tls(ssl_context, server_hostname, _step(timeout, httpcore.ConnectTimeout)))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+class _Network(httpcore.SyncBackend):
+    """Makes such connections."""
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.NetworkStream:
+        left = _step(timeout, httpcore.ConnectTimeout)
+        return _Stream(super().connect_tcp(host, port, left, local_address, socket_options))
+
+
+def _step(timeout: float | None, error: type[Exception]) -> float | None:
+    deadline = _exchange.get()
+    if deadline is None:
+        return timeout
+    left = deadline.cut(timeout)
+    if left <= 0:
+        raise error("the time is up")
+    return left
+
+
+def _bounded(http: httpx.Client) -> httpx.Client:
+    """Have a client make its connections by :class:`_Network`, for which httpx has no public way."""
+    for transport in (http._transport, *http._mounts.values()):
+        if isinstance(transport, httpx.HTTPTransport):
+            transport._pool._network_backend = _Network()
+    return http
+
+
+class _Body:
+    """A reply's body, unpacked as it comes, and given up when it gets too long.
+
+    httpx would unpack it whole: some hundred KiB become GiB.
+    """
+
+    def __init__(self, request: Request, response: httpx.Response) -> None:
+        self._request = request
+        self._response = response
+        self._parts: list[bytes] = []
+        self._left = _LONGEST_REPLY
+        packed = response.headers.get("content-encoding", "identity").strip().lower()
+        if packed not in ("identity", "gzip", "x-gzip"):
+            raise RoughyProtocolError(f"{request}: the reply is packed as {packed[:100]!r}, which was not asked for")
+        self._unpack = None if packed == "identity" else zlib.decompressobj(zlib.MAX_WBITS | 16)
+
+    def add(self, chunk: bytes) -> None:
+        """Take what came.
+
+        :raises RoughyProtocolError: If it is broken, or too long.
+        """
+        if self._unpack is not None:
+            try:
+                chunk = self._unpack.decompress(chunk, self._left + 1)
+            except zlib.error as err:
+                raise RoughyProtocolError(f"{self._request}: the reply cannot be unpacked: {err}") from err
+        self._left -= len(chunk)
+        if self._left < 0:
+            raise RoughyProtocolError(f"{self._request}: the reply is longer than {_LONGEST_REPLY} bytes")
+        self._parts.append(chunk)
+
+    def reply(self) -> Reply:
+        """Return the whole of it."""
+        headers = {name.lower(): value for name, value in self._response.headers.items()}
+        return Reply(self._response.status_code, headers, b"".join(self._parts))
+
+
+def _build(
+    http: httpx.Client | httpx.AsyncClient, settings: Settings, request: Request, deadline: _Deadline
+) -> httpx.Request:
+    steps = dict.fromkeys(_TIMEOUT, settings.timeout) if settings.timeout else {**_TIMEOUT}
+    if request.content is not None:
+        steps["read"] = deadline.seconds
     return http.build_request(
         request.method,
         settings.url(request.target),
@@ -392,21 +559,17 @@ def _build(http: httpx.Client | httpx.AsyncClient, settings: Settings, request: 
         json=request.json,
         content=request.content,
         headers={**request.headers, "Authorization": f"Bearer {settings.api_key}"},
-        timeout=settings.timeouts(upload=request.content is not None),
+        timeout=httpx.Timeout(**{name: deadline.cut(seconds) for name, seconds in steps.items()}),
     )
 
 
-def _reply(response: httpx.Response) -> Reply:
-    return Reply(response.status_code, {k.lower(): v for k, v in response.headers.items()}, response.content)
-
-
-def _translate(request: Request, settings: Settings, err: httpx.HTTPError) -> RoughyError:
+def _translate(request: Request, settings: Settings, err: httpx.HTTPError, deadline: _Deadline) -> RoughyError:
     if isinstance(err, httpx.UnsupportedProtocol):
         return RoughyConfigurationError(f"{request}: {err}")
-    if isinstance(err, httpx.DecodingError):
-        return RoughyProtocolError(f"{request}: the reply's body cannot be decoded: {err}")
     never_sent = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
     what = type(err).__name__ + (f": {err}" if str(err) else "")
+    if isinstance(err, httpx.TimeoutException) and deadline.is_over:
+        what = str(deadline)
     host = httpx.URL(settings.base_url).host
     return RoughyUnreachableError(f"{request}: no answer from {host}: {what}", sent=not isinstance(err, never_sent))
 
@@ -414,7 +577,8 @@ def _translate(request: Request, settings: Settings, err: httpx.HTTPError) -> Ro
 def _options() -> dict[str, Any]:
     return {
         "follow_redirects": False,
-        "headers": {"User-Agent": _user_agent(), "Accept": "application/json"},
+        # Nothing but gzip, whose length can be bounded while it is unpacked.
+        "headers": {"User-Agent": _user_agent(), "Accept": "application/json", "Accept-Encoding": "gzip"},
         # Proxies from the environment. httpx takes no credentials from .netrc, which would replace the key.
         "trust_env": True,
     }

@@ -35,12 +35,20 @@ The others are no ``AirflowException``: Airflow retries them, and ``soft_fail`` 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from airflow_provider_roughy.compat import AirflowFailException, AirflowSensorTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+
+_Words = TypeVar("_Words", str, str | None)
+
+#: Characters of Roughy's words that an error keeps: it goes into logs, events and Airflow's database.
+_LONGEST_WORDS = 2000
+#: Fields of a validation error that are kept.
+_MOST_FIELDS = 20
 
 
 class RoughyError(Exception):
@@ -106,16 +114,18 @@ class RoughyApiError(RoughyError):
     ) -> None:
         self.request = request
         self.status = status
-        self.code = code
-        self.message = message
-        self.fields = [dict(field) for field in fields]
-        self.request_id = request_id
+        self.code = shortened(code)
+        self.message = shortened(message)
+        self.fields = [
+            {name: shortened(str(words)) for name, words in field.items()} for field in fields[:_MOST_FIELDS]
+        ]
+        self.request_id = shortened(request_id)
         self.retry_after = retry_after
         details = "; ".join(f"{field.get('field')}: {field.get('message')}" for field in self.fields)
-        text = f"{request}: {status}{f' {code}' if code else ''}{f': {message}' if message else ''}"
+        text = f"{request}: {status}{f' {self.code}' if code else ''}{f': {self.message}' if message else ''}"
         if details:
             text += f" [{details}]"
-        text += _asked_in(request_id)
+        text += _asked_in(self.request_id)
         super().__init__(f"{text}. {self.hint}" if self.hint else text)
 
     @property
@@ -320,9 +330,10 @@ class RoughyAssetFailedError(RoughyError, AirflowFailException):
         request_id: str | None = None,
     ) -> None:
         self.asset_id = asset_id
-        self.error_code = error_code
-        self.error_message = error_message
-        reason = ": ".join(part for part in (error_code, error_message) if part) or "Roughy gave no reason"
+        self.error_code = shortened(error_code)
+        self.error_message = shortened(error_message)
+        self.request_id = request_id
+        reason = ": ".join(part for part in (self.error_code, self.error_message) if part) or "Roughy gave no reason"
         super().__init__(f"Asset {asset_id} failed: {reason}{_asked_in(request_id)}")
 
 
@@ -335,6 +346,7 @@ class RoughyPaymentRequiredError(RoughyError, AirflowFailException):
 
     def __init__(self, asset_id: str, *, request_id: str | None = None) -> None:
         self.asset_id = asset_id
+        self.request_id = request_id
         super().__init__(
             f"Asset {asset_id} is not paid for{_asked_in(request_id)}. Top up the credits at Roughy within 30 days: "
             "it then becomes ready by itself, with nothing to upload again"
@@ -362,6 +374,14 @@ class RoughyTimeoutError(RoughyError, AirflowSensorTimeout):
 def _says_later(status: int, code: str | None) -> bool:
     # 423 is TUS's "another request holds the upload", unless the code says that the account is locked.
     return status in (408, 425, 429) or status >= 500 or (status == 423 and code != "account_locked")
+
+
+def shortened(words: _Words) -> _Words:
+    """Cut words of a reply, which may be of any length."""
+    if words is None or len(words) <= _LONGEST_WORDS:
+        return words
+    # Not a character longer than that: an error that is made again from its own words keeps them.
+    return f"{words[: _LONGEST_WORDS - 40]}… ({len(words)} characters)"
 
 
 def _asked_in(request_id: str | None) -> str:

@@ -172,6 +172,28 @@ def test_the_fields_of_a_validation_error_are_told() -> None:
     assert "body.size_bytes: Too small." in str(error)
 
 
+def test_an_error_keeps_no_more_than_a_page_of_words() -> None:
+    words = "w" * 1_000_000
+    fields = [{"field": words[:10_000], "message": words[:10_000]}] * 100
+    error = raised(reply(422, envelope("validation_error", words, fields=fields), x_request_id=words))
+    assert isinstance(error, exceptions.RoughyApiError)
+    assert len(str(error)) < 100_000
+    assert len(json.dumps(error.to_dict())) < 100_000
+    again = exceptions.api_error(**error.to_dict())
+    assert (str(again), again.to_dict()) == (str(error), error.to_dict())
+    failed = exceptions.RoughyAssetFailedError(ID, error_code=words, error_message=words, request_id="req-1")
+    assert len(str(failed)) < 10_000
+
+
+def test_a_request_id_that_is_printed_can_be_read() -> None:
+    failed = exceptions.RoughyAssetFailedError(ID, error_code="probe_failed", request_id="req-1")
+    unpaid = exceptions.RoughyPaymentRequiredError(ID, request_id="req-1")
+    for error in (failed, unpaid):
+        assert error.request_id == "req-1"
+        assert "req-1" in str(error)
+        assert pickle.loads(pickle.dumps(error)).request_id == "req-1"
+
+
 @pytest.mark.parametrize(
     ("header", "seconds"),
     [

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import json
 import logging
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -339,9 +342,136 @@ def test_the_event_loop_is_not_blocked_by_a_silent_server(roughy: Emulator, sett
     assert asyncio.run(race()) > 20
 
 
+# ---- An end to every exchange
+
+
+def once_sync(settings: Settings, call: api.Call[Any], within: float | None = None) -> Any:
+    with Client(settings) as client:
+        return client.once(call, within=within)
+
+
+def once_async(settings: Settings, call: api.Call[Any], within: float | None = None) -> Any:
+    async def once() -> Any:
+        async with await AsyncClient.open(settings) as client:
+            return await client.once(call, within=within)
+
+    return asyncio.run(once())
+
+
+@pytest.fixture(params=[once_sync, once_async], ids=["sync", "async"])
+def once(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    return request.param  # type: ignore[no-any-return]
+
+
+def answer(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
+    head = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", "Connection: close", *headers, "", ""]
+    return "\r\n".join(head).encode() + body
+
+
+#: Enough bytes that one every 20 ms takes seconds. Whoever waits for the last one gets a valid reply.
+LONG = answer(json.dumps({"balance": 7, "padding": "x" * 100}).encode())
+
+
+@pytest.mark.parametrize("start", [0, LONG.index(b"\r\n\r\n") + 4], ids=["head", "body"])
+@pytest.mark.parametrize("within", [None, 0.4], ids=["connection", "call"])
+def test_a_reply_that_trickles_ends_with_its_time(once: Callable[..., Any], start: int, within: float | None) -> None:
+    with listener(LONG, trickle_from=start) as (port, _):
+        settings = Settings("sk_key", base_url=f"http://127.0.0.1:{port}", timeout=60 if within else 0.4)
+        with pytest.raises(RoughyUnreachableError, match=r"no whole answer within 0\.4 s") as late:
+            once(settings, api.get_credit_balance(), within)
+    assert late.value.sent is True
+
+
+def test_a_time_within_which_nobody_answers(once: Callable[..., Any]) -> None:
+    with listener(b"", silent=True) as (port, seen):
+        settings = Settings("sk_key", base_url=f"http://127.0.0.1:{port}")
+        with pytest.raises(RoughyUnreachableError, match=r"within 0\.2 s") as late:
+            once(settings, api.get_credit_balance(), 0.2)
+    assert late.value.sent is True
+    assert len(seen) == 1
+
+
+def test_an_upload_has_time_as_long_as_bytes_move() -> None:
+    def blocks() -> Iterator[bytes]:
+        for _ in range(8):
+            time.sleep(0.1)
+            yield b"x" * 8
+
+    with listener(answer(b"", "Upload-Offset: 64", status="204 No Content"), expect=64) as (port, _):
+        settings = Settings("sk_key", base_url=f"http://127.0.0.1:{port}", timeout=0.5)
+        url = f"http://127.0.0.1:{port}/v1/uploads/u"
+        with Client(settings) as client:
+            assert client.once(api.send_bytes(url, blocks(), offset=0, length=64)) == 64
+
+
+def test_the_reply_to_an_upload_may_not_trickle() -> None:
+    reply = answer(b"", "Upload-Offset: 64", "Padding: " + "x" * 100, status="204 No Content")
+    with listener(reply, expect=64, trickle_from=0) as (port, _):
+        settings = Settings("sk_key", base_url=f"http://127.0.0.1:{port}", timeout=0.4)
+        url = f"http://127.0.0.1:{port}/v1/uploads/u"
+        with Client(settings) as client, pytest.raises(RoughyUnreachableError, match="no whole answer"):
+            client.once(api.send_bytes(url, [b"x" * 64], offset=0, length=64))
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["gzip", "plain"])
+def test_a_reply_of_any_length_is_given_up(once: Callable[..., Any], packed: bool) -> None:
+    body = b'{"balance": 7, "padding": "' + b"0" * (64 if packed else 9) * 1024 * 1024 + b'"}'
+    reply = answer(gzip.compress(body), "Content-Encoding: gzip") if packed else answer(body)
+    with listener(reply) as (port, _), pytest.raises(RoughyProtocolError, match="longer than"):
+        once(Settings("sk_key", base_url=f"http://127.0.0.1:{port}"), api.get_credit_balance())
+
+
+def test_no_more_is_unpacked_than_is_allowed() -> None:
+    body = b'{"padding": "' + b"0" * 100 * 1024 * 1024 + b'"}'
+    with listener(answer(gzip.compress(body), "Content-Encoding: gzip")) as (port, _):
+        tracemalloc.start()
+        try:
+            with pytest.raises(RoughyProtocolError, match="longer than"):
+                once_sync(Settings("sk_key", base_url=f"http://127.0.0.1:{port}"), api.get_credit_balance())
+            assert tracemalloc.get_traced_memory()[1] < 32 * 1024 * 1024
+        finally:
+            tracemalloc.stop()
+
+
+def test_a_packed_reply_is_read(once: Callable[..., Any]) -> None:
+    with listener(answer(gzip.compress(b'{"balance": 7}'), "Content-Encoding: gzip")) as (port, seen):
+        assert once(Settings("sk_key", base_url=f"http://127.0.0.1:{port}"), api.get_credit_balance()) == 7
+    assert b"accept-encoding: gzip\r\n" in seen[0].lower()
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        answer(b'{"balance": 7}', "Content-Encoding: gzip"),
+        answer(gzip.compress(b'{"balance": 7}')[:-12], "Content-Encoding: gzip"),
+        answer(b'{"balance": 7}', "Content-Encoding: br"),
+    ],
+    ids=["no gzip", "cut gzip", "not asked for"],
+)
+def test_a_reply_that_cannot_be_unpacked_breaks_the_contract(once: Callable[..., Any], reply: bytes) -> None:
+    with listener(reply) as (port, _), pytest.raises(RoughyProtocolError):
+        once(Settings("sk_key", base_url=f"http://127.0.0.1:{port}"), api.get_credit_balance())
+
+
+def test_once_is_once(roughy: Emulator, settings: Settings, once: Callable[..., Any]) -> None:
+    roughy.inject(Fault(path="/v1/credits/balance", status=500, times=1))
+    with pytest.raises(RoughyServerError):
+        once(settings, api.get_credit_balance())
+    assert len(roughy.requests) == 1
+    assert once(settings, api.get_credit_balance()) == roughy.balance
+
+
 @contextmanager
-def listener(answer: bytes = b"") -> Iterator[tuple[int, list[bytes]]]:
-    """A socket that takes note of what it is told."""
+def listener(
+    answer: bytes = b"", *, trickle_from: int | None = None, expect: int = 0, silent: bool = False
+) -> Iterator[tuple[int, list[bytes]]]:
+    """A socket that takes note of what it is told.
+
+    :param answer: What it replies.
+    :param trickle_from: From which byte of that on it sends only one every 20 ms.
+    :param expect: How many bytes of a body it reads before it replies.
+    :param silent: Whether it keeps the connection open, and says nothing.
+    """
     seen: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.1)
@@ -353,10 +483,23 @@ def listener(answer: bytes = b"") -> Iterator[tuple[int, list[bytes]]]:
                     peer, _ = server.accept()
                 except TimeoutError:
                     continue
-                with peer:
-                    peer.settimeout(1)
-                    seen.append(peer.recv(65536))
-                    peer.sendall(answer)
+                with peer, suppress(ConnectionError):
+                    peer.settimeout(5)
+                    talk(peer)
+
+        def talk(peer: socket.socket) -> None:
+            told = peer.recv(65536)
+            while expect and len(told.partition(b"\r\n\r\n")[2]) < expect:
+                told += peer.recv(65536)
+            seen.append(told)
+            if silent:
+                done.wait()
+            peer.sendall(answer[:trickle_from])
+            if trickle_from is not None:
+                for number in range(trickle_from, len(answer)):
+                    if done.wait(0.02):
+                        return
+                    peer.sendall(answer[number : number + 1])
 
         thread = threading.Thread(target=serve)
         thread.start()
