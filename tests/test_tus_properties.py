@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 from airflow_provider_roughy import api
 from airflow_provider_roughy import source as source_module
 from airflow_provider_roughy.client import Backoff, Client, Settings
+from airflow_provider_roughy.durable import DurableUpload
 from airflow_provider_roughy.emulator import Choices, Emulator, Fault
-from airflow_provider_roughy.exceptions import RoughyUploadError
+from airflow_provider_roughy.exceptions import RoughyError, RoughyUploadError
 from airflow_provider_roughy.lifecycle import Arrival
 from airflow_provider_roughy.source import find_source
 from airflow_provider_roughy.tus import RoughyUploader
 from tests import media
+from tests.uploading import Store
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -29,6 +31,8 @@ SIZE = 700 * KIB + 13
 
 PATCH = {"method": "PATCH", "path": "/v1/uploads/*"}
 HEAD = {"method": "HEAD", "path": "/v1/uploads/*"}
+PAGE = "<html>Sign in to the network</html>"
+BUSY = {"status": 409, "body": {"error": {"code": "conflict", "message": "Another request writes to this upload."}}}
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["keeps parts", "keeps nothing"])
@@ -125,6 +129,126 @@ def test_any_sequence_of_passing_faults_ends_in_identical_bytes(
 
 
 @pytest.mark.parametrize("keep_partial", [True, False], ids=["keeps parts", "keeps nothing"])
+# ---- The same with lies, and in as many starts as it takes
+
+
+def lies() -> st.SearchStrategy[dict[str, Any]]:
+    """What a gateway, a broken link or a busy server answers to any request."""
+    return st.one_of(
+        st.sampled_from([400, 401, 403, 404, 410, 415]).map(lambda status: {"status": status, "body": PAGE}),
+        st.sampled_from([429, 503]).map(lambda status: {"status": status, "headers": {"Retry-After": "0"}}),
+        st.sampled_from([408, 500, 502, 504]).map(lambda status: {"status": status, "body": PAGE}),
+        st.sampled_from([{"drop": True}, {"garbage": True}, {"lose_reply": True}]),
+    )
+
+
+def refuses(fault: Any) -> bool:
+    return isinstance(fault, dict) and fault.get("status") in (400, 401, 403, 404, 410, 415)
+
+
+def some(faults: st.SearchStrategy[Any], *, at_most: int) -> st.SearchStrategy[list[Any]]:
+    return st.lists(st.one_of(st.none(), faults), max_size=at_most)
+
+
+class Told:
+    """A log that takes note of each asset that was made, and calls somebody with its id."""
+
+    def __init__(self, created: Callable[[str], None]) -> None:
+        self._created = created
+
+    def info(self, message: str, *args: Any) -> None:
+        if message.startswith("Created asset"):
+            self._created(args[0])
+
+    def warning(self, message: str, *args: Any) -> None:
+        assert message % args
+
+
+@settings(
+    max_examples=int(os.environ.get("ROUGHY_EXAMPLES", "60")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(
+    patches=some(st.one_of(lies(), st.just(BUSY), st.integers(0, SIZE).map(lambda n: {"cut_after": n})), at_most=6),
+    # Three refusals in a row, and no word against it, are believed.
+    heads=some(st.one_of(lies(), st.integers(0, SIZE)), at_most=5).filter(lambda all: sum(map(refuses, all)) < 3),
+    gets=some(st.one_of(lies(), st.just("stale")), at_most=12),
+    deletes=some(lies(), at_most=3),
+    posts=some(lies(), at_most=2),
+    remembers=st.booleans(),
+)
+def test_whoever_lies_nothing_whole_is_lost_and_nothing_else_counts_as_whole(
+    server: Emulator,
+    recording: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    patches: list[Any],
+    heads: list[Any],
+    gets: list[Any],
+    deletes: list[Any],
+    posts: list[Any],
+    remembers: bool,
+) -> None:
+    monkeypatch.setattr(source_module, "BLOCK_BYTES", 64 * KIB)
+    monkeypatch.setattr("random.uniform", lambda low, high: 0.0)
+    server.reset()
+    server.clear_faults()
+    server.clear_requests()
+    uploads: dict[str, str] = {}
+
+    def inject(where: dict[str, str], faults: list[Any]) -> None:
+        for nth, fault in enumerate(faults, start=1):
+            if isinstance(fault, int):
+                # A replica that lags tells an offset of some time ago, whatever became of the upload.
+                fault = {
+                    "status": 200,
+                    "body": "",
+                    "headers": {"Upload-Offset": str(fault), "Upload-Length": str(SIZE)},
+                }
+            if fault is not None:
+                server.inject(Fault(**where, nth=nth, **fault))
+
+    def created(asset_id: str) -> None:
+        facts = server.asset(asset_id)
+        url = f"{server.url}/v1/uploads/{facts['upload_id']}"
+        if not uploads:
+            names = ("id", "project_id", "type", "extension", "content_type", "duration_seconds", "language")
+            stale = {**{name: facts[name] for name in names}, "created_at": facts["created_at"], "size_bytes": None}
+            body = {**stale, "state": "pending_upload", "upload_url": url, "download_url": None, "cuttable": False}
+            path = {"method": "GET", "path": f"/v1/assets/{asset_id}"}
+            inject(path, [{"status": 200, "body": body} if fault == "stale" else fault for fault in gets])
+        uploads[asset_id] = url
+
+    inject(PATCH, patches)
+    inject(HEAD, heads)
+    inject({"method": "DELETE"}, deletes)
+    inject({"method": "POST", "path": "/v1/assets"}, posts)
+    memory = Store() if remembers else None
+    starts = 0
+    with Client(Settings(server.api_key, base_url=server.url, timeout=5.0)) as client:
+        while True:
+            starts += 1
+            try:
+                upload = DurableUpload(client, find_source(recording), memory=memory, log=Told(created))
+                asset_id = upload.run(server.project_id)
+                break
+            except RoughyError as error:
+                most = 3 + sum(map(len, (patches, heads, gets, deletes, posts)))
+                if error.final or starts > most:
+                    raise AssertionError("a lie was believed, or no fault explains it") from error
+        event(f"starts: {starts}")
+        digest = hashlib.sha256(recording.read_bytes()).hexdigest()
+        assert (server.asset(asset_id)["state"], server.asset(asset_id)["sha256"]) == ("processing", digest)
+        server.clear_faults()
+        for gone in uploads.keys() - {asset["id"] for asset in server.assets}:
+            # The emulator tells 404 of an upload that was cancelled, and 410 of one that was complete.
+            call = api.read_offset(uploads[gone])
+            assert client.send(call.request).status == 404, "a whole asset was deleted"
+    if remembers:
+        whole = [asset["id"] for asset in server.assets if asset["state"] == "processing"]
+        assert whole == [asset_id], "it was uploaded, and paid for, twice"
+
+
 def test_a_link_that_breaks_every_24_mib_lets_128_mib_through(
     tmp_path: Path, recordings: dict[str, Path], keep_partial: bool
 ) -> None:
