@@ -330,7 +330,7 @@ class RoughyUploader(Uploader):
         if unconfirmed:
             return RoughyUnconfirmedUploadError(
                 f"{what}: Roughy may have all {self.stop_at} bytes, and did not confirm it in {tried}",
-                offset=self.offset,
+                offset=self.stop_at if self.acknowledged else self.offset,
             )
         return RoughyUploadError(
             f"{what} gave up at {self.offset} of {self.stop_at} bytes, after {tried}", offset=self.offset

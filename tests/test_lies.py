@@ -13,7 +13,16 @@ from typing import Any
 import pytest
 
 from airflow_provider_roughy.emulator import Choices, Emulator, Fault
-from airflow_provider_roughy.exceptions import RoughyAuthenticationError, RoughyUnsupportedMediaError
+from airflow_provider_roughy.exceptions import (
+    RoughyAuthenticationError,
+    RoughyInsufficientCreditsError,
+    RoughyUnconfirmedUploadError,
+    RoughyUnreachableError,
+    RoughyUnsupportedMediaError,
+    RoughyUntrustedUrlError,
+    RoughyUploadClosedError,
+    RoughyUploadError,
+)
 from airflow_provider_roughy.hooks import RoughyHook
 from tests import media
 from tests.running import whenever
@@ -82,7 +91,7 @@ def test_an_upload_that_dies_in_the_middle_is_no_success(
     ended = upload(store, recording)
     # The bytes went to a new asset, whose arrival Roughy does not confirm in this test.
     assert ended.state == "up_for_retry"
-    assert type(ended.error).__name__ == "RoughyUnconfirmedUploadError"
+    assert type(ended.error) is RoughyUnconfirmedUploadError
 
 
 def test_an_asset_that_waits_for_bytes_and_has_no_upload_is_an_error_of_its_own(
@@ -91,7 +100,7 @@ def test_an_asset_that_waits_for_bytes_and_has_no_upload_is_an_error_of_its_own(
     asset = remember(roughy, hook, store, recording)
     roughy.inject(Fault(**GET, times=None, status=200, body={**asset, "upload_url": None}))
     ended = upload(None, recording, asset_id=asset["id"])
-    assert (ended.state, type(ended.error).__name__) == ("up_for_retry", "RoughyUploadClosedError")
+    assert (ended.state, type(ended.error)) == ("up_for_retry", RoughyUploadClosedError)
 
 
 # ---- What was acknowledged is not given up
@@ -116,7 +125,7 @@ def test_a_lag_that_does_not_end_leaves_the_asset_for_the_next_try(
     roughy.inject(Fault(**GET, nth=2, times=None, status=200, body=asset))
     for _ in range(2):
         ended = upload(store, recording)
-        assert (ended.state, type(ended.error).__name__) == ("up_for_retry", "RoughyUnconfirmedUploadError")
+        assert (ended.state, type(ended.error)) == ("up_for_retry", RoughyUnconfirmedUploadError)
     roughy.clear_faults()
     assert upload(store, recording).result == asset["id"]
     assert arrived(roughy, asset["id"], recording)
@@ -138,6 +147,19 @@ def test_an_arrival_that_cannot_be_asked_for_is_asked_for_again(roughy: Emulator
     ended = upload(None, recording)
     assert ended.state == "success", ended.error
     assert arrived(roughy, ended.result, recording)
+    assert asked(roughy, "DELETE") == 0
+
+
+def test_an_arrival_that_nobody_confirms_is_no_success_and_nothing_is_deleted(
+    roughy: Emulator, recording: Path
+) -> None:
+    roughy.inject(Fault(**GET, status=503, times=None))
+    ended = upload(None, recording)
+    assert ended.state == "up_for_retry"
+    assert isinstance(ended.error, RoughyUnconfirmedUploadError)
+    assert ended.error.offset == 3 * MIB
+    [asset] = roughy.assets
+    assert arrived(roughy, asset["id"], recording)
     assert asked(roughy, "DELETE") == 0
 
 
@@ -205,6 +227,15 @@ def test_a_conflict_and_a_head_that_contradict_each_other_end(
     assert asked(roughy, "PATCH") <= 10
 
 
+def test_a_conflict_that_does_not_pass_may_be_retried(roughy: Emulator, store: Store, recording: Path) -> None:
+    roughy.inject(Fault(**PATCH, status=409, times=None))
+    ended = upload(store, recording)
+    assert (ended.state, type(ended.error)) == ("up_for_retry", RoughyUploadError)
+    roughy.clear_faults()
+    [asset] = roughy.assets
+    assert upload(store, recording).result == asset["id"]
+
+
 # ---- What must not stay
 
 
@@ -215,7 +246,7 @@ def test_an_upload_that_must_not_see_the_key_leaves_no_asset(
     body = {**hook.get_asset(asset_id).to_dict(), "upload_url": "https://elsewhere.example/v1/uploads/1"}
     roughy.inject(Fault(method="POST", path="/v1/assets", status=201, body=body))
     ended = upload(store, recording)
-    assert (ended.state, type(ended.error).__name__) == ("failed", "RoughyUntrustedUrlError")
+    assert (ended.state, type(ended.error)) == ("failed", RoughyUntrustedUrlError)
     assert roughy.assets == []
 
 
@@ -226,6 +257,69 @@ def test_an_upload_that_roughy_rejected_but_kept_is_deleted(
         monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps(roughy.airflow_connection))
         assert type(upload(None, notes).error) is RoughyUnsupportedMediaError
         assert roughy.assets == []
+
+
+def test_a_lost_reply_to_the_creation_leaves_an_empty_asset_and_says_so(
+    roughy: Emulator, store: Store, recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    roughy.inject(Fault(method="POST", path="/v1/assets", lose_reply=True))
+    ended = upload(store, recording)
+    assert (ended.state, type(ended.error)) == ("up_for_retry", RoughyUnreachableError)
+    assert "Roughy may have made an asset in project" in "".join(capsys.readouterr())
+    ended = upload(store, recording)
+    orphan, asset = roughy.assets
+    assert (orphan["state"], orphan["stored_bytes"]) == ("pending_upload", 0)
+    assert ended.result == asset["id"]
+
+
+def test_a_refused_creation_is_no_lost_reply(
+    roughy: Emulator, store: Store, recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    roughy.balance = 0
+    assert type(upload(store, recording).error) is RoughyInsufficientCreditsError
+    assert "may have made an asset" not in "".join(capsys.readouterr())
+
+
+# ---- What is said
+
+
+def test_each_pause_is_one_line(
+    roughy: Emulator, hook: RoughyHook, recording: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    roughy.inject(Fault(**PATCH, status=429, headers={"Retry-After": "1"}))
+    roughy.inject(Fault(**PATCH, nth=2, drop=True, times=3))
+    roughy.inject(Fault(**HEAD, nth=2, status=423, body=""))
+    with caplog.at_level("INFO"):
+        hook.upload(hook.create_asset(None, 3 * MIB), recording, fresh=True)
+    said = [record.getMessage() for record in caplog.records if "without progress" in record.getMessage()]
+    assert len(said) == 5
+    assert (
+        "try 1 of 8 without progress failed; going on in 1.0 s, as Retry-After asks: PATCH /v1/uploads/…: 429"
+        in said[0]
+    )
+    assert "try 5 of 8 without progress failed; going on in 0.0 s: " in said[4]
+    assert sum(": 423" in line for line in said) == 1
+    assert sum("no answer from 127.0.0.1" in line for line in said) == 3
+    for line in said:
+        assert line.startswith(f"Upload of {recording}: ")
+
+
+# ---- Without an operator
+
+
+def test_a_task_of_ones_own_can_go_on_with_an_upload(
+    roughy: Emulator, hook: RoughyHook, store: Store, recording: Path
+) -> None:
+    roughy.inject(Fault(**PATCH, cut_after=2 * MIB))
+    roughy.inject(Fault(**PATCH, nth=2, status=503, times=None))
+    with pytest.raises(RoughyUploadError):
+        hook.durable_upload(recording, memory=store).run(roughy.project_id)
+    roughy.clear_faults()
+    roughy.clear_requests()
+    asset_id = hook.durable_upload(recording, memory=store).run(roughy.project_id)
+    assert arrived(roughy, asset_id, recording)
+    assert sum(request.body_bytes for request in roughy.requests if request.method == "PATCH") == MIB
+    assert hook.durable_upload(recording).resume(asset_id) == asset_id
 
 
 # ---- Airflow's own trouble
