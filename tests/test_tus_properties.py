@@ -128,7 +128,6 @@ def test_any_sequence_of_passing_faults_ends_in_identical_bytes(
     assert len(server.requests) <= 30 + 6 * (len(patches) + len(heads)), "more requests than the faults explain"
 
 
-@pytest.mark.parametrize("keep_partial", [True, False], ids=["keeps parts", "keeps nothing"])
 # ---- The same with lies, and in as many starts as it takes
 
 
@@ -249,6 +248,7 @@ def test_whoever_lies_nothing_whole_is_lost_and_nothing_else_counts_as_whole(
         assert whole == [asset_id], "it was uploaded, and paid for, twice"
 
 
+@pytest.mark.parametrize("keep_partial", [True, False], ids=["keeps parts", "keeps nothing"])
 def test_a_link_that_breaks_every_24_mib_lets_128_mib_through(
     tmp_path: Path, recordings: dict[str, Path], keep_partial: bool
 ) -> None:
