@@ -21,7 +21,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 import httpx
-import psutil  # type: ignore[import-untyped]  # Its stubs are one more package.
+import psutil
 import sqlalchemy
 
 Component = Literal["api-server", "scheduler", "dag-processor", "triggerer", "triggerer-2"]

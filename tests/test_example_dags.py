@@ -104,7 +104,7 @@ def test_ingest_one(roughy: Emulator, recordings: dict[str, Path]) -> None:
 def test_ingest_folder(roughy: Emulator, recordings: dict[str, Path], tmp_path: Path) -> None:
     shutil.copy(recordings["audio"], tmp_path / "a.mp3")
     (tmp_path / "b.mp3").write_text("These are notes, whatever the name says. " * 50)
-    media.corrupt(shutil.copy(recordings["video"], tmp_path / "c.mp4"))
+    media.corrupt(Path(shutil.copy(recordings["video"], tmp_path / "c.mp4")))
     shutil.copy(recordings["video"], tmp_path / "d.mp4")
     ended = run("roughy_ingest_folder", folder=str(tmp_path))
     states = ended.states()
@@ -152,7 +152,7 @@ def test_nightly_batch_of_all_sorts(roughy: Emulator, recordings: dict[str, Path
     roughy.balance = 2
     refused = tmp_path / "b.mp3"
     refused.write_text("These are notes, whatever the name says. " * 50)
-    corrupt = media.corrupt(shutil.copy(recordings["video"], tmp_path / "c.mp4"))
+    corrupt = media.corrupt(Path(shutil.copy(recordings["video"], tmp_path / "c.mp4")))
     unpaid = [media.make_long_audio(tmp_path / name, seconds=sec) for name, sec in (("a.wav", 200), ("d.wav", 210))]
     shutil.copy(recordings["audio"], tmp_path / "e.mp3")
     ended = run("roughy_nightly_batch", folder=str(tmp_path))

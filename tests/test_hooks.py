@@ -157,10 +157,11 @@ def test_the_download_never_sees_the_key(hook: RoughyHook, roughy: Emulator) -> 
     assert asset.download_url not in json.dumps(asset.to_dict())
 
 
-def test_a_closed_hook_opens_again(hook: RoughyHook) -> None:
-    hook.get_credit_balance()
+def test_a_closed_hook_opens_again(hook: RoughyHook, roughy: Emulator) -> None:
+    before = hook.get_credit_balance()
     hook.close()
-    hook.get_credit_balance()
+    assert hook.get_credit_balance() == before
+    assert len({request.connection for request in roughy.requests}) == 2
 
 
 def test_calls_share_one_network_connection(hook: RoughyHook, roughy: Emulator) -> None:

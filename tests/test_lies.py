@@ -28,9 +28,9 @@ from tests import media
 from tests.running import whenever
 from tests.uploading import MIB, Store, arrived, asked, remember, upload
 
-PATCH = {"method": "PATCH", "path": "/v1/uploads/*"}
-HEAD = {"method": "HEAD", "path": "/v1/uploads/*"}
-GET = {"method": "GET", "path": "/v1/assets/*"}
+PATCH: dict[str, Any] = {"method": "PATCH", "path": "/v1/uploads/*"}
+HEAD: dict[str, Any] = {"method": "HEAD", "path": "/v1/uploads/*"}
+GET: dict[str, Any] = {"method": "GET", "path": "/v1/assets/*"}
 
 PAGE = "<html>Sign in to the network</html>"
 

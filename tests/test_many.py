@@ -19,7 +19,7 @@ from airflow_provider_roughy.emulator import Emulator
 from airflow_provider_roughy.exceptions import RoughyUnsupportedMediaError
 from airflow_provider_roughy.operators import RoughyCreateUploadOperator
 from tests.running import Ended, run_task
-from tests.test_durable import Store
+from tests.uploading import Store
 
 COUNT = 300
 AT_A_TIME = 8

@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 import airflow
+import httpx
 import pytest
 
 from airflow_provider_roughy.compat import (
@@ -32,6 +33,7 @@ from airflow_provider_roughy.exceptions import (
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.sensors import RoughyAssetSensor
 from airflow_provider_roughy.triggers import RoughyAssetTrigger
+from tests.live.link import HoldingLink, Stop
 from tests.running import Ended, run_task
 
 NOBODY = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"
@@ -258,7 +260,7 @@ def test_what_airflow_stores_of_a_wait_is_plain_and_holds_no_secret(roughy: Emul
     roughy.progression = "manual"
     asset_id = roughy.seed_asset(state="processing")
     with pytest.raises(TaskDeferred) as deferred:
-        sensor("deferrable", asset_id, timeout=600).execute({})  # type: ignore[arg-type]
+        sensor("deferrable", asset_id, timeout=600).execute({})
     classpath, kwargs = deferred.value.trigger.serialize()
     assert classpath == f"{RoughyAssetTrigger.__module__}.{RoughyAssetTrigger.__qualname__}"
     deadline = kwargs.pop("deadline")
@@ -276,7 +278,8 @@ def test_what_airflow_stores_of_a_wait_is_plain_and_holds_no_secret(roughy: Emul
 def test_a_restarted_trigger_keeps_its_deadline(roughy: Emulator) -> None:
     roughy.progression = "manual"
     asset_id = roughy.seed_asset(state="processing")
-    kwargs = {"asset_id": asset_id, "poll_interval": 0.05, "deadline": time.time() + 2.0}
+    deadline = time.time() + 2.0
+    kwargs: dict[str, Any] = {"asset_id": asset_id, "poll_interval": 0.05, "deadline": deadline}
 
     async def killed_and_started_again() -> float:
         stopped = asyncio.ensure_future(RoughyAssetTrigger(**kwargs).run().__anext__())
@@ -284,7 +287,7 @@ def test_a_restarted_trigger_keeps_its_deadline(roughy: Emulator) -> None:
         stopped.cancel()
         event = await RoughyAssetTrigger(**kwargs).run().__anext__()
         assert event.payload["status"] == "timed_out"
-        return time.time() - kwargs["deadline"]
+        return time.time() - deadline
 
     # One that began anew would end 1.5 s late.
     assert asyncio.run(killed_and_started_again()) < 1.2
@@ -301,23 +304,26 @@ def test_a_missing_connection_ends_the_wait_in_words(airflow_db: None) -> None:
     assert ended["error"]["message"].startswith("Airflow has no connection 'nowhere'")
 
 
-def test_waiting_does_not_block_the_event_loop(roughy: Emulator) -> None:
-    roughy.progression = "manual"
-    asset_id = roughy.seed_asset(state="processing")
-    roughy.inject(Fault(method="GET", path="/v1/assets/*", hang=True))
-    trigger = RoughyAssetTrigger(asset_id=asset_id, poll_interval=0.05, deadline=time.time() + 1.8)
+def test_waiting_does_not_block_the_event_loop(
+    roughy: Emulator, connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trigger = RoughyAssetTrigger(asset_id=roughy.seed_asset(state="ready"), deadline=time.time() + 60)
 
-    async def longest_pause() -> float:
+    async def event(link: HoldingLink) -> Any:
         waiting = asyncio.ensure_future(trigger.run().__anext__())
-        longest, last = 0.0, time.perf_counter()
-        while not waiting.done():
+        while not link.has_stopped():  # noqa: ASYNC110 - it is held by a thread
             await asyncio.sleep(0.005)
-            longest, last = max(longest, time.perf_counter() - last), time.perf_counter()
-        assert waiting.result().payload["status"] == "timed_out"
-        return longest
+        # A call that blocked this loop would wait for the reply that only this loop lets go.
+        link.go_on()
+        return (await waiting).payload
 
-    # Airflow warns of a blocked triggerer at 0.2 s; a blocking call would take the 1.5 s of the timeout.
-    assert asyncio.run(longest_pause()) < 1.0
+    with HoldingLink(httpx.URL(roughy.url).port or 0) as link:
+        extra = {**connection["extra"], "timeout": 20}
+        fields = {**connection, "host": f"http://127.0.0.1:{link.port}", "extra": extra}
+        monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps(fields))
+        link.stop_at(Stop("GET", "/v1/assets/*", "reply"))
+        assert asyncio.run(event(link))["state"] == "ready"
+        assert len(link.passed) == 1
 
 
 @pytest.mark.parametrize("words", [None, "Trigger timeout"], ids=["looked", "no triggerer"])

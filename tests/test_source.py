@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -36,15 +37,14 @@ def source(request: pytest.FixtureRequest, tmp_path: Path, memory: MemoryFileSys
     path.write_bytes(CONTENT)
     memory.pipe("/bucket/a recording.mp3", CONTENT)
     stored = "memory://bucket/a recording.mp3"
-    return find_source(
-        {
-            "path": path,
-            "text": str(path),
-            "file://": f"file://{path}",
-            "memory://": stored,
-            "ObjectStoragePath": ObjectStoragePath(stored),
-        }[request.param]
-    )
+    named: dict[str, Any] = {
+        "path": path,
+        "text": str(path),
+        "file://": f"file://{path}",
+        "memory://": stored,
+        "ObjectStoragePath": ObjectStoragePath(stored),
+    }
+    return find_source(named[request.param])
 
 
 @pytest.mark.parametrize(
@@ -127,13 +127,14 @@ def test_a_name_is_read_as_airflow_reads_it(tmp_path: Path, name: str, form: str
     # What another reading of the name would lead to.
     for other in {unquote(name), re.split("[#?]", name)[0]} - {name}:
         (tmp_path / other).write_bytes(CONTENT[::-1])
-    named: str | ObjectStoragePath = {
+    forms: dict[str, Any] = {
         "path": str(path),
         "file://": f"file://{path}",
         "ObjectStoragePath": ObjectStoragePath(str(path)),
         "ObjectStoragePath of file://": ObjectStoragePath(f"file://{tmp_path}") / name,
         "local://": f"local://{path}",
-    }[form]
+    }
+    named = forms[form]
     if not isinstance(named, str):
         assert named.read_bytes() == CONTENT
     elif form != "path":

@@ -80,7 +80,7 @@ def upload(hook: RoughyHook, recording: Path) -> Upload:
 def arrived_whole(roughy: Emulator, path: Path) -> bool:
     """Whether there is one asset, it left the upload behind, and its bytes are the file's."""
     (asset,) = roughy.assets
-    return asset["state"] == "processing" and asset["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    return (asset["state"], asset["sha256"]) == ("processing", hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def patches(roughy: Emulator) -> list[Any]:
@@ -112,8 +112,8 @@ def test_progress_is_told_block_by_block(roughy: Emulator, upload: Upload) -> No
     assert told[-1] == (8 * MIB, 8 * MIB)
 
 
-PATCH = {"method": "PATCH", "path": UPLOADS}
-HEAD = {"method": "HEAD", "path": UPLOADS}
+PATCH: dict[str, Any] = {"method": "PATCH", "path": UPLOADS}
+HEAD: dict[str, Any] = {"method": "HEAD", "path": UPLOADS}
 
 SURVIVED: dict[str, list[Fault]] = {
     "cut after N bytes": [Fault(**PATCH, cut_after=3 * MIB + 11)],

@@ -29,10 +29,13 @@ KIB = 1024
 MIB = 1024 * KIB
 SIZE = 700 * KIB + 13
 
-PATCH = {"method": "PATCH", "path": "/v1/uploads/*"}
-HEAD = {"method": "HEAD", "path": "/v1/uploads/*"}
+PATCH: dict[str, Any] = {"method": "PATCH", "path": "/v1/uploads/*"}
+HEAD: dict[str, Any] = {"method": "HEAD", "path": "/v1/uploads/*"}
 PAGE = "<html>Sign in to the network</html>"
-BUSY = {"status": 409, "body": {"error": {"code": "conflict", "message": "Another request writes to this upload."}}}
+BUSY: dict[str, Any] = {
+    "status": 409,
+    "body": {"error": {"code": "conflict", "message": "Another request writes to this upload."}},
+}
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["keeps parts", "keeps nothing"])
@@ -195,7 +198,7 @@ def test_whoever_lies_nothing_whole_is_lost_and_nothing_else_counts_as_whole(
     server.clear_requests()
     uploads: dict[str, str] = {}
 
-    def inject(where: dict[str, str], faults: list[Any]) -> None:
+    def inject(where: dict[str, Any], faults: list[Any]) -> None:
         for nth, fault in enumerate(faults, start=1):
             if isinstance(fault, int):
                 # A replica that lags tells an offset of some time ago, whatever became of the upload.

@@ -52,8 +52,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self.clock.now
 
-    def run_in_executor(self, *args: Any) -> Any:
-        future = super().run_in_executor(*args)
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]
+        future = super().run_in_executor(executor, func, *args)
         self.clock.threads += 1
         future.add_done_callback(lambda _: setattr(self.clock, "threads", self.clock.threads - 1))
         return future

@@ -17,6 +17,15 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 EXAMPLE_DAGS = ROOT / "example_dags"
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep those on the one Airflow together, where several processes share the tests."""
+    for item in items:
+        if HERE in item.path.parents and isinstance(item, pytest.Function):
+            shared = "local_airflow" in item.fixturenames and item.path.name != "test_harness.py"
+            item.add_marker(pytest.mark.xdist_group("shared" if shared else item.path.name))
+
+
 #: Not the emulator's own, so that it is found only where it leaked.
 API_KEY = "sk_needle_7c1f0e93"
 

@@ -79,6 +79,10 @@ class HoldingLink(Link):
         self._cut = threading.Event()
         self._stop = stop
 
+    def has_stopped(self) -> bool:
+        """Tell whether a request is held, or was."""
+        return self._stopped.is_set()
+
     def wait_until_stopped(self, seconds: float = PATIENCE) -> None:
         """Wait until a request is held."""
         assert self._stopped.wait(seconds), f"nothing came to {self._stop} in {seconds} s: {self.passed}"

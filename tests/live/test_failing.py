@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import psutil  # type: ignore[import-untyped]  # Its stubs are one more package.
+import psutil
 
 from airflow_provider_roughy.emulator import Emulator
 from harness.airflow import FINISHED, PATIENCE, LocalAirflow

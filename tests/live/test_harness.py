@@ -107,6 +107,6 @@ def seen_in(where: str, running: LocalAirflow) -> str:
 def alive(process: psutil.Process) -> bool:
     # The dead children of a killed component are for init to bury.
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False

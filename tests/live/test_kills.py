@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 import httpx
-import psutil  # type: ignore[import-untyped]  # Its stubs are one more package.
+import psutil
 import pytest
 
 from airflow_provider_roughy.emulator import Emulator

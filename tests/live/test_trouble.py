@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -24,7 +25,7 @@ pytestmark = LIVE
 Start = Callable[..., Run]
 
 #: What stands in for Roughy's own answer: a page, and no envelope of an error.
-PAGE = {
+PAGE: dict[str, Any] = {
     "headers": {"Content-Type": "text/html"},
     "body": "<html><body><h1>Sorry, you have been blocked</h1></body></html>",
 }

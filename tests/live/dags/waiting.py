@@ -17,7 +17,7 @@ SOURCE = "{{ dag_run.conf['source'] }}"
 RETRIES = {"retries": 3, "retry_delay": timedelta(seconds=1)}
 
 with DAG("waits", schedule=None, default_args=RETRIES):
-    upload = RoughyCreateUploadOperator(task_id="upload", source=SOURCE)
+    upload: Any = RoughyCreateUploadOperator(task_id="upload", source=SOURCE)
     RoughyAssetSensor(task_id="wait", asset_id=upload.output, deferrable=True, poke_interval=2, timeout=300)
 
 with DAG("unpaid", schedule=None, default_args=RETRIES):

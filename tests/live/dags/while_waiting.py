@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from airflow.sdk import DAG
 
@@ -10,7 +11,7 @@ from airflow_provider_roughy.operators import RoughyCreateUploadOperator
 from airflow_provider_roughy.sensors import RoughyAssetSensor
 
 CONN_ID = "{{ dag_run.conf['conn_id'] }}"
-ASSET = {"asset_id": "{{ dag_run.conf['asset_id'] }}", "roughy_conn_id": CONN_ID}
+ASSET: dict[str, Any] = {"asset_id": "{{ dag_run.conf['asset_id'] }}", "roughy_conn_id": CONN_ID}
 # A retry that is burned shows in the try number, and soon.
 RETRIES = {"retries": 3, "retry_delay": timedelta(seconds=1)}
 
