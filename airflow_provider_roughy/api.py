@@ -12,7 +12,6 @@ import re
 from dataclasses import dataclass, field, fields
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
-from urllib.parse import urlsplit
 from uuid import UUID
 
 from airflow_provider_roughy.exceptions import (
@@ -56,8 +55,11 @@ class Request:
 
     def __str__(self) -> str:
         """Name it in an error: method and path; of a URL that Roughy handed out, not the part that is a secret."""
-        path = urlsplit(self.target).path
-        return f"{self.method} {path if self.target.startswith('/') else path.rpartition('/')[0] + '/…'}"
+        path = re.split(r"[?#]", self.target, maxsplit=1)[0]
+        if not path.startswith("/"):
+            path = "/" + path.partition("://")[2].partition("/")[2].rpartition("/")[0]
+            path = f"{path.rstrip('/')}/…"
+        return f"{self.method} {path}"
 
 
 @dataclass(frozen=True)

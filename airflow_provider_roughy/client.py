@@ -1,4 +1,4 @@
-"""The wire: settings, retries, and one sync and one async driver of a :class:`~airflow_provider_roughy.api.Call`.
+"""The wire: one sync and one async driver of a :class:`~airflow_provider_roughy.api.Call`.
 
 This is the only module that imports httpx.
 """
@@ -9,16 +9,13 @@ import asyncio
 import logging
 import os
 import platform
-import random
-import re
 import ssl
 import time
 import zlib
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpcore
@@ -28,23 +25,23 @@ from airflow_provider_roughy import __version__
 from airflow_provider_roughy.api import Call, Reply, Request, decipher
 from airflow_provider_roughy.compat import AIRFLOW_VERSION
 from airflow_provider_roughy.exceptions import (
-    RoughyApiError,
     RoughyConfigurationError,
     RoughyError,
     RoughyProtocolError,
     RoughyUnreachableError,
     RoughyUntrustedUrlError,
 )
+from airflow_provider_roughy.retry import Backoff, Tries
+from airflow_provider_roughy.settings import DEFAULT_BASE_URL, Address, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from types import TracebackType
     from typing import Self
 
-T = TypeVar("T")
+__all__ = ["DEFAULT_BASE_URL", "AsyncClient", "Backoff", "Client", "Download", "Settings"]
 
-#: Roughy in production (page "Quickstart").
-DEFAULT_BASE_URL = "https://api.roughy.ai"
+T = TypeVar("T")
 
 #: Seconds. A write is one block of an upload, so 60 s tolerate a link of about 17 KiB/s.
 _TIMEOUT = {"connect": 10.0, "read": 60.0, "write": 60.0, "pool": 60.0}
@@ -54,165 +51,22 @@ _TOTAL = 60.0
 _UPLOAD_REPLY = 300.0
 #: Bytes that a reply may have, unpacked. The longest that Roughy sends, a page of a list, has some 200 KiB.
 _LONGEST_REPLY = 8 * 1024 * 1024
+#: Bytes of a download that are handed over at once.
+_DOWNLOAD_BLOCK = 256 * 1024
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a connection says.
+class Download:
+    """A reply whose body is still to come.
 
-    :param api_key: Sent as a bearer token, and only to hosts that :meth:`check_may_see_key` lets pass.
-    :param base_url: Roughy's address, without a trailing slash.
-    :param project_id: The project that new assets belong to unless the caller names one.
-    :param timeout: Seconds that a request may take in all; of one that carries an upload's bytes, seconds that may pass
-        without any of them moving, and seconds until it is answered. ``None`` for this package's own choice.
-    :param verify: A path to a CA bundle; ``True`` for the usual one, ``False`` to trust anybody.
-    :param allow_http: Whether plain http may leave this machine.
+    :param status: The HTTP status.
+    :param headers: Its headers, with lower-case names.
+    :param blocks: The body, to be read once, as it was sent.
     """
 
-    api_key: str = field(repr=False)
-    base_url: str = DEFAULT_BASE_URL
-    project_id: str | None = None
-    timeout: float | None = None
-    verify: bool | str = True
-    allow_http: bool = False
-
-    @classmethod
-    def from_connection(
-        cls,
-        *,
-        host: str | None,
-        schema: str | None,
-        port: int | None,
-        password: str | None,
-        extra: Mapping[str, Any],
-    ) -> Settings:
-        """Read an Airflow connection's fields, which are all text if it came from a URI.
-
-        :raises RoughyConfigurationError: If one of them is unusable; the key is never shown.
-        """
-        key = (password or "").strip()
-        if not key:
-            raise RoughyConfigurationError("it has no API key: put the key (sk_…) into the password")
-        if not re.fullmatch(r"[\x21-\x7e]+", key):
-            raise RoughyConfigurationError("the password is no API key: it has spaces or characters beyond ASCII")
-        base_url = (host or DEFAULT_BASE_URL).strip()
-        if "://" not in base_url:
-            base_url = f"{schema or 'https'}://{base_url}"
-        base_url = base_url.rstrip("/")
-        if port:
-            base_url = f"{base_url}:{port}"
-        settings = cls(
-            api_key=key,
-            base_url=base_url,
-            project_id=extra.get("project_id") or None,
-            timeout=_seconds(extra.get("timeout")),
-            verify=_verify(extra.get("verify")),
-            allow_http=_flag("allow_http", extra.get("allow_http"), default=False),
-        )
-        settings._check_base_url()
-        return settings
-
-    def _check_base_url(self) -> None:
-        try:
-            url = httpx.URL(self.base_url)
-        except httpx.InvalidURL as err:
-            raise RoughyConfigurationError(f"the host is no URL: {err}") from None
-        if url.scheme not in ("http", "https") or not url.host:
-            raise RoughyConfigurationError("the host must be an http or https URL")
-        if url.userinfo or url.query or url.fragment:
-            raise RoughyConfigurationError("the host must have neither user, query nor fragment")
-        if url.scheme == "http" and not (self.allow_http or _is_loopback(url.host)):
-            raise RoughyConfigurationError(
-                f"the host {url.host} is plain http, where anybody on the way can read the API key; "
-                "use https, or set allow_http in the extra"
-            )
-
-    def url(self, target: str) -> httpx.URL:
-        """Return the absolute URL of a request's target.
-
-        :raises RoughyUntrustedUrlError: If it must not see the key: only the connection's own origin, and https hosts
-            under roughy.ai, may.
-        """
-        if target.startswith("/"):
-            return httpx.URL(self.base_url + target)
-        base = httpx.URL(self.base_url)
-        try:
-            url = httpx.URL(target)
-        except httpx.InvalidURL as err:
-            raise RoughyUntrustedUrlError(f"Roughy named a URL that is none: {err}") from None
-        own = _origin(url) == _origin(base)
-        roughy = url.scheme == "https" and (url.host == "roughy.ai" or url.host.endswith(".roughy.ai"))
-        if not (own or roughy):
-            raise RoughyUntrustedUrlError(
-                f"Roughy named a URL on {url.scheme}://{url.host}, which is neither {base.host} nor https under "
-                "roughy.ai; the API key was not sent there"
-            )
-        return url
-
-
-class Backoff:
-    """The one retry policy: which error is tried again, and after how many seconds.
-
-    :param tries: How often a request is sent in all, counted anew after each :meth:`refill`.
-    :param first: Seconds before the first repetition; they double from there, with jitter.
-    :param longest: Seconds that a pause grows to.
-    :param patience: Seconds of ``Retry-After`` that are waited; a longer one ends the tries, and the error carries it.
-    """
-
-    def __init__(self, *, tries: int = 5, first: float = 0.5, longest: float = 30.0, patience: float = 300.0) -> None:
-        self.tries = tries
-        self.first = first
-        self.longest = longest
-        self.patience = patience
-        self._failed = 0
-
-    def pause_after(self, error: RoughyError, *, idempotent: bool = True) -> float | None:
-        """Return the seconds to wait before the next try, or ``None`` to give up.
-
-        :param error: What went wrong.
-        :param idempotent: Whether the request may be sent again although it may have been processed.
-        """
-        self._failed += 1
-        if self._failed >= self.tries or not error.transient or not (idempotent or _was_not_processed(error)):
-            return None
-        wanted = error.retry_after if isinstance(error, RoughyApiError) else None
-        if wanted is not None:
-            return None if wanted > self.patience else wanted + random.uniform(0, self.first)
-        ceiling = min(self.longest, self.first * 2 ** min(self._failed - 1, 30))
-        return random.uniform(ceiling / 2, ceiling)
-
-    def refill(self) -> None:
-        """Count the tries anew, because the work moved on."""
-        self._failed = 0
-
-
-def _was_not_processed(error: RoughyError) -> bool:
-    """Whether the request certainly did nothing: never sent, or turned away at the door."""
-    if isinstance(error, RoughyUnreachableError):
-        return not error.sent
-    return isinstance(error, RoughyApiError) and (
-        error.status == 429 or (error.status == 503 and error.retry_after is not None)
-    )
-
-
-@dataclass(frozen=True)
-class _Pause:
-    seconds: float
-
-
-def _tries(call: Call[T], backoff: Backoff) -> Generator[Request | _Pause, Reply | None, T]:
-    """Drive a call without doing I/O: yields what to send or how long to sleep, is sent the reply."""
-    while True:
-        try:
-            reply = yield call.request
-            if reply is None:
-                raise TypeError("a request is answered with a reply")
-            return decipher(call, reply)
-        except RoughyError as error:
-            pause = backoff.pause_after(error, idempotent=call.idempotent)
-            if pause is None:
-                raise
-        yield _Pause(pause)
+    status: int
+    headers: Mapping[str, str]
+    blocks: Iterator[bytes]
 
 
 class Client:
@@ -223,7 +77,8 @@ class Client:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._http = _bounded(httpx.Client(verify=_ssl_context(settings.verify), **_options()))
+        self._trust = _Trust(settings.verify)
+        self._http = _bounded(httpx.Client(verify=self._trust.context, **_options(settings)))
 
     def run(self, call: Call[T], *, backoff: Backoff | None = None) -> T:
         """Send a call, again where that is safe, and return its value.
@@ -232,24 +87,17 @@ class Client:
         :param backoff: Another retry policy than the default one.
         :raises RoughyError: What went wrong in the last try.
         """
-        tries = _tries(call, backoff or Backoff())
-        step = next(tries)
-        try:
-            while True:
-                if isinstance(step, _Pause):
-                    time.sleep(step.seconds)
-                    step = next(tries)
-                    continue
-                try:
-                    reply = self.send(step)
-                except RoughyUnreachableError as error:
-                    step = tries.throw(error)
-                else:
-                    step = tries.send(reply)
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
-        finally:
-            tries.close()
+        tries = Tries(call, backoff or Backoff())
+        while True:
+            try:
+                return self.once(call)
+            except RoughyError as error:
+                if tries.did(error):
+                    return call.parse(Reply(204, {}))
+                pause = tries.pause_after(error)
+                if pause is None:
+                    raise
+            time.sleep(pause)
 
     def once(self, call: Call[T], *, within: float | None = None) -> T:
         """Send a call exactly once, and return its value.
@@ -277,7 +125,40 @@ class Client:
                         body.add(chunk)
                     return body.reply()
         except httpx.HTTPError as err:
-            raise _translate(request, self.settings, err, deadline) from err
+            if isinstance(err, httpx.ConnectError):
+                self._trust.renew()
+            raise _translate(request, httpx.URL(self.settings.base_url).host, err, deadline) from err
+
+    @contextmanager
+    def download(self, url: str, *, headers: Mapping[str, str] | None = None) -> Iterator[Download]:
+        """Open a URL that Roughy handed out, such as a ``download_url``, on whatever host, which never sees the key.
+
+        The reply's head has as long as any request; then, time counts from one block to the next.
+
+        :param url: An https URL; plain http only to this machine, unless the connection allows it.
+        :param headers: Headers to send, e.g. ``Range``.
+        :raises RoughyUntrustedUrlError: If the URL is none, or plain http beyond this machine.
+        :raises RoughyUnreachableError: If nothing came, or it broke off.
+        :raises RoughyProtocolError: If it was redirected, which is not followed.
+        """
+        request = Request("GET", url, headers=headers or {})
+        address = Address.of(url) if isinstance(url, str) else None
+        if address is None or not (address.scheme == "https" or address.is_loopback or self.settings.allow_http):
+            raise RoughyUntrustedUrlError(f"{request}: neither an https URL nor one of this machine")
+        deadline = _Deadline(self.settings.timeout or _TOTAL)
+        # A client of its own: no header, cookie or connection of the one with the key.
+        options = {**_options(self.settings), "headers": {"User-Agent": _user_agent(), "Accept-Encoding": "identity"}}
+        with _bounded(httpx.Client(verify=self._trust.context, timeout=deadline.seconds, **options)) as http:
+            try:
+                with _sending_within(deadline):
+                    response = http.send(http.build_request("GET", url, headers=request.headers), stream=True)
+                with closing(response):
+                    if 300 <= response.status_code < 400:
+                        raise RoughyProtocolError(f"{request}: a redirect, which is not followed")
+                    received = {name.lower(): value for name, value in response.headers.items()}
+                    yield Download(response.status_code, received, response.iter_raw(_DOWNLOAD_BLOCK))
+            except httpx.HTTPError as err:
+                raise _translate(request, address.host, err, deadline) from err
 
     def close(self) -> None:
         """Close the connections."""
@@ -296,17 +177,18 @@ class AsyncClient:
     """:class:`Client` for an event loop. Made by :meth:`open`, which does not block the loop.
 
     :param settings: Where to, with which key.
-    :param context: The TLS context to use.
+    :param trust: Whose certificates to accept.
     """
 
-    def __init__(self, settings: Settings, context: ssl.SSLContext) -> None:
+    def __init__(self, settings: Settings, trust: _Trust) -> None:
         self.settings = settings
-        self._http = httpx.AsyncClient(verify=context, **_options())
+        self._trust = trust
+        self._http = httpx.AsyncClient(verify=trust.context, **_options(settings))
 
     @classmethod
     async def open(cls, settings: Settings) -> AsyncClient:
         """Make a client; the CA bundle, some 20 to 40 ms of CPU, is read in a thread."""
-        return cls(settings, await asyncio.to_thread(_ssl_context, settings.verify))
+        return cls(settings, await asyncio.to_thread(_Trust, settings.verify))
 
     async def run(self, call: Call[T], *, backoff: Backoff | None = None) -> T:
         """Send a call, again where that is safe, and return its value.
@@ -315,24 +197,17 @@ class AsyncClient:
         :param backoff: Another retry policy than the default one.
         :raises RoughyError: What went wrong in the last try.
         """
-        tries = _tries(call, backoff or Backoff())
-        step = next(tries)
-        try:
-            while True:
-                if isinstance(step, _Pause):
-                    await asyncio.sleep(step.seconds)
-                    step = next(tries)
-                    continue
-                try:
-                    reply = await self.send(step)
-                except RoughyUnreachableError as error:
-                    step = tries.throw(error)
-                else:
-                    step = tries.send(reply)
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
-        finally:
-            tries.close()
+        tries = Tries(call, backoff or Backoff())
+        while True:
+            try:
+                return await self.once(call)
+            except RoughyError as error:
+                if tries.did(error):
+                    return call.parse(Reply(204, {}))
+                pause = tries.pause_after(error)
+                if pause is None:
+                    raise
+            await asyncio.sleep(pause)
 
     async def once(self, call: Call[T], *, within: float | None = None) -> T:
         """Send a call exactly once, and return its value.
@@ -371,7 +246,9 @@ class AsyncClient:
                     finally:
                         await response.aclose()
         except httpx.HTTPError as err:
-            raise _translate(request, self.settings, err, deadline) from err
+            if isinstance(err, httpx.ConnectError):
+                await asyncio.to_thread(self._trust.renew)
+            raise _translate(request, httpx.URL(self.settings.base_url).host, err, deadline) from err
         except TimeoutError as err:
             raise RoughyUnreachableError(f"{request}: {deadline}", sent=sent) from err
 
@@ -563,24 +440,25 @@ def _build(
     )
 
 
-def _translate(request: Request, settings: Settings, err: httpx.HTTPError, deadline: _Deadline) -> RoughyError:
+def _translate(request: Request, host: str, err: httpx.HTTPError, deadline: _Deadline) -> RoughyError:
     if isinstance(err, httpx.UnsupportedProtocol):
         return RoughyConfigurationError(f"{request}: {err}")
     never_sent = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
     what = type(err).__name__ + (f": {err}" if str(err) else "")
     if isinstance(err, httpx.TimeoutException) and deadline.is_over:
         what = str(deadline)
-    host = httpx.URL(settings.base_url).host
     return RoughyUnreachableError(f"{request}: no answer from {host}: {what}", sent=not isinstance(err, never_sent))
 
 
-def _options() -> dict[str, Any]:
+def _options(settings: Settings) -> dict[str, Any]:
     return {
         "follow_redirects": False,
         # Nothing but gzip, whose length can be bounded while it is unpacked.
         "headers": {"User-Agent": _user_agent(), "Accept": "application/json", "Accept-Encoding": "gzip"},
         # Proxies from the environment. httpx takes no credentials from .netrc, which would replace the key.
         "trust_env": True,
+        # But none of them is to see what is meant for this machine, the key among it.
+        "mounts": {f"all://{host}": None for host in settings.unproxied},
     }
 
 
@@ -595,8 +473,38 @@ def _user_agent() -> str:
     return " ".join(f"{name}/{version}" for name, version in versions.items())
 
 
+class _Trust:
+    """Whose certificates a client accepts, also after the CA bundle was replaced on disk.
+
+    :param verify: As in :class:`Settings`.
+    """
+
+    def __init__(self, verify: bool | str) -> None:
+        self._verify = verify
+        self._version = _version(verify)
+        self.context = _ssl_context(verify, self._version)
+
+    def renew(self) -> None:
+        """Read the bundle again if it was replaced: its CAs are trusted as well. Only a new client forgets old ones."""
+        version = _version(self._verify)
+        if version is None or version == self._version:
+            return
+        # One that is being written cannot be read, and changes once more.
+        with suppress(OSError, ssl.SSLError):
+            self.context.load_verify_locations(cafile=str(self._verify))
+            self._version = version
+
+
+def _version(verify: bool | str) -> tuple[int, ...] | None:
+    """Return what changes when a CA bundle is replaced; a folder's files are read as they are needed."""
+    if not isinstance(verify, str) or not os.path.isfile(verify):
+        return None
+    status = os.stat(verify)
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
 @lru_cache(maxsize=8)
-def _ssl_context(verify: bool | str) -> ssl.SSLContext:
+def _ssl_context(verify: bool | str, version: tuple[int, ...] | None) -> ssl.SSLContext:
     """Make a TLS context once for all clients: it is safe to share, and reading the CA bundle is dear."""
     if isinstance(verify, str):
         try:
@@ -606,43 +514,3 @@ def _ssl_context(verify: bool | str) -> ssl.SSLContext:
         except (OSError, ssl.SSLError) as err:
             raise RoughyConfigurationError(f"verify in the extra is no CA bundle: {verify}: {err}") from err
     return httpx.create_ssl_context(verify=verify)
-
-
-def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
-    return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _seconds(value: Any) -> float | None:
-    if value in (None, ""):
-        return None
-    try:
-        seconds = float(value)
-    except (TypeError, ValueError):
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise RoughyConfigurationError(f"timeout in the extra must be a number of seconds above 0, not {value!r}")
-    return seconds
-
-
-def _flag(name: str, value: Any, *, default: bool) -> bool:
-    if value in (None, ""):
-        return default
-    flag = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(str(value).lower())
-    if flag is None:
-        raise RoughyConfigurationError(f"{name} in the extra must be true or false, not {value!r}")
-    return flag
-
-
-def _verify(value: Any) -> bool | str:
-    if isinstance(value, str) and os.path.sep in value:
-        return value
-    return _flag("verify", value, default=True)

@@ -19,7 +19,7 @@ CONN_FIELDS: dict[str, dict[str, Any]] = {
     },
     "timeout": {
         "label": "Timeout (seconds)",
-        "description": "How long connecting, one read or one write may take. Leave empty for the usual values.",
+        "description": "How long a request may take, or an upload stand still. Leave empty for the usual values.",
         "schema": {"type": ["number", "null"], "minimum": 0},
     },
     "verify": {

@@ -7,6 +7,7 @@ import gzip
 import json
 import logging
 import socket
+import ssl
 import threading
 import time
 import tracemalloc
@@ -17,6 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
+import trustme
 
 from airflow_provider_roughy import __version__, api
 from airflow_provider_roughy.client import AsyncClient, Backoff, Client, Settings
@@ -25,6 +27,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyAuthenticationError,
     RoughyConfigurationError,
     RoughyError,
+    RoughyNotFoundError,
     RoughyProtocolError,
     RoughyRateLimitError,
     RoughyServerError,
@@ -86,6 +89,11 @@ def test_an_empty_connection_needs_only_a_key() -> None:
         ({"host": "http://[::1]:8321"}, "http://[::1]:8321"),
         ({"host": "https://gateway.example/roughy"}, "https://gateway.example/roughy"),
         ({"host": "http://roughy.internal", "extra": {"allow_http": True}}, "http://roughy.internal"),
+        ({"host": "https://gateway.example/roughy", "port": 8443}, "https://gateway.example:8443/roughy"),
+        ({"host": "gateway.example/roughy/", "port": 8443}, "https://gateway.example:8443/roughy"),
+        ({"host": "https://gateway.example:8443", "port": 8443}, "https://gateway.example:8443"),
+        ({"host": "http://[::1]", "port": 8321}, "http://[::1]:8321"),
+        ({"host": "http://roughy_1:8321", "extra": {"allow_http": True}}, "http://roughy_1:8321"),
     ],
 )
 def test_the_host_may_be_written_in_several_ways(fields: dict[str, Any], base_url: str) -> None:
@@ -110,6 +118,10 @@ def test_the_extra_may_be_text_as_it_is_in_a_uri() -> None:
         ({"host": "https://"}, "http or https"),
         ({"host": "https://user:pw@roughy.ai"}, "neither user"),
         ({"host": "https://roughy.ai?x=1"}, "neither user"),
+        ({"host": "https://gateway.example:8443", "port": 9443}, "names port 8443"),
+        ({"host": "https://gateway.example:70000"}, "no URL"),
+        ({"host": "https://evil.example\\.roughy.ai"}, "no URL"),
+        ({"host": "https://gate way.example"}, "no URL"),
         ({"extra": {"timeout": "soon"}}, "timeout"),
         ({"extra": {"timeout": -1}}, "timeout"),
         ({"extra": {"timeout": "inf"}}, "timeout"),
@@ -139,7 +151,7 @@ def test_settings_do_not_show_the_key() -> None:
     "url", ["https://api.roughy.ai/v1/uploads/u", "https://uploads.roughy.ai/u", "http://127.0.0.1:8321/v1/uploads/u"]
 )
 def test_the_key_goes_to_its_own_origin_and_to_roughy(url: str) -> None:
-    assert str(connection(host="http://127.0.0.1:8321").url(url)) == url
+    assert connection(host="http://127.0.0.1:8321").url(url) == url
 
 
 @pytest.mark.parametrize(
@@ -154,13 +166,22 @@ def test_the_key_goes_to_its_own_origin_and_to_roughy(url: str) -> None:
         "//evil.example/ux",
         "file:///etc/passwd",
         "https://[::1",
+        "https://evil.example\\@api.roughy.ai/u",
+        "https://evil.example\\.roughy.ai/u",
+        "https://evil.example#.roughy.ai/u",
+        "https://evil.example\t.roughy.ai/u",
+        "https://api.roughy.ai:pw@evil.example/u",
+        "https:/api.roughy.ai/u",
+        "https://api.roughy.ai:443443/u",
+        "https://\uff41pi.roughy.ai/u",
+        "",
     ],
 )
 def test_the_key_goes_nowhere_else(url: str) -> None:
     settings = connection(host="http://127.0.0.1:8321")
     if url.startswith("//"):
         # A path, however it looks: it stays on the connection's own origin.
-        assert settings.url(url).host == "127.0.0.1"
+        assert settings.url(url).startswith("http://127.0.0.1:8321/")
         return
     with pytest.raises(RoughyUntrustedUrlError):
         settings.url(url)
@@ -205,6 +226,20 @@ def test_a_proxy_from_the_environment_is_used(run: Run, monkeypatch: pytest.Monk
     assert seen[0].startswith(b"GET http://roughy.internal/v1/credits/balance")
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_no_proxy_sees_what_is_meant_for_this_machine(
+    roughy: Emulator, run: Run, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    with listener(answer(b"", status="502 Bad Gateway")) as (port, seen):
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{port}")
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        base_url = roughy.url.replace("127.0.0.1", host)
+        assert run(Settings(roughy.api_key, base_url=base_url), api.get_credit_balance()) == roughy.balance
+    assert seen == []
+
+
 def test_requests_say_who_asks(roughy: Emulator, settings: Settings, run: Run) -> None:
     run(settings, api.get_credit_balance())
     agent = roughy.requests[-1].headers["user-agent"]
@@ -239,6 +274,45 @@ def test_retry_after_is_obeyed(roughy: Emulator, settings: Settings, run: Run) -
     run(settings, api.get_credit_balance())
     first, second = roughy.requests
     assert second.started_at - first.started_at >= 1.0
+
+
+def test_a_delete_whose_reply_was_lost_has_deleted(roughy: Emulator, settings: Settings, run: Run) -> None:
+    asset = run(settings, api.create_asset(roughy.project_id, 64))
+    roughy.inject(Fault(method="DELETE", lose_reply=True, times=1))
+    roughy.clear_requests()
+    assert run(settings, api.delete_asset(asset.id)) is None
+    assert len(roughy.requests) == 2
+    assert roughy.assets == []
+
+
+@pytest.mark.parametrize("fault", [None, {"status": 429, "headers": {"Retry-After": "0"}}], ids=["none", "turned away"])
+def test_a_delete_of_what_is_not_there_has_not(
+    roughy: Emulator, settings: Settings, run: Run, fault: dict[str, Any] | None
+) -> None:
+    if fault:
+        roughy.inject(Fault(method="DELETE", times=1, **fault))
+    with pytest.raises(RoughyNotFoundError):
+        run(settings, api.delete_asset(NOBODY))
+
+
+def test_each_pause_is_one_line_of_the_log(
+    roughy: Emulator, settings: Settings, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "airflow_provider_roughy")
+    roughy.inject(Fault(path="/v1/credits/balance", status=429, headers={"Retry-After": "1"}, nth=1))
+    roughy.inject(Fault(path="/v1/credits/balance", status=500, nth=2))
+    roughy.inject(Fault(path="/v1/credits/balance", drop=True, nth=3))
+    run(settings, api.get_credit_balance())
+    first, second, third = (r for r in caplog.records if r.name.startswith("airflow_provider_roughy."))
+    assert (first.levelname, second.levelname, third.levelname) == ("INFO", "WARNING", "WARNING")
+    assert first.getMessage().startswith(
+        "Try 1 of 5 failed, the next one is in 1.0 s, as Retry-After asks: GET /v1/cre"
+    )
+    assert second.getMessage().startswith("Try 2 of 5 failed, the next one is in 0.0 s: GET /v1/credits/balance: 500")
+    assert third.getMessage().startswith(
+        "Try 3 of 5 failed, the next one is in 0.0 s: GET /v1/credits/balance: no answ"
+    )
+    assert settings.api_key not in caplog.text
 
 
 def test_retries_end(roughy: Emulator, settings: Settings, run: Run) -> None:
@@ -461,9 +535,116 @@ def test_once_is_once(roughy: Emulator, settings: Settings, once: Callable[..., 
     assert once(settings, api.get_credit_balance()) == roughy.balance
 
 
+# ---- Certificates
+
+
+@pytest.fixture
+def secure() -> Iterator[tuple[str, trustme.CA]]:
+    """The URL of a server over TLS, and the CA that vouches for it."""
+    ca = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ca.issue_cert("127.0.0.1").configure_cert(context)
+    with listener(answer(b'{"balance": 7}'), tls=context) as (port, _):
+        yield f"https://127.0.0.1:{port}", ca
+
+
+def test_a_ca_bundle_that_was_replaced_is_read_again(secure: tuple[str, trustme.CA], run: Run, tmp_path: Path) -> None:
+    url, ca = secure
+    bundle = tmp_path / "ca.pem"
+    settings = Settings("sk_key", base_url=url, verify=str(bundle))
+    trustme.CA().cert_pem.write_to_path(str(bundle))
+    with pytest.raises(RoughyUnreachableError, match="CERTIFICATE_VERIFY_FAILED"):
+        run(settings, api.get_credit_balance())
+    ca.cert_pem.write_to_path(str(bundle))
+    assert run(settings, api.get_credit_balance()) == 7
+
+
+def test_a_running_client_reads_a_replaced_ca_bundle(secure: tuple[str, trustme.CA], tmp_path: Path) -> None:
+    url, ca = secure
+    bundle = tmp_path / "ca.pem"
+    settings = Settings("sk_key", base_url=url, verify=str(bundle))
+    stranger = trustme.CA().cert_pem
+    stranger.write_to_path(str(bundle))
+
+    async def look() -> int:
+        async with await AsyncClient.open(settings) as client:
+            with pytest.raises(RoughyUnreachableError, match="CERTIFICATE_VERIFY_FAILED"):
+                await client.once(api.get_credit_balance())
+            ca.cert_pem.write_to_path(str(bundle))
+            return await client.run(api.get_credit_balance(), backoff=quick())
+
+    assert asyncio.run(look()) == 7
+    stranger.write_to_path(str(bundle))
+    with Client(settings) as client:
+        with pytest.raises(RoughyUnreachableError, match="CERTIFICATE_VERIFY_FAILED"):
+            client.once(api.get_credit_balance())
+        ca.cert_pem.write_to_path(str(bundle))
+        assert client.run(api.get_credit_balance(), backoff=quick()) == 7
+
+
+# ---- Downloads
+
+
+def test_a_download_is_streamed_without_the_key() -> None:
+    body = bytes(range(256)) * 8192
+    with listener(answer(body, "ETag: x", "Set-Cookie: a=b")) as (port, seen), Client(connection()) as client:
+        url = f"http://127.0.0.1:{port}/file?signature=secret"
+        with client.download(url, headers={"Range": "bytes=7-"}) as reply:
+            assert (reply.status, reply.headers["etag"]) == (200, "x")
+            blocks = list(reply.blocks)
+    assert b"".join(blocks) == body
+    assert len(blocks) > 1
+    (asked,) = seen
+    assert asked.startswith(b"GET /file?signature=secret HTTP/1.1\r\n")
+    assert b"range: bytes=7-" in asked.lower()
+    assert b"accept-encoding: identity" in asked.lower()
+    for word in (b"sk_", b"authorization", b"cookie", b"bearer"):
+        assert word not in asked.lower()
+
+
+def test_a_download_is_not_redirected() -> None:
+    with listener() as (elsewhere, seen):
+        reply = answer(b"", f"Location: http://127.0.0.1:{elsewhere}/", status="302 Found")
+        with pytest.raises(RoughyProtocolError, match="redirect"):
+            download(reply)
+    assert seen == []
+
+
+@pytest.mark.parametrize("url", ["http://storage.example/f", "file:///etc/passwd", "https://[::1", "/v1/assets", ""])
+def test_a_download_from_nowhere_is_refused(url: str) -> None:
+    with Client(connection()) as client, pytest.raises(RoughyUntrustedUrlError), client.download(url):
+        pass
+
+
+def test_a_download_that_breaks_off_is_an_error_that_keeps_the_link_to_itself() -> None:
+    with pytest.raises(RoughyUnreachableError) as broken:
+        download(answer(b"x" * 1000)[:-500])
+    assert broken.value.sent is True
+    assert "GET /bucket/…" in str(broken.value)
+    assert "secret" not in str(broken.value)
+
+
+def test_a_download_that_never_begins_ends_with_its_time() -> None:
+    with pytest.raises(RoughyUnreachableError, match="no whole answer"):
+        download(LONG, trickle_from=0)
+
+
+def download(reply: bytes, **manner: Any) -> bytes:
+    """Download from a server that replies this."""
+    with listener(reply, **manner) as (port, _), Client(connection(extra={"timeout": 0.4})) as client:
+        url = f"http://127.0.0.1:{port}/bucket/name?signature=secret"
+        with client.download(url) as opened:
+            return b"".join(opened.blocks)
+
+
 @contextmanager
 def listener(
-    answer: bytes = b"", *, trickle_from: int | None = None, expect: int = 0, silent: bool = False
+    answer: bytes = b"",
+    *,
+    trickle_from: int | None = None,
+    expect: int = 0,
+    silent: bool = False,
+    tls: ssl.SSLContext | None = None,
 ) -> Iterator[tuple[int, list[bytes]]]:
     """A socket that takes note of what it is told.
 
@@ -471,6 +652,7 @@ def listener(
     :param trickle_from: From which byte of that on it sends only one every 20 ms.
     :param expect: How many bytes of a body it reads before it replies.
     :param silent: Whether it keeps the connection open, and says nothing.
+    :param tls: Its certificate, if it talks TLS.
     """
     seen: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -483,9 +665,13 @@ def listener(
                     peer, _ = server.accept()
                 except TimeoutError:
                     continue
-                with peer, suppress(ConnectionError):
+                with peer, suppress(OSError):
                     peer.settimeout(5)
-                    talk(peer)
+                    if tls is None:
+                        talk(peer)
+                    else:
+                        with tls.wrap_socket(peer, server_side=True) as wrapped:
+                            talk(wrapped)
 
         def talk(peer: socket.socket) -> None:
             told = peer.recv(65536)
