@@ -26,6 +26,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyUploadClosedError,
 )
 from airflow_provider_roughy.lifecycle import ASSET, Arrival, Outcome, Verdict
+from airflow_provider_roughy.retry import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -228,8 +229,6 @@ class DurableUpload:
 
     def _read(self, asset_id: str) -> RoughyAsset:
         """Read an asset; one that waits for bytes without an upload is read again, for it may be about to move on."""
-        from airflow_provider_roughy.client import Backoff
-
         backoff = Backoff(tries=3)
         while True:
             asset = self._client.run(api.get_asset(asset_id))

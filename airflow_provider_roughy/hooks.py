@@ -16,8 +16,11 @@ from airflow_provider_roughy.exceptions import (
     RoughyError,
     RoughyMissingConnectionError,
     RoughyNotFoundError,
+    RoughyProtocolError,
 )
 from airflow_provider_roughy.get_provider_info import CONN_FIELDS, UI_FIELD_BEHAVIOUR
+from airflow_provider_roughy.retry import Backoff
+from airflow_provider_roughy.settings import Settings
 from airflow_provider_roughy.source import Source, find_source
 
 if TYPE_CHECKING:
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from airflow_provider_roughy.api import Call, Page, RoughyAsset, RoughyProject
-    from airflow_provider_roughy.client import AsyncClient, Client, Settings
+    from airflow_provider_roughy.client import AsyncClient, Client
     from airflow_provider_roughy.compat import Connection
     from airflow_provider_roughy.durable import Memory
 
@@ -134,8 +137,6 @@ class RoughyHook(BaseHook):
         )
 
     def _read(self, connection: Connection, extra: dict[str, Any]) -> Settings:
-        from airflow_provider_roughy.client import Settings
-
         try:
             return Settings.from_connection(
                 host=connection.host,
@@ -172,8 +173,6 @@ class RoughyHook(BaseHook):
 
     def test_connection(self) -> tuple[bool, str]:
         """Say whether the connection works: the balance, or what is wrong. Never the key."""
-        from airflow_provider_roughy.client import Backoff
-
         try:
             with self:
                 balance = self.client.run(api.get_credit_balance(), backoff=Backoff(tries=1))
@@ -334,11 +333,19 @@ class RoughyHook(BaseHook):
         return self.client.run(api.get_credit_balance())
 
     def _pages(self, read: Callable[[int], Call[Page[T]]]) -> Iterator[T]:
-        offset: int | None = 0
-        while offset is not None:
-            page = self.client.run(read(offset))
+        page: Page[T] | None = None
+        while page is None or page.next_offset is not None:
+            page = self._turned(page, self.client.run(read(page.next_offset or 0 if page else 0)))
             yield from page.items
-            offset = page.next_offset
+
+    def _turned(self, before: Page[T] | None, page: Page[T]) -> Page[T]:
+        """Return a page, unless it is the one before again: a list that never ends.
+
+        :raises RoughyProtocolError: If it is.
+        """
+        if before is not None and page.items and page.items == before.items:
+            raise RoughyProtocolError(f"A list of Roughy's does not go on: it is the same after {page.offset} entries")
+        return page
 
     # ---- For event loops
 
@@ -359,10 +366,11 @@ class RoughyHook(BaseHook):
 
     async def alist_assets(self, project_id: str | None = None, state: str | None = None) -> AsyncIterator[RoughyAsset]:
         """Yield assets, newest first, in an event loop. See :meth:`list_assets`."""
-        offset: int | None = 0
+        page: Page[RoughyAsset] | None = None
         async with await self.aopen() as client:
-            while offset is not None:
-                page = await client.run(api.list_assets(project_id=project_id, state=state, offset=offset))
+            while page is None or page.next_offset is not None:
+                offset = page.next_offset or 0 if page else 0
+                call = api.list_assets(project_id=project_id, state=state, offset=offset)
+                page = self._turned(page, await client.run(call))
                 for asset in page.items:
                     yield asset
-                offset = page.next_offset

@@ -22,12 +22,13 @@ from copy import copy
 from dataclasses import dataclass
 from heapq import nlargest
 from typing import TYPE_CHECKING, Any, ClassVar
-from uuid import UUID
 from weakref import WeakKeyDictionary
 
+from airflow_provider_roughy.api import resource_id
 from airflow_provider_roughy.exceptions import (
     RoughyApiError,
     RoughyAuthenticationError,
+    RoughyConfigurationError,
     RoughyError,
     RoughyMissingConnectionError,
     RoughyProtocolError,
@@ -35,10 +36,12 @@ from airflow_provider_roughy.exceptions import (
 )
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.lifecycle import Kind, OnPendingPayment, Outcome, Verdict
+from airflow_provider_roughy.retry import Backoff
 
 if TYPE_CHECKING:
     from airflow_provider_roughy.api import Call
-    from airflow_provider_roughy.client import AsyncClient, Backoff, Settings
+    from airflow_provider_roughy.client import AsyncClient
+    from airflow_provider_roughy.settings import Settings
 
 #: Seconds that one look may take in all.
 _LOOK_SECONDS = 30.0
@@ -502,8 +505,6 @@ class SharedPoll:
 
     def _rest_lists(self, error: RoughyError) -> None:
         """Do without lists for a while: a ``GET`` decides anyway."""
-        from airflow_provider_roughy.client import Backoff
-
         if self._list_backoff is None:
             self._list_backoff = Backoff(tries=sys.maxsize, first=5.0, longest=_MOST_RETRY_AFTER, patience=float("inf"))
         pause = min(self._list_backoff.pause_after(error) or _MOST_RETRY_AFTER, _MOST_RETRY_AFTER)
@@ -522,8 +523,6 @@ class SharedPoll:
 
         :param error: What it met.
         """
-        from airflow_provider_roughy.client import Backoff
-
         if not isinstance(error, RoughyError):
             _log.error("The poll of %ss met an error that it does not know", self._kind.name, exc_info=error)
             error = RoughyProtocolError(f"The poll met {type(error).__name__}: {error}")
@@ -592,10 +591,10 @@ class SharedPoll:
 
 
 def _canonical(id: str) -> str:
-    """Spell a UUID as Roughy does; what is none is left for the request to refuse."""
+    """Spell an id as Roughy does; what is none is left for the request to refuse."""
     try:
-        return str(UUID(id))
-    except (AttributeError, TypeError, ValueError):
+        return resource_id("id", id)
+    except RoughyConfigurationError:
         return id
 
 

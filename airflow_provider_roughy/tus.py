@@ -27,7 +27,6 @@ from tusclient.client import TusClient
 from tusclient.uploader.uploader import Uploader
 
 from airflow_provider_roughy import api
-from airflow_provider_roughy.client import Backoff
 from airflow_provider_roughy.exceptions import (
     RoughyApiError,
     RoughyConflictError,
@@ -42,6 +41,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyUploadError,
 )
 from airflow_provider_roughy.lifecycle import Arrival
+from airflow_provider_roughy.retry import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -274,9 +275,63 @@ def test_an_offset_that_is_no_number_breaks_the_contract(value: str) -> None:
 
 def test_a_page_knows_where_the_next_one_starts() -> None:
     def page(items: int, total: int, offset: int) -> int | None:
-        body = {"items": [ASSET] * items, "total": total, "limit": 100, "offset": offset}
-        return api.decipher(api.list_assets(), reply(200, body)).next_offset
+        # What the reply repeats of the question counts for nothing: a wrong echo would turn the same page for ever.
+        body = {"items": [ASSET] * items, "total": total, "limit": 100, "offset": 0}
+        return api.decipher(api.list_assets(offset=offset), reply(200, body)).next_offset
 
     assert page(100, 250, 0) == 100
     assert page(50, 250, 200) is None
     assert page(0, 250, 200) is None
+
+
+ODD = [
+    b"[" * 100_000 + b"]" * 100_000,
+    json.dumps({**ASSET, "size_bytes": 0}).replace('"size_bytes": 0', '"size_bytes": 1e999').encode(),
+    json.dumps({**ASSET, "size_bytes": float("nan")}).encode(),
+    json.dumps(ASSET).encode("utf-16") + b"\xff",
+]
+
+
+@pytest.mark.parametrize("body", ODD, ids=["deep", "infinite", "no number", "no text"])
+@pytest.mark.parametrize("status", [200, 404])
+def test_odd_json_breaks_the_contract_and_nothing_else(status: int, body: bytes) -> None:
+    error = raised(reply(status, body))
+    assert type(error) is (exceptions.RoughyProtocolError if status == 200 else exceptions.RoughyGatewayError)
+
+
+@pytest.mark.parametrize("value", ["Fri, 31 Dec 99999 23:59:59 GMT", "9" * 400, "1e999", "-5"])
+def test_an_odd_retry_after_is_a_number_that_json_knows_or_none(value: str) -> None:
+    error = raised(reply(429, envelope("rate_limited"), retry_after=value, date="Tue, 24 Nov 2026 00:00:00 GMT"))
+    assert isinstance(error, exceptions.RoughyApiError)
+    json.loads(json.dumps(error.to_dict(), allow_nan=False))
+    assert error.retry_after is None or error.retry_after <= 366 * 86400
+
+
+def test_the_words_of_others_are_cut() -> None:
+    long = "x" * 20_000_000
+    error = raised(
+        reply(422, {"error": {"code": "validation_error", "message": long, "fields": [{"field": long}] * 99}})
+    )
+    assert len(str(error)) < 50_000
+    assert isinstance(error, exceptions.RoughyApiError)
+    assert len(json.dumps(error.to_dict())) < 50_000
+    asset = api.decipher(api.get_asset(ID), reply(200, {**ASSET, "error_message": long}))
+    assert len(json.dumps(asset.to_dict())) < 5_000
+
+
+@pytest.mark.parametrize("url", [5, ["https://api.roughy.ai/u"], {"a": 1}, True])
+def test_a_url_that_is_no_text_is_none(url: Any) -> None:
+    created = api.create_asset(ID, 64)
+    assert api.decipher(created, reply(201, {**ASSET, "upload_url": url})).upload_url is None
+
+
+def test_an_asset_without_its_url_is_known_all_the_same() -> None:
+    """It can be deleted, which one whose reply counts as broken could not."""
+    assert api.decipher(api.create_asset(ID, 64), reply(201, ASSET)).id == ID
+
+
+def test_every_secret_is_kept_from_sight_by_one_word() -> None:
+    for cls in (api.RoughyAsset, api.RoughyProject):
+        assert issubclass(cls, api.Resource)
+        for entry in fields(cls):
+            assert ("secret" in entry.metadata) == entry.name.endswith("_url"), entry.name

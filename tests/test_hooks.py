@@ -9,11 +9,13 @@ from urllib.parse import parse_qs, quote
 
 import pytest
 
+from airflow_provider_roughy.api import RoughyAsset
 from airflow_provider_roughy.emulator import Emulator, Fault
 from airflow_provider_roughy.exceptions import (
     RoughyConfigurationError,
     RoughyInsufficientCreditsError,
     RoughyNotFoundError,
+    RoughyProtocolError,
 )
 from airflow_provider_roughy.hooks import RoughyHook
 
@@ -168,3 +170,20 @@ def test_calls_share_one_network_connection(hook: RoughyHook, roughy: Emulator) 
     for _ in range(5):
         hook.get_credit_balance()
     assert len({request.connection for request in roughy.requests}) == 1
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_a_list_that_does_not_go_on_has_an_end(hook: RoughyHook, roughy: Emulator, asynchronous: bool) -> None:
+    """A server that does not know ``offset`` returns the first page for ever."""
+    asset = roughy.seed_asset(state="ready")
+    item = hook.get_asset(asset).to_dict()
+    body = json.dumps({"items": [item], "total": 10**9, "limit": 100, "offset": 0})
+    headers = {"Content-Type": "application/json"}
+    roughy.inject(Fault(method="GET", path="/v1/assets", status=200, body=body, headers=headers, times=None))
+
+    async def read() -> list[RoughyAsset]:
+        return [asset async for asset in hook.alist_assets()]
+
+    with pytest.raises(RoughyProtocolError, match="does not go on"):
+        asyncio.run(read()) if asynchronous else list(hook.list_assets())
+    assert sum(request.path == "/v1/assets" for request in roughy.requests) == 2

@@ -12,7 +12,6 @@ import pytest
 
 from airflow_provider_roughy import source as source_module
 from airflow_provider_roughy.api import RoughyAsset
-from airflow_provider_roughy.client import Backoff
 from airflow_provider_roughy.emulator import Choices, Emulator, Fault
 from airflow_provider_roughy.exceptions import (
     RoughyApiError,
@@ -29,6 +28,7 @@ from airflow_provider_roughy.exceptions import (
 )
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.lifecycle import Arrival
+from airflow_provider_roughy.retry import Backoff
 from airflow_provider_roughy.source import find_source
 from airflow_provider_roughy.tus import RoughyUploader
 from tests import media

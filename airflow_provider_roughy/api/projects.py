@@ -1,0 +1,53 @@
+"""Projects: what assets belong to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from airflow_provider_roughy.api.calls import (
+    PAGE_SIZE,
+    Call,
+    Page,
+    Request,
+    Resource,
+    parse_as,
+    parse_page_of,
+    resource_id,
+)
+
+
+@dataclass(frozen=True)
+class RoughyProject(Resource):
+    """A project, with the API's own field names (API page "Create a project")."""
+
+    name: str
+    state: str
+    created_at: str
+    updated_at: str
+    archived_at: str | None = None
+
+
+def create_project(name: str) -> Call[RoughyProject]:
+    """Create a project: ``POST /v1/projects``.
+
+    :param name: Free text, 1 to 256 characters.
+    """
+    return Call(Request("POST", "/v1/projects", json={"name": name}), parse_as(RoughyProject), idempotent=False)
+
+
+def get_project(project_id: str) -> Call[RoughyProject]:
+    """Read a project: ``GET /v1/projects/{project_id}``."""
+    return Call(Request("GET", f"/v1/projects/{resource_id('project_id', project_id)}"), parse_as(RoughyProject))
+
+
+def list_projects(*, state: str | None = None, limit: int = PAGE_SIZE, offset: int = 0) -> Call[Page[RoughyProject]]:
+    """Read one page of projects, newest first: ``GET /v1/projects``.
+
+    :param state: ``"active"`` (Roughy's default) or ``"archived"``.
+    :param limit: At most this many, 1 to 100.
+    :param offset: After this many.
+    """
+    params: dict[str, str | int] = {"limit": limit, "offset": offset}
+    if state is not None:
+        params["state"] = state
+    return Call(Request("GET", "/v1/projects", params=params), parse_page_of(RoughyProject, limit=limit, offset=offset))
