@@ -29,8 +29,11 @@ with DAG(
 
         return sorted(str(path) for path in Path(params["folder"]).iterdir() if path.is_file())
 
-    # At most four at a time: a worker's uplink is soon full.
-    upload = RoughyCreateUploadOperator.partial(task_id="upload", max_active_tis_per_dag=4).expand(source=recordings())
+    upload = RoughyCreateUploadOperator.partial(
+        task_id="upload",
+        max_active_tis_per_dag=4,  # A worker's uplink is soon full.
+        map_index_template="{{ task.source.rpartition('/')[2] }}",  # The grid shows files, not 0, 1, 2.
+    ).expand(source=recordings())
 
     @task(trigger_rule="all_done")
     def uploaded(asset_ids: list[str]) -> list[str]:
@@ -42,6 +45,7 @@ with DAG(
         deferrable=True,
         poke_interval=5,
         timeout=6 * 3600,
+        map_index_template="{{ task.asset_id }}",
     ).expand(asset_id=uploaded(upload.output))
 
     @task(trigger_rule="all_done")

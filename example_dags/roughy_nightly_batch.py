@@ -24,6 +24,8 @@ from airflow_provider_roughy.sensors import RoughyAssetSensor
 UNPAID = """Roughy's credits do not cover these recordings. They are uploaded, with nothing to upload again.
 Top up within 30 days: they become ready by themselves. Then clear their task "wait" with all downstream of it."""
 FAILED = "These recordings failed:"
+#: What the grid shows for an instance, rather than 0, 1, 2: its file.
+FILE = "{{ ti.xcom_pull(task_ids='recordings')[ti.map_index].rpartition('/')[2] }}"
 
 with DAG(
     dag_id="roughy_nightly_batch",
@@ -44,7 +46,7 @@ with DAG(
 
         return sorted(str(path) for path in Path(params["folder"]).iterdir() if path.is_file())
 
-    @task
+    @task(map_index_template=FILE)
     def go_on(asset: dict) -> str:
         """Stand for whatever follows when a recording is ready: a cut, a render, a line in a catalogue."""
         if asset["state"] == "pending_payment":
@@ -55,7 +57,9 @@ with DAG(
     def recording(source: str) -> RoughyAssetSensor:
         """Take one file all the way."""
         # At most four at a time: a worker's uplink is soon full.
-        upload = RoughyCreateUploadOperator(task_id="upload", source=source, max_active_tis_per_dag=4)
+        upload = RoughyCreateUploadOperator(
+            task_id="upload", source=source, max_active_tis_per_dag=4, map_index_template=FILE
+        )
         wait = RoughyAssetSensor(
             task_id="wait",
             asset_id=upload.output,
@@ -63,6 +67,7 @@ with DAG(
             deferrable=True,
             poke_interval=5,
             timeout=6 * 3600,
+            map_index_template=FILE,
         )
         go_on(wait.output)
         return wait

@@ -67,6 +67,14 @@ class Run:
             found.setdefault(instance.task_id, []).append(str(getattr(instance.state, "value", instance.state)))
         return found
 
+    def names(self, task_id: str) -> list[str | None]:
+        """Return what the grid calls the instances of a mapped task, save those that never started."""
+        return [
+            instance.rendered_map_index
+            for instance in sorted(self._run.get_task_instances(), key=lambda instance: instance.map_index)
+            if instance.task_id == task_id and instance.state != "upstream_failed"
+        ]
+
     def result(self, task_id: str) -> Any:
         """Return what a task returned."""
         (instance,) = (found for found in self._run.get_task_instances() if found.task_id == task_id)
@@ -113,6 +121,8 @@ def test_ingest_folder(roughy: Emulator, recordings: dict[str, Path], tmp_path: 
     assert states["report"] == ["success"]
     assert ended.state == "success", "one bad file sank the batch"
     assert ended.result("report")["ready"] == 2
+    assert ended.names("upload") == ["a.mp3", "b.mp3", "c.mp4", "d.mp4"]
+    assert sorted(map(str, ended.names("wait"))) == sorted(asset["id"] for asset in roughy.assets)
 
 
 def test_branch_on_payment_when_it_is_paid(roughy: Emulator, recordings: dict[str, Path]) -> None:
@@ -170,6 +180,9 @@ def test_nightly_batch_of_all_sorts(roughy: Emulator, recordings: dict[str, Path
     }
     assert ended.state == "failed"
     assert ended.result("result") == {"ready": 1, "pending_payment": 2, "failed": 2}
+    assert ended.names("recording.upload") == ["a.wav", "b.mp3", "c.mp4", "d.wav", "e.mp3"]
+    assert ended.names("recording.wait") == ["a.wav", "c.mp4", "d.wav", "e.mp3"]
+    assert ended.names("recording.go_on") == ["a.wav", "d.wav", "e.mp3"]
 
     assets = {asset["sha256"]: asset for asset in roughy.assets}
     told, named = heading_and_rest(ended.result("notify_unpaid"))
