@@ -37,6 +37,13 @@ def ended_by_airflow(
     return None
 
 
+def check_event_came(next_method: str, next_kwargs: dict[str, Any] | None, *, asset_id: str | None = None) -> None:
+    """Raise what :func:`ended_by_airflow` finds of an asset; for those who imported it from 0.1."""
+    verdict = ended_by_airflow(ASSET, next_method, next_kwargs, id=asset_id or "")
+    if verdict is not None:
+        verdict.raise_for_failure()
+
+
 class RoughyTrigger(BaseTrigger):
     """Waits in a triggerer until a resource has come to its end, such as an asset being ready, failed or unpaid.
 

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from importlib.metadata import distribution, entry_points
 from pathlib import Path
 
@@ -17,8 +18,10 @@ import pytest
 
 import airflow_provider_roughy
 from airflow_provider_roughy import compat
+from airflow_provider_roughy.exceptions import RoughyTimeoutError
 from airflow_provider_roughy.get_provider_info import get_provider_info
 from airflow_provider_roughy.hooks import RoughyHook
+from airflow_provider_roughy.triggers import check_event_came
 
 ROOT = Path(airflow_provider_roughy.__file__).parent
 
@@ -51,6 +54,35 @@ ROOMS: dict[str, set[str]] = {
     "triggers": {"compat", "exceptions", "hooks", "lifecycle", "polling"},
     "sensors": {"compat", "hooks", "lifecycle", "polling", "triggers"},
     "operators": {"api", "compat", "durable", "exceptions", "hooks", "lifecycle", "polling", "source", "triggers"},
+}
+
+#: What could be imported from 0.1, by module.
+PUBLIC_IN_0_1: dict[str, str] = {
+    "": "__version__",
+    "api": """
+        MIN_UPLOAD_BYTES MAX_UPLOAD_BYTES PAGE_SIZE Request Reply Call decipher retry_after RoughyAsset
+        get_asset list_assets create_asset delete_asset TUS_HEADERS read_offset send_bytes cancel_upload
+        RoughyProject create_project get_project list_projects get_credit_balance Page language_code
+    """,
+    "client": "DEFAULT_BASE_URL Settings Backoff Client AsyncClient",
+    "emulator": "Choices Emulator Fault Request",
+    "exceptions": """
+        RoughyError RoughyConfigurationError RoughyApiError RoughyAuthenticationError
+        RoughyInsufficientCreditsError RoughyNotFoundError RoughyConflictError RoughyUnsupportedMediaError
+        RoughyValidationError RoughyRateLimitError RoughyServerError ERRORS_BY_CODE api_error
+        RoughyUnreachableError RoughyProtocolError RoughyUntrustedUrlError RoughySourceError
+        RoughyUnusableSourceError RoughyUploadError RoughyAssetFailedError RoughyPaymentRequiredError
+        RoughyTimeoutError
+    """,
+    "get_provider_info": "CONN_FIELDS UI_FIELD_BEHAVIOUR get_provider_info",
+    "hooks": "RoughyHook",
+    "lifecycle": "OnPendingPayment Outcome Kind ASSET KINDS check_on_pending_payment Verdict",
+    "operators": "RoughyCreateUploadOperator RoughyDeleteAssetOperator",
+    "polling": "Watch wait_until_final SharedPoll",
+    "sensors": "RoughyAssetSensor",
+    "source": "BLOCK_BYTES READ_AHEAD_BYTES find_source Source Reader LocalSource StoredSource",
+    "triggers": "check_event_came RoughyAssetTrigger",
+    "tus": "RoughyUploader",
 }
 
 
@@ -180,6 +212,18 @@ print(sorted(heavy & (set(sys.modules) - before)))
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=100)
     assert run.stdout.strip().splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("module", PUBLIC_IN_0_1)
+def test_what_could_be_imported_from_0_1_still_can(module: str) -> None:
+    found = import_module(f"airflow_provider_roughy.{module}".rstrip("."))
+    assert [name for name in PUBLIC_IN_0_1[module].split() if not hasattr(found, name)] == []
+
+
+def test_what_0_1_said_of_a_wait_that_airflow_ended_is_still_said() -> None:
+    check_event_came("execute_complete", {"event": {}}, asset_id="a")
+    with pytest.raises(RoughyTimeoutError):
+        check_event_came("__fail__", {"error": "Trigger timeout"}, asset_id="a")
 
 
 def test_airflow_finds_the_provider() -> None:
