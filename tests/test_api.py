@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pytest
 
-from airflow_provider_roughy import api, exceptions
+from airflow_provider_roughy import api, client, exceptions
 from airflow_provider_roughy.api import Reply, RoughyAsset
+from airflow_provider_roughy.api.calls import secret
 from airflow_provider_roughy.compat import AirflowException, AirflowFailException
 
 ID = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"
@@ -323,6 +324,53 @@ def test_the_words_of_others_are_cut() -> None:
 def test_a_url_that_is_no_text_is_none(url: Any) -> None:
     created = api.create_asset(ID, 64)
     assert api.decipher(created, reply(201, {**ASSET, "upload_url": url})).upload_url is None
+
+
+@pytest.mark.parametrize(
+    "field",
+    [{"error_message": "half: \ud83d"}, {"extension": "\udc00"}, {"extension": "x" * 1_000_000}],
+    ids=["first half", "second half", "long"],
+)
+def test_text_that_nobody_can_store_breaks_the_contract(field: dict[str, str]) -> None:
+    assert type(raised(reply(200, {**ASSET, **field}))) is exceptions.RoughyProtocolError
+    whole = api.decipher(api.get_asset(ID), reply(200, {**ASSET, "error_message": "whole: \U0001f600"}))
+    assert whole.error_message == "whole: \U0001f600"
+
+
+def test_a_broken_answer_is_told_in_few_words() -> None:
+    long = "9x" * 1_000_000
+    page = {"items": [], "limit": 100, "offset": 0, "total": long}
+    assert len(str(raised(reply(200, page, content_type=long, x_request_id=long), api.list_assets()))) < 10_000
+
+
+@dataclass(frozen=True)
+class Endpoint(api.Resource):
+    """A resource as those to come: without a state."""
+
+    signing_secret: str | None = secret()
+
+
+def test_a_resource_needs_no_state() -> None:
+    endpoint = Endpoint.from_json({"id": ID, "signing_secret": "whsec_x", "new": 1}, request_id="req-1")
+    assert (endpoint.signing_secret, endpoint.request_id) == ("whsec_x", "req-1")
+    assert endpoint.to_dict() == {"id": ID}
+    assert "whsec" not in repr(endpoint)
+
+
+def test_an_id_is_asked_for_as_roughy_writes_it() -> None:
+    for spelling in (ID.upper(), ID.replace("-", ""), f"{{{ID}}}"):
+        assert api.resource_id("asset_id", spelling) == ID
+        assert api.get_asset(spelling).request.target == f"/v1/assets/{ID}"
+
+
+def test_the_names_of_the_first_version_are_still_here() -> None:
+    names = """
+        MAX_UPLOAD_BYTES MIN_UPLOAD_BYTES PAGE_SIZE TUS_HEADERS Call Page Reply Request RoughyAsset RoughyProject
+        cancel_upload create_asset create_project decipher delete_asset get_asset get_credit_balance get_project
+        language_code list_assets list_projects read_offset retry_after send_bytes
+    """
+    assert set(names.split()) <= set(api.__all__)
+    assert {"AsyncClient", "Backoff", "Client", "DEFAULT_BASE_URL", "Settings"} <= set(client.__all__)
 
 
 def test_an_asset_without_its_url_is_known_all_the_same() -> None:

@@ -33,6 +33,8 @@ R = TypeVar("R", bound="Resource")
 PAGE_SIZE = 100
 #: Seconds; a longer ``Retry-After`` says the same.
 _LONGEST_RETRY_AFTER = 365 * 86400.0
+#: Characters; a longer text in a field of a resource is none of Roughy's, and would go to Airflow's database.
+_LONGEST_TEXT = 100_000
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,11 @@ def decipher(call: Call[T], reply: Reply) -> T:
 
 
 def _broken(request: Request, reply: Reply, what: str) -> RoughyProtocolError:
-    media = reply.headers.get("content-type", "no content type")
-    asked = f" (request {reply.request_id})" if reply.request_id else ""
+    media = shortened(reply.headers.get("content-type", "no content type"))
+    asked = f" (request {shortened(reply.request_id)})" if reply.request_id else ""
+    size = len(reply.body)
     return RoughyProtocolError(
-        f"{request}: an answer that is not Roughy's: {reply.status}, {media}, {len(reply.body)} bytes: {what}{asked}"
+        f"{request}: an answer that is not Roughy's: {reply.status}, {media}, {size} bytes: {shortened(what)}{asked}"
     )
 
 
@@ -189,7 +192,7 @@ class Resource:
         """
         if not isinstance(body, dict):
             raise ValueError("not an object")
-        values: dict[str, Any] = {"request_id": request_id}
+        values: dict[str, Any] = {"request_id": shortened(request_id)}
         for each in fields(cls):
             if each.name in body and each.name != "request_id":
                 value = body[each.name]
@@ -197,6 +200,8 @@ class Resource:
                     raise ValueError(f"no {each.name}")
                 if each.metadata.get("secret") and not isinstance(value, str):
                     value = None
+                if isinstance(value, str) and each.name != "error_message" and len(value) > _LONGEST_TEXT:
+                    raise ValueError(f"{each.name} has {len(value)} characters")
                 values[each.name] = value
         if isinstance(values.get("error_message"), str):
             values["error_message"] = shortened(values["error_message"])
@@ -246,9 +251,14 @@ def resource_id(name: str, value: str) -> str:
 def read_json(reply: Reply) -> Any:
     """Return the JSON of a reply.
 
-    :raises ValueError: If it is none, or holds numbers that are none (``NaN``, ``1e999``), which no database takes.
+    :raises ValueError: If it is none, or holds what no database takes: numbers that are none (``NaN``, ``1e999``), half
+        of a surrogate pair.
     """
-    return json.loads(reply.body, parse_float=_finite, parse_constant=_finite)
+    value = json.loads(reply.body, parse_float=_finite, parse_constant=_finite)
+    if b"\\ud" in reply.body or b"\\uD" in reply.body:
+        # Perhaps half a character, which cannot be written into a log, an event or a database.
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def parse_nothing(reply: Reply) -> None:
