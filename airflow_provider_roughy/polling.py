@@ -255,9 +255,10 @@ class SharedPoll:
     :param kind: What is waited for.
     """
 
-    #: Those under way. An event loop that is gone takes its own with it. By what a connection says, not by its id:
-    #: one that was changed meanwhile is another one, and those who came before it wait where they began.
-    _polls: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Settings, str], SharedPoll]]] = (
+    #: Those under way. An event loop that is gone takes its own with it. By the id of a connection, which is what a new
+    #: key is read from, and by what it says: one that was changed meanwhile is another one, and those who came before
+    #: it wait where they began.
+    _polls: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, Settings, str], SharedPoll]]] = (
         WeakKeyDictionary()
     )
 
@@ -292,7 +293,7 @@ class SharedPoll:
         :param kind: What is waited for.
         :raises RoughyError: If the connection cannot be read, or is unusable.
         """
-        key = (await hook.aget_settings(), kind.name)
+        key = (hook.roughy_conn_id, await hook.aget_settings(), kind.name)
         polls = cls._polls.setdefault(asyncio.get_running_loop(), {})
         poll = polls.get(key)
         if poll is None:

@@ -358,6 +358,28 @@ def test_a_key_that_was_changed_meanwhile_is_picked_up(monkeypatch: pytest.Monke
         assert [verdict.state for verdict in watch_to_the_end(roughy, ids, change=change)] == ["ready"] * 20
 
 
+def test_a_new_key_is_for_those_who_wait_on_its_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def connect(name: str, server: Emulator) -> None:
+        monkeypatch.setenv(f"AIRFLOW_CONN_{name}", json.dumps(server.airflow_connection))
+
+    async def run() -> list[Verdict]:
+        tasks = [asyncio.ensure_future(wait(asset_id, conn_id=name)) for name in ("edited", "forgotten")]
+        await asked(old, 2)
+        old.close()
+        port = int(old.url.rpartition(":")[2])
+        with Emulator(progression="manual", data_dir=tmp_path, port=port, api_key="sk_new") as new:
+            connect("EDITED", new)
+            new.set_state(asset_id, "ready")
+            return list(await asyncio.gather(*tasks))
+
+    with Emulator(progression="manual", data_dir=tmp_path) as old:
+        (asset_id,) = seeded(old, 1)
+        # The same, word for word, until one of them is edited.
+        connect("EDITED", old)
+        connect("FORGOTTEN", old)
+        assert [verdict.outcome.value for verdict in asyncio.run(run())] == ["succeeded", "refused"]
+
+
 def test_a_key_that_is_refused_ends_every_wait(roughy: Emulator) -> None:
     ids = seeded(roughy, 20)
 
