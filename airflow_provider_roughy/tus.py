@@ -96,7 +96,7 @@ class RoughyUploader(Uploader):
         self._on_progress = on_progress or (lambda done, total: None)
         self._log = log
         #: Whether ``offset`` is where the server stands.
-        self._in_step = fresh
+        self._offset_known = fresh
         #: The highest offset that the server ever acknowledged; only beyond it are the tries counted anew.
         self._reached = 0
         self._failures = 0
@@ -142,7 +142,7 @@ class RoughyUploader(Uploader):
 
     def upload_chunk(self) -> None:
         """Take one step: send what is left, or ask where to go on; :meth:`upload` calls this until all is done."""
-        if self._in_step:
+        if self._offset_known:
             self._send()
         else:
             self._synchronize()
@@ -154,7 +154,7 @@ class RoughyUploader(Uploader):
             self._upload_url, self._blocks(length), offset=start, length=length, headers=self.get_headers()
         )
         before = self.end_was_sent
-        self._in_step = False
+        self._offset_known = False
         try:
             offset = self._wire.once(call)
             if not start < offset <= start + length:
@@ -239,7 +239,7 @@ class RoughyUploader(Uploader):
 
     def _take(self, offset: int) -> None:
         self.offset = offset
-        self._in_step = True
+        self._offset_known = True
         if offset > self._reached:
             self._reached = offset
             self._count_anew()

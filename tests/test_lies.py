@@ -26,7 +26,7 @@ from airflow_provider_roughy.exceptions import (
 from airflow_provider_roughy.hooks import RoughyHook
 from tests import media
 from tests.running import whenever
-from tests.uploading import MIB, Store, arrived, asked, remember, upload
+from tests.uploading import MIB, Store, Told, arrived, as_it_was, asked, remember, upload
 
 PATCH: dict[str, Any] = {"method": "PATCH", "path": "/v1/uploads/*"}
 HEAD: dict[str, Any] = {"method": "HEAD", "path": "/v1/uploads/*"}
@@ -163,6 +163,30 @@ def test_an_arrival_that_nobody_confirms_is_no_success_and_nothing_is_deleted(
     assert asked(roughy, "DELETE") == 0
 
 
+@pytest.mark.parametrize("reply", ["came", "lost"])
+def test_what_lags_for_ever_leaves_the_asset_where_it_is(
+    roughy: Emulator, hook: RoughyHook, recording: Path, reply: str
+) -> None:
+    """No store, and no end of the lag: the asset is whole, and nobody says so."""
+
+    def lag(asset_id: str) -> None:
+        roughy.inject(Fault(**GET, times=None, status=200, body=as_it_was(roughy, asset_id)))
+
+    if reply == "lost":
+        headers = {"Upload-Offset": "0", "Upload-Length": str(3 * MIB)}
+        roughy.inject(Fault(**PATCH, lose_reply=True))
+        roughy.inject(Fault(**HEAD, times=None, status=200, headers=headers, body=""))
+        roughy.inject(Fault(**PATCH, nth=2, times=None, status=503))
+    with pytest.raises(RoughyUploadError) as ended:
+        hook.durable_upload(recording, log=Told(lag)).run(roughy.project_id)
+    assert isinstance(ended.value, RoughyUnconfirmedUploadError) == (reply == "came")
+    [asset] = roughy.assets
+    assert arrived(roughy, asset["id"], recording)
+    deleted = [request.path for request in roughy.requests if request.method == "DELETE"]
+    # What may be open may be cancelled: that cannot hit what is complete.
+    assert [path.startswith("/v1/uploads/") for path in deleted] == ([True] if reply == "lost" else [])
+
+
 # ---- A gateway is not Roughy
 
 
@@ -212,6 +236,15 @@ def test_a_conflict_that_passes_is_no_unsupported_media(roughy: Emulator, record
     ended = upload(None, recording)
     assert ended.state == "success", ended.error
     assert asked(roughy, "DELETE") == 0
+
+
+def test_a_conflict_and_a_refused_head_are_no_unsupported_media_until_they_stay(
+    roughy: Emulator, recording: Path
+) -> None:
+    roughy.inject(Fault(**PATCH, status=409))
+    roughy.inject(Fault(**HEAD, status=404, times=2))
+    ended = upload(None, recording)
+    assert ended.state == "success", ended.error
 
 
 def test_a_conflict_and_a_head_that_contradict_each_other_end(

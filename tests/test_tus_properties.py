@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from airflow_provider_roughy.lifecycle import Arrival
 from airflow_provider_roughy.source import find_source
 from airflow_provider_roughy.tus import RoughyUploader
 from tests import media
-from tests.uploading import Store
+from tests.uploading import Store, Told, as_it_was
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -152,30 +152,29 @@ def some(faults: st.SearchStrategy[Any], *, at_most: int) -> st.SearchStrategy[l
     return st.lists(st.one_of(st.none(), faults), max_size=at_most)
 
 
-class Told:
-    """A log that takes note of each asset that was made, and calls somebody with its id."""
-
-    def __init__(self, created: Callable[[str], None]) -> None:
-        self._created = created
-
-    def info(self, message: str, *args: Any) -> None:
-        if message.startswith("Created asset"):
-            self._created(args[0])
-
-    def warning(self, message: str, *args: Any) -> None:
-        assert message % args
-
-
 @settings(
     max_examples=int(os.environ.get("ROUGHY_EXAMPLES", "60")),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(
-    patches=some(st.one_of(lies(), st.just(BUSY), st.integers(0, SIZE).map(lambda n: {"cut_after": n})), at_most=6),
+    patches=some(
+        st.one_of(
+            lies(),
+            st.sampled_from([BUSY, {"lose_reply": True}, {"swallow": True}, {"swallow": "unchanged"}]),
+            st.integers(0, SIZE).map(lambda count: {"cut_after": count}),
+        ),
+        at_most=6,
+    ),
     # Three refusals in a row, and no word against it, are believed.
-    heads=some(st.one_of(lies(), st.integers(0, SIZE)), at_most=5).filter(lambda all: sum(map(refuses, all)) < 3),
-    gets=some(st.one_of(lies(), st.just("stale")), at_most=12),
+    heads=some(
+        st.one_of(lies(), st.sampled_from([404, 410]).map(lambda status: {"status": status}), st.integers(0, SIZE)),
+        at_most=5,
+    ).filter(lambda all: sum(map(refuses, all)) < 3),
+    gets=st.one_of(
+        some(st.one_of(lies(), st.sampled_from(["stale", "closed"])), at_most=12),
+        st.integers(1, 30).map(lambda count: ["stale"] * count),
+    ),
     deletes=some(lies(), at_most=3),
     posts=some(lies(), at_most=2),
     remembers=st.booleans(),
@@ -214,11 +213,10 @@ def test_whoever_lies_nothing_whole_is_lost_and_nothing_else_counts_as_whole(
         facts = server.asset(asset_id)
         url = f"{server.url}/v1/uploads/{facts['upload_id']}"
         if not uploads:
-            names = ("id", "project_id", "type", "extension", "content_type", "duration_seconds", "language")
-            stale = {**{name: facts[name] for name in names}, "created_at": facts["created_at"], "size_bytes": None}
-            body = {**stale, "state": "pending_upload", "upload_url": url, "download_url": None, "cuttable": False}
             path = {"method": "GET", "path": f"/v1/assets/{asset_id}"}
-            inject(path, [{"status": 200, "body": body} if fault == "stale" else fault for fault in gets])
+            stale = as_it_was(server, asset_id)
+            pictures = {"stale": stale, "closed": {**stale, "upload_url": None}}
+            inject(path, [{"status": 200, "body": pictures[it]} if isinstance(it, str) else it for it in gets])
         uploads[asset_id] = url
 
     inject(PATCH, patches)

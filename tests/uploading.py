@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,31 @@ def sent(roughy: Emulator) -> int:
 def asked(roughy: Emulator, method: str) -> int:
     """Return how many requests there were of a method."""
     return sum(request.method == method for request in roughy.requests)
+
+
+def as_it_was(roughy: Emulator, asset_id: str) -> dict[str, Any]:
+    """Return what Roughy says of an asset before it has all its bytes: what a replica that lags says later as well."""
+    facts = roughy.asset(asset_id)
+    names = ("id", "project_id", "type", "extension", "content_type", "duration_seconds", "language", "created_at")
+    return {
+        **{name: facts[name] for name in names},
+        "size_bytes": None,
+        "state": "pending_upload",
+        "upload_url": f"{roughy.url}/v1/uploads/{facts['upload_id']}",
+        "download_url": None,
+        "cuttable": False,
+    }
+
+
+class Told:
+    """A log that takes note of each asset that was made, and calls somebody with its id."""
+
+    def __init__(self, created: Callable[[str], None]) -> None:
+        self._created = created
+
+    def info(self, message: str, *args: Any) -> None:
+        if message.startswith("Created asset"):
+            self._created(args[0])
+
+    def warning(self, message: str, *args: Any) -> None:
+        assert message % args
