@@ -240,6 +240,24 @@ def test_no_proxy_sees_what_is_meant_for_this_machine(
     assert seen == []
 
 
+def test_https_goes_through_a_proxy_in_a_tunnel(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ca, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ca.issue_cert("roughy.internal").configure_cert(context)
+    ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    # It answers the CONNECT and is then the server itself, which spares a tunnel.
+    with listener(answer(b'{"balance": 7}'), tls=context, tunnel=True) as (port, seen):
+        for name in ("https_proxy", "HTTPS_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{port}")
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        settings = Settings("sk_key", base_url="https://roughy.internal", verify=str(tmp_path / "ca.pem"), timeout=2.0)
+        assert run(settings, api.get_credit_balance()) == 7
+    opened, asked = seen
+    assert opened.startswith(b"CONNECT roughy.internal:443 HTTP/1.1\r\n")
+    assert b"sk_key" not in opened
+    assert b"Bearer sk_key" in asked
+
+
 def test_requests_say_who_asks(roughy: Emulator, settings: Settings, run: Run) -> None:
     run(settings, api.get_credit_balance())
     agent = roughy.requests[-1].headers["user-agent"]
@@ -645,6 +663,7 @@ def listener(
     expect: int = 0,
     silent: bool = False,
     tls: ssl.SSLContext | None = None,
+    tunnel: bool = False,
 ) -> Iterator[tuple[int, list[bytes]]]:
     """A socket that takes note of what it is told.
 
@@ -653,6 +672,7 @@ def listener(
     :param expect: How many bytes of a body it reads before it replies.
     :param silent: Whether it keeps the connection open, and says nothing.
     :param tls: Its certificate, if it talks TLS.
+    :param tunnel: Whether it is asked for a tunnel first.
     """
     seen: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -667,6 +687,9 @@ def listener(
                     continue
                 with peer, suppress(OSError):
                     peer.settimeout(5)
+                    if tunnel:
+                        seen.append(peer.recv(65536))
+                        peer.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
                     if tls is None:
                         talk(peer)
                     else:
