@@ -6,6 +6,7 @@
 #   WORKERS=4           processes that share the tests; auto: one a core
 #   FILE=talk.mp4       the media of `make demo`
 #   KEEP=1              leave the demo running
+#   REPOSITORY=https…   where a release lives: its metadata and README lead there
 
 AIRFLOW  ?= 3.3
 PYTHON   ?= python3
@@ -30,7 +31,7 @@ ifdef PIP_EXTRA_INDEX_URL
 export UV_INDEX ?= $(PIP_EXTRA_INDEX_URL)
 endif
 
-.PHONY: help test test-fast test-all lint format demo bench constraints clean $(AIRFLOWS:%=test-%) $(AIRFLOWS:%=test-fast-%)
+.PHONY: help test test-fast test-all lint format demo bench dist constraints clean $(AIRFLOWS:%=test-%) $(AIRFLOWS:%=test-fast-%)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -57,6 +58,12 @@ demo: .venv/.installed ## Run the main job on a real Airflow and the emulator (F
 
 bench: .venv/.installed ## Measure transfer, waiting and import
 	.venv/bin/python -m benchmarks
+
+dist: .venv/.installed ## Build a release of the repository that it names, and check it (REPOSITORY=https://…)
+	test -n "$(REPOSITORY)"
+	rm -rf dist
+	.venv/bin/python -m hatchling build -d dist
+	.venv/bin/python -m twine check --strict dist/*
 
 constraints: | $(UV) ## Renew tests/constraints/
 	tests/constraints/renew $(UV)

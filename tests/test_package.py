@@ -122,6 +122,12 @@ def test_imports_run_one_way(room: str) -> None:
     assert own <= ROOMS[room]
 
 
+def test_the_architecture_page_shows_the_rooms() -> None:
+    page = (ROOT.parent / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (.*?) ?\|$", page, re.MULTILINE)
+    assert {room: set(re.findall(r"`(\w+)`", imports)) for room, imports in rows} == ROOMS
+
+
 def test_only_the_client_knows_httpx_and_only_the_transfer_tuspy() -> None:
     users = {
         library: {
