@@ -311,7 +311,7 @@ def test_an_odd_retry_after_is_a_number_that_json_knows_or_none(value: str) -> N
 def test_the_words_of_others_are_cut() -> None:
     long = "x" * 20_000_000
     error = raised(
-        reply(422, {"error": {"code": "validation_error", "message": long, "fields": [{"field": long}] * 99}})
+        reply(422, {"error": {"code": "validation_error", "message": long, "fields": [{"field": long[:50_000]}] * 99}})
     )
     assert len(str(error)) < 50_000
     assert isinstance(error, exceptions.RoughyApiError)
