@@ -23,7 +23,7 @@ def ended_by_airflow(
 ) -> Verdict | None:
     """Judge what a deferred task is resumed for, if it was Airflow itself that ended the wait.
 
-    No trigger told of any end then. No retry would help, and one might upload again, so it is a timeout.
+    No trigger has seen how the wait ended then. No retry would help, and one might upload again: it is a timeout.
 
     :param kind: What was waited for.
     :param next_method: As Airflow resumes a task with.
