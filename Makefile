@@ -76,10 +76,13 @@ clean: ## Remove environments and caches
 run_tests = home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && \
 	AIRFLOW_HOME="$$home" $(call venv,$(1))/bin/python -m pytest $(2) $(ARGS) $(if $(ARGS),|| test $$? -eq 5)
 
-# An older line runs what may differ there. Live tests that share an Airflow stay in one process (their group).
+# An older line runs what may differ there. Live tests wait more than they compute: a process for each of their groups.
+live_3.3 = -n 3 --dist loadgroup
+live_3.0 = -n 0
+
 define line_rules
 test-$(1): test-fast-$(1)
-$(if $(filter 3.3 3.0,$(1)),	@$$(call run_tests,$(1),-m live -n $(WORKERS) --dist loadgroup))
+$(if $(live_$(1)),	@$$(call run_tests,$(1),-m live $(live_$(1))))
 
 test-fast-$(1): $(call venv,$(1))/.installed
 	@$$(call run_tests,$(1),-m 'not live$(if $(filter 3.3,$(1)),, and not once)' -n $(WORKERS) --dist worksteal)

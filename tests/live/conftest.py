@@ -19,11 +19,16 @@ EXAMPLE_DAGS = ROOT / "example_dags"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep those on the one Airflow together, where several processes share the tests."""
+    """Deal the tests to three processes, which take about as long: pytest-xdist's ``loadgroup``."""
     for item in items:
         if HERE in item.path.parents and isinstance(item, pytest.Function):
-            shared = "local_airflow" in item.fixturenames and item.path.name != "test_harness.py"
-            item.add_marker(pytest.mark.xdist_group("shared" if shared else item.path.name))
+            if item.path.name == "test_two_triggerers.py":
+                group = "long"
+            elif item.path.name != "test_harness.py" and "local_airflow" in item.fixturenames:
+                group = "one Airflow for all"
+            else:
+                group = "an Airflow each"
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 #: Not the emulator's own, so that it is found only where it leaked.
