@@ -159,8 +159,10 @@ class DurableUpload:
         """Leave the upload under way to a later start, or discard it if none would find it; for a signal handler."""
         if self._asset is None or self._why_kept(None) is not None:
             return
-        # The client itself may be in the middle of a request.
-        with type(self._client)(self._client.settings) as client:
+        from airflow_provider_roughy.client import Client
+
+        # The one at hand may be in the middle of a request.
+        with Client(self._client.settings) as client:
             self._discard(client, self._asset)
 
     def _find_earlier(self, wanted: dict[str, Any]) -> RoughyAsset | None:
