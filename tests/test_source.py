@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from airflow_provider_roughy.compat import AirflowFailException, ObjectStoragePath, attach
+from airflow_provider_roughy.compat import AIRFLOW_VERSION, AirflowFailException, ObjectStoragePath, attach
 from airflow_provider_roughy.exceptions import RoughySourceError, RoughyUnusableSourceError
 from airflow_provider_roughy.source import BLOCK_BYTES, Source, find_source
 
@@ -122,6 +122,8 @@ NAMES = ["Folge #1.mp3", "a%20b.mp3", "what?.mp3", "x@y.mp3", "50%.mp3", "a#b?c%
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("form", ["path", "file://", "ObjectStoragePath", "ObjectStoragePath of file://", "local://"])
 def test_a_name_is_read_as_airflow_reads_it(tmp_path: Path, name: str, form: str) -> None:
+    if form == "local://" and AIRFLOW_VERSION.startswith("2."):
+        pytest.skip("Airflow 2 knows no scheme local://")
     path = tmp_path / name
     path.write_bytes(CONTENT)
     # What another reading of the name would lead to.
