@@ -104,7 +104,8 @@ class Watch:
         """Judge a resource that was just read, and return the verdict if it is final."""
         verdict = Verdict.of(self.kind, resource)
         if self._missed:
-            self.log.info("%s %s can be looked at again, after %d failed looks", self._title, self.id, self._missed)
+            failed = _counted(self._missed, "failed look")
+            self.log.info("%s %s can be looked at again, after %s", self._title, self.id, failed)
         if verdict.state != self.state:
             self._log_state(verdict)
             self._since = time.monotonic()
@@ -540,9 +541,8 @@ class SharedPoll:
             self._failures, self._away = 0, True
             self._not_before = asyncio.get_running_loop().time() + pause
             _log.warning(
-                "%d %ss are waited for; the next look is in %.1f s: %s",
-                len({look.id for look in self._looks}),
-                self._kind.name,
+                "Waiting for %s; the next look is in %.1f s: %s",
+                _counted(len({look.id for look in self._looks}), self._kind.name),
                 pause,
                 error,
             )
@@ -597,6 +597,10 @@ def _canonical(id: str) -> str:
         return resource_id("id", id)
     except RoughyConfigurationError:
         return id
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _by_id(looks: Iterable[_Look]) -> dict[str, list[_Look]]:

@@ -429,7 +429,7 @@ def test_an_outage_costs_few_requests_and_two_lines(
         return list(await asyncio.gather(*tasks))
 
     def put_off() -> int:
-        return sum("50 assets are waited for; the next look is in" in text for text in caplog.messages)
+        return sum("Waiting for 50 assets; the next look is in" in text for text in caplog.messages)
 
     assert {verdict.state for verdict in asyncio.run(run())} == {"ready"}
     failed = [request for request in roughy.requests if request.status != 200]
