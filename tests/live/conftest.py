@@ -18,6 +18,8 @@ ROOT = HERE.parent.parent
 EXAMPLE_DAGS = ROOT / "example_dags"
 
 
+# First: pytest-xdist's own hook reads the marks.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Deal the tests to three processes, which take about as long: pytest-xdist's ``loadgroup``."""
     for item in items:
