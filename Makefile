@@ -76,7 +76,7 @@ clean: ## Remove environments and caches
 run_tests = home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && \
 	AIRFLOW_HOME="$$home" $(call venv,$(1))/bin/python -m pytest $(2) $(ARGS) $(if $(ARGS),|| test $$? -eq 5)
 
-# An older line runs what may differ there. Live tests wait more than they compute: a process for each of their groups.
+# An older line runs what may differ there. Live tests wait more than they compute: three processes (tests/conftest.py).
 live_3.3 = -n 3 --dist loadgroup
 live_3.0 = -n 0
 

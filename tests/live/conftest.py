@@ -18,21 +18,6 @@ ROOT = HERE.parent.parent
 EXAMPLE_DAGS = ROOT / "example_dags"
 
 
-# First: pytest-xdist's own hook reads the marks.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Deal the tests to three processes, which take about as long: pytest-xdist's ``loadgroup``."""
-    for item in items:
-        if HERE in item.path.parents and isinstance(item, pytest.Function):
-            if item.path.name == "test_two_triggerers.py":
-                group = "long"
-            elif item.path.name != "test_harness.py" and "local_airflow" in item.fixturenames:
-                group = "one Airflow for all"
-            else:
-                group = "an Airflow each"
-            item.add_marker(pytest.mark.xdist_group(group))
-
-
 #: Not the emulator's own, so that it is found only where it leaked.
 API_KEY = "sk_needle_7c1f0e93"
 
