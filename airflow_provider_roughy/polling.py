@@ -328,6 +328,7 @@ class SharedPoll:
         if self._task is None or self._task.done():
             # With no context variables: Airflow would file what is logged for all into the log of whoever came first.
             self._task = loop.create_task(self._run(), context=Context())
+            self._task.add_done_callback(self._died)
         self._wake.set()
         try:
             answer = await look.answer
@@ -378,10 +379,18 @@ class SharedPoll:
                 await self._round()
             except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
                 raise
-            except (
-                BaseException
-            ) as error:  # Airflow has errors that are no Exception, and nobody must wait for the dead.
+            except BaseException as error:  # Airflow has errors that are no Exception.
                 await self._put_off(error)
+
+    def _died(self, task: asyncio.Task[None]) -> None:
+        """Tell those who still wait that the task has ended; their next look starts it again."""
+        left = [look for look in self._looks if not look.answer.done()]
+        if task is not self._task or not left:
+            return
+        error = None if task.cancelled() else task.exception()
+        _log.error("The poll of %ss has ended too early, and is started again", self._kind.name, exc_info=error)
+        for look in left:
+            look.answer.set_result(RoughyProtocolError("The poll has ended too early"))
 
     def _due(self) -> set[_Look]:
         now = asyncio.get_running_loop().time()

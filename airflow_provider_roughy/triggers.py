@@ -32,7 +32,7 @@ def ended_by_airflow(
     """
     # Airflow 3 says "Trigger timeout", Airflow 2 "Trigger/execution timeout".
     if next_method == "__fail__" and str((next_kwargs or {}).get("error")).endswith("timeout"):
-        reason = "no triggerer told Airflow of any; is a triggerer running?"
+        reason = "no triggerer has reported one; is a triggerer running?"
         return Verdict(id, Outcome.TIMED_OUT, kind=kind.name, error={"message": reason})
     return None
 

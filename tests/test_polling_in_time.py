@@ -383,20 +383,37 @@ def test_an_error_that_nobody_expected_ends_no_wait(
     assert "never seen before" in caplog.text
 
 
-def test_a_poll_whose_task_died_is_started_again(virtual: Roughy) -> None:
+class Unspeakable(Strange):
+    """Cannot even be told."""
+
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+@pytest.mark.parametrize("newcomer", [False, True], ids=["those who wait", "a newcomer as well"])
+@pytest.mark.parametrize("end", [None, Unspeakable()], ids=["cancelled", "raises"])
+def test_a_poll_whose_task_died_is_started_again(virtual: Roughy, end: BaseException | None, newcomer: bool) -> None:
     ids = virtual.add(20, (200, "ready"))
+
+    async def fail(asked: Asked, request: httpx.Request) -> httpx.Response | None:
+        if end and 50 <= asked.at < 85:
+            raise end
+        return None
+
+    virtual.rules.append(fail)
 
     async def run() -> list[tuple[Verdict, float]]:
         tasks = [asyncio.ensure_future(wait(id)) for id in ids[:19]]
         await asyncio.sleep(50)
         (poll,) = SharedPoll._polls[asyncio.get_running_loop()].values()
         assert poll._task is not None
-        poll._task.cancel()
+        if end is None:
+            poll._task.cancel()
         await asyncio.sleep(1)
-        return list(await asyncio.gather(*tasks, wait(ids[19])))
+        return list(await asyncio.gather(*tasks, *([wait(ids[19])] if newcomer else [])))
 
     ended = virtual.run(run())
-    assert outcomes(ended) == {Outcome.SUCCEEDED: 20}
+    assert outcomes(ended) == {Outcome.SUCCEEDED: 19 + newcomer}
     assert max(at for _, at in ended) < 300
 
 
