@@ -20,6 +20,9 @@
     │   └── RoughyUntrustedUrlError *      a URL that must not see the key
     ├── RoughySourceError                  the source failed or changed while it was read
     │   └── RoughyUnusableSourceError *    missing, a directory, unreadable, too small, too big
+    ├── RoughyTargetError                  what was downloaded could not be written: full disk, storage away
+    │   ├── RoughyUnusableTargetError *    no name of a file, or nothing may be written there
+    │   └── RoughyTargetExistsError *      another file is there, and must not be replaced
     ├── RoughyUploadError                  the transfer gave up
     │   ├── RoughyUploadClosedError        the asset waits for bytes, and has no upload to send them to
     │   └── RoughyUnconfirmedUploadError   Roughy may have all bytes, and does not confirm it
@@ -290,6 +293,18 @@ class RoughySourceError(RoughyError):
 
 class RoughyUnusableSourceError(RoughySourceError, AirflowFailException):
     """The source is missing, no file, unreadable, or not between 64 bytes and 50 GiB. Nothing was created."""
+
+
+class RoughyTargetError(RoughyError):
+    """What was downloaded could not be written. What was there before still is, and nothing else."""
+
+
+class RoughyUnusableTargetError(RoughyTargetError, AirflowFailException):
+    """The target is no name of a file, or nothing may be written there. Nothing was downloaded."""
+
+
+class RoughyTargetExistsError(RoughyTargetError, AirflowFailException):
+    """Another file is there, and ``overwrite="fail"`` forbids to replace it. Nothing was written."""
 
 
 class RoughyUploadError(RoughyError):

@@ -7,7 +7,6 @@ would be worse than a failed task.
 from __future__ import annotations
 
 import os
-import re
 import socket
 import stat
 from abc import ABC, abstractmethod
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 
 from airflow_provider_roughy.api import MAX_UPLOAD_BYTES, MIN_UPLOAD_BYTES
 from airflow_provider_roughy.exceptions import RoughySourceError, RoughyUnusableSourceError
+from airflow_provider_roughy.storage import as_text, local_path, stored_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,12 +53,9 @@ def find_source(source: str | os.PathLike[str] | ObjectStoragePath, *, conn_id: 
     :raises RoughyUnusableSourceError: If it is missing, no file, unreadable, or not between 64 bytes and 50 GiB.
     """
     text = str(source)
-    scheme = match[1].lower() if (match := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)) else None
-    if scheme is None:
-        return LocalSource(text, uri=text)
-    if scheme == "file":
-        # As Airflow's object storage takes it: a connection's id may come first, and the rest is a path as it is.
-        return LocalSource(re.sub(r"\A[^/@]*@", "", text[len("file://") :]), uri=text)
+    path = local_path(text)
+    if path is not None:
+        return LocalSource(path, uri=text)
     return StoredSource(text, conn_id=conn_id or getattr(source, "conn_id", None))
 
 
@@ -69,8 +66,7 @@ class Source(ABC):
     """
 
     def __init__(self, uri: str) -> None:
-        # The name of a file may be no text. Logs, and what remembers the fingerprint, take nothing but text.
-        self.uri = uri.encode("utf-8", "backslashreplace").decode()
+        self.uri = as_text(uri)
         self.fingerprint = self._look()
         #: Bytes in all.
         self.size: int = self.fingerprint["size"]
@@ -217,9 +213,7 @@ class StoredSource(Source):
 
     @cached_property
     def _path(self) -> ObjectStoragePath:
-        from airflow_provider_roughy.compat import ObjectStoragePath
-
-        return ObjectStoragePath(self._uri, conn_id=self._conn_id)
+        return stored_path(self._uri, self._conn_id)
 
     def _look(self) -> dict[str, Any]:
         try:

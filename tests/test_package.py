@@ -36,7 +36,9 @@ ROOMS: dict[str, set[str]] = {
     "settings": {"exceptions"},
     "retry": {"api", "exceptions"},
     "client": {"__init__", "api", "compat", "exceptions", "retry", "settings"},
-    "source": {"api", "compat", "exceptions"},
+    "storage": {"compat"},
+    "source": {"api", "compat", "exceptions", "storage"},
+    "target": {"compat", "exceptions", "storage"},
     "tus": {"api", "client", "exceptions", "lifecycle", "retry", "source"},
     "durable": {"api", "client", "exceptions", "lifecycle", "retry", "source", "tus"},
     "hooks": {
