@@ -4,7 +4,8 @@ A thousand deferred tasks must not ask a thousand questions a round. So waiters 
 share a :class:`SharedPoll`. It knows who wants to look at what, and each round it takes the cheaper way: one ``GET`` a
 resource, or one pass over the list of those in the same state, 100 a page, and a ``GET`` only for what is not on it.
 The list is a hint that nothing has changed; what became of a resource, only its ``GET`` says, and before a waiter is
-told that its time is up, it gets one more ``GET``.
+told that its time is up, it gets one more ``GET``. The exception is a batch: where hundreds end at once, the lists of
+those that have ended are read before any is asked for by itself, because a list may lag, but no list makes up an end.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ import logging
 import random
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import Context, copy_context
 from copy import copy
 from dataclasses import dataclass
 from heapq import nlargest
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from weakref import WeakKeyDictionary
 
 from airflow_provider_roughy.api import resource_id
@@ -35,13 +37,18 @@ from airflow_provider_roughy.exceptions import (
     RoughyUnreachableError,
 )
 from airflow_provider_roughy.hooks import RoughyHook
-from airflow_provider_roughy.lifecycle import Kind, OnPendingPayment, Outcome, Verdict
+from airflow_provider_roughy.lifecycle import Kind, OnPendingPayment, Outcome, Verdict, counted
 from airflow_provider_roughy.retry import Backoff
 
 if TYPE_CHECKING:
     from airflow_provider_roughy.api import Call
     from airflow_provider_roughy.client import AsyncClient
     from airflow_provider_roughy.settings import Settings
+
+T = TypeVar("T")
+
+#: What a look gets: the resource, or what was wrong with the look.
+_Answer = Any | RoughyError
 
 #: Seconds that one look may take in all.
 _LOOK_SECONDS = 30.0
@@ -61,8 +68,15 @@ _BELIEVED = 20
 _DOUBTED = 1000
 #: Waiters that are answered before the event loop may do something else.
 _BATCH = 25
+#: Pages in a row of a list of ends that may tell nothing of those that are waited for.
+_EMPTY_PAGES = 2
+
+#: Seconds between two lines about a batch.
+_TELL_SECONDS = 10.0
 
 _log = logging.getLogger(__name__)
+#: For what is told of a batch as a whole.
+_SILENT = logging.Logger("silent", level=logging.CRITICAL + 1)
 
 
 class Watch:
@@ -72,15 +86,27 @@ class Watch:
     :param id: Which; in any spelling of a UUID.
     :param log: Where to say what was seen: a logger of the standard library or of structlog.
     :param on_pending_payment: Whether an unpaid one is waited for (``"wait"``), if the kind is one that is paid for.
+    :param one_of_many: Whether a list may tell its end, for it is one of a batch.
     """
 
-    def __init__(self, kind: Kind, id: str, *, log: Any, on_pending_payment: OnPendingPayment = "fail") -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        id: str,
+        *,
+        log: Any,
+        on_pending_payment: OnPendingPayment = "fail",
+        one_of_many: bool = False,
+    ) -> None:
         self.kind = kind
         self.id = _canonical(id)
         self.on_pending_payment = on_pending_payment
+        self.one_of_many = one_of_many
         self.log = log
         self.state: str | None = None
         self.error: RoughyError | None = None
+        #: How often in a row a list, and nothing else, said that nothing has changed.
+        self.unchanged = 0
         self._since = time.monotonic()
         self._missed = 0
         self._title = kind.name.capitalize()
@@ -104,7 +130,7 @@ class Watch:
         """Judge a resource that was just read, and return the verdict if it is final."""
         verdict = Verdict.of(self.kind, resource)
         if self._missed:
-            failed = _counted(self._missed, "failed look")
+            failed = counted(self._missed, "failed look")
             self.log.info("%s %s can be looked at again, after %s", self._title, self.id, failed)
         if verdict.state != self.state:
             self._log_state(verdict)
@@ -161,13 +187,21 @@ def wait_here(hook: RoughyHook, watch: Watch, *, poll_interval: float, deadline:
 
     The parameters are those of :func:`wait_until_final`.
     """
-    loop: asyncio.AbstractEventLoop | None = None
-    waiting: asyncio.Task[Verdict] | None = None
+    return run_here(lambda: wait_until_final(hook, watch, poll_interval=poll_interval, deadline=deadline))
 
-    async def wait() -> Verdict:
+
+def run_here(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run a coroutine to its end, whether or not an event loop runs in this thread (as in a notebook).
+
+    :param make: Makes the coroutine.
+    """
+    loop: asyncio.AbstractEventLoop | None = None
+    waiting: asyncio.Task[T] | None = None
+
+    async def wait() -> T:
         nonlocal loop, waiting
         loop, waiting = asyncio.get_running_loop(), asyncio.current_task()
-        return await wait_until_final(hook, watch, poll_interval=poll_interval, deadline=deadline)
+        return await make()
 
     try:
         asyncio.get_running_loop()
@@ -184,69 +218,135 @@ def wait_here(hook: RoughyHook, watch: Watch, *, poll_interval: float, deadline:
             raise
 
 
+async def wait_for_batch(
+    hook: RoughyHook,
+    kind: Kind,
+    ids: Sequence[str],
+    *,
+    poll_interval: float,
+    deadline: float,
+    on_pending_payment: OnPendingPayment = "fail",
+    log: Any = _log,
+) -> list[Verdict]:
+    """Look at a batch of resources until there is a final verdict on each; tell how far it is, but not of each.
+
+    :param hook: Names the connection.
+    :param kind: What they are.
+    :param ids: Which.
+    :param poll_interval: As of :func:`wait_until_all_final`.
+    :param deadline: Likewise.
+    :param on_pending_payment: As of :class:`Watch`.
+    :param log: Where to tell how far it is, each time that states have changed, but at most every ten seconds.
+    :returns: Their verdicts, in the order of ``ids``.
+    """
+    watches = [Watch(kind, id, on_pending_payment=on_pending_payment, log=_SILENT, one_of_many=True) for id in ids]
+    told, told_at = "", float("-inf")
+
+    def tell(left: Sequence[Watch]) -> None:
+        nonlocal told, told_at
+        states = Counter(watch.state or "not seen yet" for watch in watches)
+        now = ", ".join(f"{count:,} {state}" for state, count in states.most_common())
+        if now != told and (time.monotonic() - told_at >= _TELL_SECONDS or not left):
+            log.info("Waiting for %s of %s: %s", f"{len(left):,}", counted(len(watches), kind.name), now)
+            told, told_at = now, time.monotonic()
+
+    return await wait_until_all_final(hook, watches, poll_interval=poll_interval, deadline=deadline, on_round=tell)
+
+
 async def wait_until_final(hook: RoughyHook, watch: Watch, *, poll_interval: float, deadline: float) -> Verdict:
-    """Look at a resource until there is a final verdict: the one polling loop of this package.
+    """Look at a resource until there is a final verdict.
+
+    The parameters are those of :func:`wait_until_all_final`.
+    """
+    (verdict,) = await wait_until_all_final(hook, [watch], poll_interval=poll_interval, deadline=deadline)
+    return verdict
+
+
+async def wait_until_all_final(
+    hook: RoughyHook,
+    watches: Sequence[Watch],
+    *,
+    poll_interval: float,
+    deadline: float,
+    on_round: Callable[[Sequence[Watch]], None] = lambda left: None,
+) -> list[Verdict]:
+    """Look at resources of one kind until there is a final verdict on each: the one polling loop of this package.
 
     A look that fails for a reason that may pass does not end the wait, nor does a connection that cannot be read.
 
     :param hook: Names the connection.
-    :param watch: Judges.
+    :param watches: Judge, each of a resource of its own.
     :param poll_interval: Seconds between two looks, give or take a tenth, so that rounds of many connections spread.
     :param deadline: When to give up, in seconds since the epoch. One last look is taken then.
+    :param on_round: Called after each round with those that are still waited for.
+    :returns: Their verdicts, in the order of ``watches``.
     """
-    pause, unchanged = 0.0, 0
+    verdicts: dict[Watch, Verdict] = {}
+    left, pause = list(watches), 0.0
+
+    def take(watch: Watch, answer: _Answer) -> None:
+        verdict = watch.missed(answer) if isinstance(answer, RoughyError) else watch.saw(answer)
+        if verdict is not None:
+            verdicts[watch] = verdict
+
     async with AsyncExitStack() as seat:
         poll: SharedPoll | None = None
-        while True:
+        while left:
             try:
                 async with asyncio.timeout(max(0.0, deadline - time.time())):
                     if poll is None:
                         await asyncio.sleep(pause)
-                        poll, pause = await seat.enter_async_context(SharedPoll.joined(hook, watch.kind)), 0.0
-                    resource, listed = await poll.look(
-                        watch.id, state=watch.state, after=pause, interval=poll_interval, unchanged=unchanged
-                    )
+                        poll, pause = await seat.enter_async_context(SharedPoll.joined(hook, left[0].kind)), 0.0
+                    answers = await poll.look(left, after=pause, interval=poll_interval)
             except TimeoutError:
                 break
             except RoughyError as error:
-                verdict = watch.missed(error)
-            else:
-                verdict, unchanged = watch.saw(resource), unchanged + 1 if listed else 0
-            if verdict is not None:
-                return verdict
+                answers = [error] * len(left)
+            for watch, answer in zip(left, answers, strict=True):
+                take(watch, answer)
+            left = [watch for watch in left if watch not in verdicts]
+            on_round(left)
             pause = poll_interval * random.uniform(0.9, 1.1)
-        try:
-            async with asyncio.timeout(_GRACE_SECONDS):
+
+        async def look_last(watch: Watch) -> None:
+            nonlocal poll
+            try:
                 if poll is None:
                     poll = await seat.enter_async_context(SharedPoll.joined(hook, watch.kind))
-                verdict = watch.saw(await poll.look_now(watch.id))
-        except TimeoutError:
-            verdict = None
-        except RoughyError as error:
-            verdict = watch.missed(error)
-        return verdict or watch.timed_out()
+                take(watch, await poll.look_now(watch.id))
+            except RoughyError as error:
+                take(watch, error)
+
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_GRACE_SECONDS):
+                # The first one finds the seat for all.
+                for watch in left[:1]:
+                    await look_last(watch)
+                await asyncio.gather(*map(look_last, left[1:]))
+        return [verdicts.get(watch) or watch.timed_out() for watch in watches]
 
 
 @dataclass(eq=False)
 class _Look:
     """One waiter's wish to look.
 
-    :param id: At what.
-    :param state: In which state it was seen last, ``None`` if it never was.
+    :param watch: Judges what is seen.
     :param due: When, on the clock of the event loop.
     :param ready: From when on it goes along if somebody else is due, so that many looks make one round.
     :param interval: Seconds between two looks of this waiter.
-    :param unchanged: How often in a row a list, and nothing else, said that nothing has changed.
     :param answer: What it gets: the resource and whether it is a list's, or the error that stands for it.
     """
 
-    id: str
-    state: str | None
+    watch: Watch
     due: float
     ready: float
     interval: float
-    unchanged: int
     answer: asyncio.Future[tuple[Any, bool] | RoughyError]
+
+    @property
+    def id(self) -> str:
+        """The resource."""
+        return self.watch.id
 
 
 class SharedPoll:
@@ -308,36 +408,37 @@ class SharedPoll:
                 del polls[key]
                 await poll._close()
 
-    async def look(
-        self, id: str, *, state: str | None, after: float, interval: float, unchanged: int
-    ) -> tuple[Any, bool]:
-        """Look at a resource in the next round that is due.
+    async def look(self, watches: Sequence[Watch], *, after: float, interval: float) -> list[_Answer]:
+        """Look at resources in the next round that is due.
 
-        :param id: The resource.
-        :param state: In which state it was seen last.
-        :param after: Seconds to wait; the look may come sooner, with somebody else's.
+        :param watches: Judge, each of a resource of its own.
+        :param after: Seconds to wait; the looks may come sooner, with somebody else's.
         :param interval: Seconds between two looks of this waiter.
-        :param unchanged: How often in a row a list said that nothing has changed.
-        :returns: The resource, and whether a list told of it.
-        :raises RoughyError: What was wrong with the look.
+        :returns: What each gets, in their order: the resource, or what was wrong with the look.
         """
         loop = asyncio.get_running_loop()
         now = loop.time()
-        look = _Look(id, state, now + after, now + 0.75 * after, interval, unchanged, loop.create_future())
-        self._looks.add(look)
+        looks = [_Look(watch, now + after, now + 0.75 * after, interval, loop.create_future()) for watch in watches]
+        self._looks.update(looks)
         if self._task is None or self._task.done():
             # With no context variables: Airflow would file what is logged for all into the log of whoever came first.
             self._task = loop.create_task(self._run(), context=Context())
             self._task.add_done_callback(self._died)
         self._wake.set()
         try:
-            answer = await look.answer
+            answers = await asyncio.gather(*(look.answer for look in looks))
         finally:
-            self._looks.discard(look)
-        if isinstance(answer, RoughyError):
-            # A copy, since raising an error writes into it.
-            raise copy(answer)
-        return answer
+            self._looks.difference_update(looks)
+        found: list[_Answer] = []
+        for watch, answer in zip(watches, answers, strict=True):
+            if isinstance(answer, RoughyError):
+                # A copy, since raising an error writes into it.
+                found.append(copy(answer))
+                continue
+            resource, listed = answer
+            watch.unchanged = watch.unchanged + 1 if listed else 0
+            found.append(resource)
+        return found
 
     async def look_now(self, id: str) -> Any:
         """Look at a resource by itself, whatever rounds and pauses are due: the last look of a waiter.
@@ -471,38 +572,44 @@ class SharedPoll:
         """
         if self._kind.list is None or asyncio.get_running_loop().time() < self._no_list_before:
             return
-        doubted = nlargest(max(1, len(due) // _DOUBTED), due, key=lambda look: look.unchanged)
-        doubtful = {look.id for look in doubted if look.unchanged >= _BELIEVED}
+        doubted = nlargest(max(1, len(due) // _DOUBTED), due, key=lambda look: look.watch.unchanged)
+        doubtful = {look.id for look in doubted if look.watch.unchanged >= _BELIEVED}
         by_state: dict[str, set[_Look]] = {}
         for look in self._looks:
             # A newcomer's is most likely in work.
             if not look.answer.done() and look.id not in doubtful:
-                by_state.setdefault(look.state or self._kind.working, set()).add(look)
-        for state, looks in by_state.items():
-            if state in self._kind.outcomes:
-                try:
+                by_state.setdefault(look.watch.state or self._kind.working, set()).add(look)
+        try:
+            for state, looks in by_state.items():
+                if state in self._kind.outcomes:
                     await self._read_list(self._kind.list, state, looks, due)
-                except RoughyAuthenticationError as error:
-                    if error.status != 403:
-                        raise
-                    self._rest_lists(error)
-                    return
-                except RoughyError as error:
-                    self._rest_lists(error)
-                    return
-                self._list_backoff = None
+            for state in self._kind.ends:
+                ended = {look for look in due if look.watch.one_of_many and not look.answer.done()}
+                await self._read_list(self._kind.list, state, ended, due, empty_pages=_EMPTY_PAGES)
+        except RoughyAuthenticationError as error:
+            if error.status != 403:
+                raise
+            self._rest_lists(error)
+        except RoughyError as error:
+            self._rest_lists(error)
+        else:
+            self._list_backoff = None
 
-    async def _read_list(self, read: Any, state: str, looks: set[_Look], due: set[_Look]) -> None:
+    async def _read_list(
+        self, read: Any, state: str, looks: set[_Look], due: set[_Look], *, empty_pages: int | None = None
+    ) -> None:
         """Read the list of a state, as long as a page of it costs less than the questions that it saves.
 
         :param read: Reads a page of it.
         :param state: Whose list.
         :param looks: Those that it may answer.
         :param due: Those that must be answered in this round.
+        :param empty_pages: Pages in a row that may answer nobody. Those in work make a short list, which is read to its
+            end if it is read at all; those that have ended make a long one, and the newest come first.
         """
         wanted = _by_id(looks)
         left = {look.id for look in looks & due}
-        pages, offset = 1, 0
+        pages, offset, empty = 1, 0, 0
         while pages < len(left):
             page = await self._ask(read(state=state, offset=offset))
             # A server that does not know the filter must not decide.
@@ -512,7 +619,12 @@ class SharedPoll:
             offset += len(page.items)
             if not page.items or offset >= page.total:
                 return
-            pages = -(-(page.total - offset) // len(page.items))
+            if empty_pages is None:
+                pages = -(-(page.total - offset) // len(page.items))
+            else:
+                empty = 0 if seen else empty + 1
+                if empty >= empty_pages:
+                    return
 
     def _rest_lists(self, error: RoughyError) -> None:
         """Do without lists for a while: a ``GET`` decides anyway."""
@@ -551,7 +663,7 @@ class SharedPoll:
             self._not_before = asyncio.get_running_loop().time() + pause
             _log.warning(
                 "Waiting for %s; the next look is in %.1f s: %s",
-                _counted(len({look.id for look in self._looks}), self._kind.name),
+                counted(len({look.id for look in self._looks}), self._kind.name),
                 pause,
                 error,
             )
@@ -606,10 +718,6 @@ def _canonical(id: str) -> str:
         return resource_id("id", id)
     except RoughyConfigurationError:
         return id
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _by_id(looks: Iterable[_Look]) -> dict[str, list[_Look]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_roughy.compat import BaseTrigger, TriggerEvent
 from airflow_provider_roughy.hooks import RoughyHook
-from airflow_provider_roughy.lifecycle import ASSET, KINDS, Kind, Outcome, Verdict
-from airflow_provider_roughy.polling import Watch, wait_until_final
+from airflow_provider_roughy.lifecycle import ASSET, KINDS, Kind, Outcome, Verdict, batch_to_event, counted
+from airflow_provider_roughy.polling import Watch, wait_for_batch, wait_until_final
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -44,14 +45,10 @@ def check_event_came(next_method: str, next_kwargs: dict[str, Any] | None, *, as
         verdict.raise_for_failure()
 
 
-class RoughyTrigger(BaseTrigger):
-    """Waits in a triggerer until a resource has come to its end, such as an asset being ready, failed or unpaid.
-
-    All triggers of one event loop that use the same connection and wait for the same kind of resource share one poll.
-    Its one event is a :class:`~airflow_provider_roughy.lifecycle.Verdict` as plain JSON, and holds no secret.
+class _WaitingTrigger(BaseTrigger):
+    """What the triggers that wait have in common.
 
     :param kind: What is waited for, by its name in Roughy's API (``"asset"``).
-    :param id: Which.
     :param roughy_conn_id: The Airflow connection.
     :param poll_interval: Seconds between two looks.
     :param deadline: When to give up, in seconds since the epoch: a restart of the triggerer does not move it.
@@ -62,7 +59,6 @@ class RoughyTrigger(BaseTrigger):
         self,
         *,
         kind: str,
-        id: str,
         deadline: float,
         roughy_conn_id: str = RoughyHook.default_conn_name,
         poll_interval: float = 30.0,
@@ -70,20 +66,15 @@ class RoughyTrigger(BaseTrigger):
     ) -> None:
         super().__init__()
         self.kind = KINDS[kind]
-        self.id = id
         self.roughy_conn_id = roughy_conn_id
         self.poll_interval = poll_interval
         self.deadline = deadline
         self.on_pending_payment = on_pending_payment
 
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return what Airflow stores, in plain text, to make this trigger again."""
-        # A literal, so that what is stored today can be found tomorrow, wherever the class has moved.
-        return "airflow_provider_roughy.triggers.RoughyTrigger", {
-            "kind": self.kind.name,
-            "id": self.id,
-            **self._stored_alike(),
-        }
+    @property
+    @abstractmethod
+    def subject(self) -> str:
+        """What is waited for, for the log."""
 
     def _stored_alike(self) -> dict[str, Any]:
         return {
@@ -101,10 +92,40 @@ class RoughyTrigger(BaseTrigger):
         :param task: The task that runs.
         :raises TaskDeferred: Always.
         """
-        task.log.info("%s %s is waited for in the triggerer", self.kind.name.capitalize(), self.id)
+        task.log.info("Waiting in the triggerer for %s", self.subject)
         left = max(0.0, self.deadline - time.time())
         timeout = timedelta(seconds=left + 2 * self.poll_interval + 60)
         task.defer(trigger=self, method_name="execute_complete", timeout=timeout)
+
+
+class RoughyTrigger(_WaitingTrigger):
+    """Waits in a triggerer until a resource has come to its end, such as an asset being ready, failed or unpaid.
+
+    All triggers of one event loop that use the same connection and wait for the same kind of resource share one poll.
+    Its one event is a :class:`~airflow_provider_roughy.lifecycle.Verdict` as plain JSON, and holds no secret.
+
+    :param id: Which.
+    :param options: As of :class:`_WaitingTrigger`: ``kind``, ``deadline``, ``roughy_conn_id``, ``poll_interval`` and
+        ``on_pending_payment``.
+    """
+
+    def __init__(self, *, id: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.id = id
+
+    @property
+    def subject(self) -> str:
+        """What is waited for, for the log."""
+        return f"{self.kind.name} {self.id}"
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return what Airflow stores, in plain text, to make this trigger again."""
+        # A literal, so that what is stored today can be found tomorrow, wherever the class has moved.
+        return "airflow_provider_roughy.triggers.RoughyTrigger", {
+            "kind": self.kind.name,
+            "id": self.id,
+            **self._stored_alike(),
+        }
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, then say what came of it."""
@@ -113,6 +134,47 @@ class RoughyTrigger(BaseTrigger):
             RoughyHook(self.roughy_conn_id), watch, poll_interval=self.poll_interval, deadline=self.deadline
         )
         yield TriggerEvent(verdict.to_event())
+
+
+class RoughyBatchTrigger(_WaitingTrigger):
+    """Waits in a triggerer until all resources of a batch have come to their ends, by the poll that others use too.
+
+    What Airflow stores of it are ids: some 40 bytes each in the trigger's row, and as many in its one event, which
+    :func:`~airflow_provider_roughy.lifecycle.batch_from_event` reads.
+
+    :param ids: Which.
+    :param options: As of :class:`_WaitingTrigger`.
+    """
+
+    def __init__(self, *, ids: list[str], **options: Any) -> None:
+        super().__init__(**options)
+        self.ids = ids
+
+    @property
+    def subject(self) -> str:
+        """What is waited for, for the log."""
+        return counted(len(self.ids), self.kind.name)
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return what Airflow stores, in plain text, to make this trigger again."""
+        return "airflow_provider_roughy.triggers.RoughyBatchTrigger", {
+            "kind": self.kind.name,
+            "ids": self.ids,
+            **self._stored_alike(),
+        }
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Wait, then say what came of each."""
+        verdicts = await wait_for_batch(
+            RoughyHook(self.roughy_conn_id),
+            self.kind,
+            self.ids,
+            on_pending_payment=self.on_pending_payment,
+            poll_interval=self.poll_interval,
+            deadline=self.deadline,
+            log=self.log,
+        )
+        yield TriggerEvent(batch_to_event(verdicts))
 
 
 class RoughyAssetTrigger(RoughyTrigger):

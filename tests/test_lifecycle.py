@@ -18,7 +18,14 @@ from airflow_provider_roughy.exceptions import (
     RoughyServerError,
     RoughyTimeoutError,
 )
-from airflow_provider_roughy.lifecycle import ASSET, Outcome, Verdict, check_on_pending_payment
+from airflow_provider_roughy.lifecycle import (
+    ASSET,
+    Outcome,
+    Verdict,
+    batch_from_event,
+    batch_to_event,
+    check_on_pending_payment,
+)
 
 ID = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"
 
@@ -129,3 +136,27 @@ def test_an_event_of_somebody_else_is_no_success(event: Any) -> None:
 def test_a_policy_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ValueError, match="on_pending_payment"):
         check_on_pending_payment("ignore")
+
+
+def test_the_event_of_a_batch_is_little_more_than_its_ids() -> None:
+    ids = [f"019de7f7-3a52-74d1-9eeb-{number:012x}" for number in range(1000)]
+    verdicts = [Verdict.of(ASSET, asset("ready", id=id)) for id in ids]
+    verdicts[3] = Verdict.of(ASSET, asset("failed", id=ids[3], error_code="probe_failed", error_message="x" * 9000))
+    verdicts[4] = Verdict.of(ASSET, asset("pending_payment", id=ids[4]))
+    verdicts[5] = Verdict.timed_out(ASSET, ids[5], state="processing", error=None)
+    text = json.dumps(batch_to_event(verdicts))
+    assert len(text) < 42_000
+
+    back = {verdict.id: verdict for verdict in batch_from_event(json.loads(text))}
+    assert sorted(back) == ids
+    assert [back[id].state for id in ids[2:6]] == ["ready", "failed", "pending_payment", "processing"]
+    with pytest.raises(RoughyAssetFailedError, match=r"probe_failed: xxx.*request req-7"):
+        back[ids[3]].raise_for_failure()
+    with pytest.raises(RoughyTimeoutError):
+        back[ids[5]].raise_for_failure()
+
+
+@pytest.mark.parametrize("event", [None, {}, {"batch": 3}, {"batch": [{"ids": [ID]}]}, "ready"])
+def test_an_event_of_somebody_else_is_no_batch(event: Any) -> None:
+    with pytest.raises(RoughyProtocolError, match="not one of this package"):
+        batch_from_event(event)

@@ -24,7 +24,7 @@ from airflow_provider_roughy.emulator import Emulator, Fault
 from airflow_provider_roughy.exceptions import RoughyAssetFailedError, RoughyPaymentRequiredError
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.lifecycle import ASSET, OnPendingPayment, Verdict
-from airflow_provider_roughy.polling import SharedPoll, Watch, wait_until_final
+from airflow_provider_roughy.polling import SharedPoll, Watch, wait_for_batch, wait_until_final
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +117,56 @@ def test_many_waiters_cost_one_pass_over_the_list(roughy: Emulator) -> None:
     assert offsets[:3] == [["0"], ["100"], ["200"]]
     first, third = roughy.requests[0], roughy.requests[6]
     assert third.started_at - first.started_at > 2
+
+
+def test_a_batch_that_ends_at_once_is_read_from_lists(roughy: Emulator) -> None:
+    ids = seeded(roughy, 350)
+    failed, unpaid = ids[7], ids[340]
+
+    def end() -> None:
+        settle(roughy, ids)
+        roughy.set_state(failed, "failed", error_code="probe_failed", error_message="cannot be read")
+        roughy.set_state(unpaid, "pending_payment")
+        roughy.clear_requests()
+
+    async def run() -> list[Verdict]:
+        deadline = time.time() + 100
+        batch = asyncio.ensure_future(
+            wait_for_batch(RoughyHook(), ASSET, ids, poll_interval=0.3, deadline=deadline, log=log)
+        )
+        await asked(roughy, 4)
+        end()
+        return await batch
+
+    verdicts = asyncio.run(run())
+    assert [verdict.id for verdict in verdicts] == ids
+    states = {verdict.id: verdict.state for verdict in verdicts if verdict.state != "ready"}
+    assert states == {failed: "failed", unpaid: "pending_payment"}
+    # The list of those in work, four pages of those that are ready, and two that were not among them.
+    assert len(roughy.requests) <= 10
+
+
+def test_a_batch_believes_no_list_that_lags(roughy: Emulator) -> None:
+    ids = seeded(roughy, 30)
+    settle(roughy, ids)
+    empty = {"items": [], "total": 0, "limit": 100, "offset": 0}
+    roughy.inject(Fault(method="GET", path="/v1/assets", status=200, body=empty, times=None))
+
+    verdicts = asyncio.run(
+        wait_for_batch(RoughyHook(), ASSET, ids, poll_interval=0.3, deadline=time.time() + 100, log=log)
+    )
+    assert {verdict.state for verdict in verdicts} == {"ready"}
+    assert sum(request.path != "/v1/assets" for request in roughy.requests) == 30
+
+
+def test_a_batch_of_which_some_never_end_times_out(roughy: Emulator) -> None:
+    ids = seeded(roughy, 12)
+    settle(roughy, ids[:10])
+
+    verdicts = asyncio.run(
+        wait_for_batch(RoughyHook(), ASSET, ids, poll_interval=0.2, deadline=time.time() + 2, log=log)
+    )
+    assert [verdict.outcome for verdict in verdicts] == ["succeeded"] * 10 + ["timed_out"] * 2
 
 
 def test_one_waiter_asks_for_its_own(roughy: Emulator) -> None:
