@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import json
 import shlex
 import signal
@@ -50,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"Cannot start: {error}", file=sys.stderr)
         return 2
     try:
-        if not _is_loopback(options.host):
+        if not emulator.is_loopback:
             print(f"Warning: {options.host} is not loopback; anyone who reaches it can steer it.", file=sys.stderr)
         connection = json.dumps(emulator.airflow_connection)
         print(f"Roughy emulator at {emulator.url} (steering: {emulator.url}/_emulator/)")
@@ -88,13 +87,6 @@ def _parser() -> argparse.ArgumentParser:
         help="an answer where the documentation is silent; may be repeated (see emulator/choices.py)",
     )
     return parser
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _print_request(request: Request) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -13,39 +12,43 @@ from starlette.routing import Route
 
 from .faults import Fault
 from .gate import CONTROL
+from .routes.endpoint import require_json
+from .steering import Steering
+from .store import UnknownId
+from .wire import ApiError, Reader, as_number, as_text, parse_object
 
-if TYPE_CHECKING:
-    from .server import Emulator
-
+#: Gets the fields of the body, and the id in the path as ``id``; what it returns is the reply.
 Action = Callable[[dict[str, Any]], Any]
+
+_WORD = as_text(1, 256)
 
 
 class Control:
     """The control routes of one emulator. Every action runs in a thread, since it may wait for media.
 
-    :param emulator: what is steered.
+    :param steering: what is steered.
     """
 
-    def __init__(self, emulator: Emulator) -> None:
-        self._emulator = emulator
+    def __init__(self, steering: Steering) -> None:
+        self._steering = steering
         self._table: list[tuple[str, str, str, Action]] = [
             ("GET", "/", "this index", self._index),
-            ("GET", "/state", "settings, clock, balance, faults", lambda _: emulator.state),
-            ("GET", "/assets", "every asset with its internal facts", lambda _: emulator.assets),
+            ("GET", "/state", "settings, clock, balance, faults", lambda _: steering.state),
+            ("GET", "/assets", "every asset with its internal facts", lambda _: steering.assets),
             ("POST", "/assets", "seed an asset: {state, ...fields}", self._seed),
-            ("GET", "/assets/{asset_id}", "one asset", lambda v: emulator.asset(v["asset_id"])),
-            ("POST", "/assets/{asset_id}/state", "{state, error_code?, error_message?, ...}", self._set_state),
+            ("GET", "/assets/{id}", "one asset", lambda v: steering.asset(v["id"])),
+            ("POST", "/assets/{id}/state", "{state, error_code?, error_message?, ...}", self._set_state),
             ("GET", "/requests", "the request log, oldest first", self._requests),
-            ("DELETE", "/requests", "forget the request log", lambda _: emulator.clear_requests()),
-            ("GET", "/faults", "the faults in force", lambda _: emulator.state["faults"]),
+            ("DELETE", "/requests", "forget the request log", lambda _: steering.clear_requests()),
+            ("GET", "/faults", "the faults in force", lambda _: steering.state["faults"]),
             ("POST", "/faults", "inject a fault: the fields of Fault", self._inject),
-            ("DELETE", "/faults", "forget all faults", lambda _: emulator.clear_faults()),
-            ("POST", "/clock", "{advance: seconds}", lambda v: emulator.advance(float(v["advance"]))),
+            ("DELETE", "/faults", "forget all faults", lambda _: steering.clear_faults()),
+            ("POST", "/clock", "{advance: seconds}", lambda v: steering.advance(_take(v, "advance", as_number))),
             ("PUT", "/progression", "{progression: immediate|manual|seconds=2|polls=3}", self._progression),
-            ("POST", "/settle", "{asset_id?}: let processing assets finish now", self._settle),
-            ("POST", "/credits/top-up", "{credits}", lambda v: emulator.top_up(v["credits"])),
+            ("POST", "/settle", "{id?}: let processing assets finish now", self._settle),
+            ("POST", "/credits/top-up", "{credits}", lambda v: steering.top_up(_take(v, "credits"))),
             ("PUT", "/credits/balance", "{balance}: by an adjustment entry", self._balance),
-            ("POST", "/reset", "back to the start", lambda _: emulator.reset()),
+            ("POST", "/reset", "back to the start", lambda _: steering.reset()),
         ]
 
     def routes(self) -> list[Route]:
@@ -65,29 +68,40 @@ class Control:
         }
 
     def _seed(self, values: dict[str, Any]) -> Any:
-        return self._emulator.asset(self._emulator.seed_asset(**values))
+        return self._steering.asset(self._steering.seed_asset(**values))
 
     def _set_state(self, values: dict[str, Any]) -> Any:
-        asset_id = values.pop("asset_id")
-        self._emulator.set_state(asset_id, values.pop("state"), **values)
-        return self._emulator.asset(asset_id)
+        asset_id = values.pop("id")
+        self._steering.set_state(asset_id, _take(values, "state", _WORD), **values)
+        return self._steering.asset(asset_id)
 
     def _requests(self, values: dict[str, Any]) -> Any:
-        return [request.to_dict() for request in self._emulator.requests]
+        return [request.to_dict() for request in self._steering.requests]
 
     def _inject(self, values: dict[str, Any]) -> Any:
         fault = Fault.from_dict(values)
-        self._emulator.inject(fault)
+        self._steering.inject(fault)
         return fault.to_dict()
 
     def _progression(self, values: dict[str, Any]) -> Any:
-        self._emulator.progression = values["progression"]
+        self._steering.progression = _take(values, "progression", _WORD)
 
     def _settle(self, values: dict[str, Any]) -> Any:
-        return {"settled": self._emulator.settle(values.get("asset_id"))}
+        chosen = _take(values, "id", _WORD) if "id" in values else None
+        return {"settled": self._steering.settle(chosen)}
 
     def _balance(self, values: dict[str, Any]) -> Any:
-        self._emulator.balance = values["balance"]
+        self._steering.balance = _take(values, "balance")
+
+
+def _take(values: dict[str, Any], name: str, reader: Reader[Any] = lambda value: value) -> Any:
+    """Take a field that must be there out of a body."""
+    if name not in values:
+        raise ValueError(f"Missing field {name!r}.")
+    try:
+        return reader(values.pop(name))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 class _Actions:
@@ -105,19 +119,18 @@ class _Actions:
         action = self._actions.get(request.method)
         if action is None:
             return _problem(405, f"Use {', '.join(self._actions)}.")
-        raw = await request.body()
         try:
-            values = json.loads(raw) if raw else {}
-            if not isinstance(values, dict):
-                return _problem(422, "The body must be a JSON object.")
-            values |= request.path_params
-            result = await run_in_threadpool(action, values)
-        except KeyError as error:
-            # The store raises it with the id it does not know, an action with the field it misses.
-            if error.args[0] in request.path_params.values() or error.args[0] == values.get("asset_id"):
-                return _problem(404, f"Unknown asset {error}")
-            return _problem(422, f"Missing field {error}")
-        except (ValueError, TypeError) as error:
+            if request.method in ("POST", "PUT"):
+                # A browser sends JSON to another origin only after asking, so no web page can steer.
+                require_json(request)
+            raw = await request.body()
+            values = parse_object(raw, malformed_status=422) if raw else {}
+            result = await run_in_threadpool(action, values | request.path_params)
+        except ApiError as error:
+            return _problem(error.status, error.message)
+        except UnknownId as error:
+            return _problem(404, str(error))
+        except ValueError as error:
             return _problem(422, str(error))
         return JSONResponse({"ok": True} if result is None else result)
 

@@ -65,6 +65,8 @@ class Fault:
             (not isinstance(self.method, str) or not isinstance(self.path, str), "method and path must be text"),
             (not all(isinstance(text, str) for pair in texts for text in pair), "headers must be text"),
             (not isinstance(self.body, (str, Mapping, type(None))), "body must be text or an object"),
+            (not all(map(_is_whole, (self.nth, self.times, self.status, self.cut_after))), "numbers must be whole"),
+            (not isinstance(self.delay, (int, float)) or not self.delay < 1e9, "delay must be a number of seconds"),
             (self.nth < 1, "nth counts from 1"),
             (self.times is not None and self.times < 1, "times must be at least 1, or None"),
             (self.status is not None and not 200 <= self.status <= 599, "status must be 200 to 599"),
@@ -119,6 +121,10 @@ class Fault:
             return b"", "application/json"
         default = {"error": {"code": code, "message": "Injected fault."}}
         return json.dumps(default if self.body is None else self.body).encode(), "application/json"
+
+
+def _is_whole(value: object) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool))
 
 
 class FaultBook:

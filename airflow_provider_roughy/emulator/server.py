@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
+import ipaddress
 import logging
 import os
 import socket
@@ -19,10 +19,10 @@ import uvicorn
 from .app import build
 from .choices import Choices
 from .control import Control
-from .faults import Fault, FaultBook
-from .gate import Gate, Request, RequestLog
-from .store import Asset, Progression, Store, well_known_id
-from .wire import timestamp
+from .faults import Fault
+from .gate import Gate, Request
+from .steering import Steering
+from .store import Store
 
 DEFAULT_KEY = "sk_emulator"
 
@@ -30,7 +30,7 @@ DEFAULT_KEY = "sk_emulator"
 CLOSE_SECONDS = 5.0
 
 
-class Emulator:
+class Emulator(Steering):
     """A Roughy of one's own, on a real socket.
 
     Use it as a context manager, or call :meth:`start` and :meth:`close`. Everything here may be called from any
@@ -64,23 +64,14 @@ class Emulator:
         self.api_keys = (api_key,) if isinstance(api_key, str) else tuple(api_key)
         if not self.api_keys or not all(key.startswith("sk_") for key in self.api_keys):
             raise ValueError("an API key starts with sk_")
-        Progression.parse(progression)
+        super().__init__(choices=choices, progression=progression, faults=faults, on_request=on_request)
         self.api_key = self.api_keys[0]
-        self.project_id = well_known_id(1)
-        self.choices = choices
         self._host = host
         self._port = port
         self._data_dir = None if data_dir is None else Path(data_dir)
         self._start_balance = balance
-        self._start_progression = progression
-        self._start_faults = tuple(faults)
-        self._faults = FaultBook()
-        self._log = RequestLog(on_request)
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._server: _Server | None = None
-        self._open_store: Store | None = None
-        for fault in self._start_faults:
-            self._faults.inject(fault)
 
     def __enter__(self) -> Emulator:
         """Start."""
@@ -140,143 +131,24 @@ class Emulator:
     @property
     def airflow_connection(self) -> dict[str, Any]:
         """What to put, as JSON, into ``AIRFLOW_CONN_ROUGHY_DEFAULT``."""
-        extra = {"project_id": self.project_id}
+        extra: dict[str, Any] = {"project_id": self.project_id}
+        if not self.is_loopback:
+            # The provider sends no key over plain http elsewhere.
+            extra["allow_http"] = True
         return {"conn_type": "roughy", "host": self.url, "password": self.api_key, "extra": extra}
 
     @property
-    def requests(self) -> list[Request]:
-        """The requests so far, oldest first, without those of ``/_emulator/``; the last 50,000 are kept."""
-        return self._log.requests
-
-    def clear_requests(self) -> None:
-        """Forget the requests so far."""
-        self._log.clear()
-
-    def inject(self, fault: Fault) -> None:
-        """Put a fault in force."""
-        self._faults.inject(fault)
-
-    def clear_faults(self) -> None:
-        """Forget all faults."""
-        self._faults.clear()
-
-    @property
-    def balance(self) -> int:
-        """Credits of the default account; setting it writes an ``adjustment`` entry and activates nothing."""
-        self._store.look()
-        return self._store.balance(1)
-
-    @balance.setter
-    def balance(self, balance: int) -> None:
-        self._store.adjust(_whole(balance, "balance"))
-
-    def top_up(self, credits: int) -> None:
-        """Add credits to the default account; unpaid assets become ready, oldest first.
-
-        :param credits: how many.
-        """
-        self._store.look()
-        self._store.top_up(_whole(credits, "credits"))
-
-    def advance(self, seconds: float) -> None:
-        """Move the emulator's clock on, and let happen what is due by then.
-
-        :param seconds: how far.
-        """
-        self._store.advance(seconds)
-
-    @property
-    def progression(self) -> str:
-        """How long ``processing`` lasts; setting it concerns assets that are processing, too."""
-        return str(self._store.progression)
-
-    @progression.setter
-    def progression(self, progression: str) -> None:
-        self._store.set_progression(progression)
-
-    def settle(self, asset_id: str | None = None) -> list[str]:
-        """Let processing assets finish now, whatever the progression.
-
-        :param asset_id: one of them, or ``None`` for all.
-        :returns: the ids that were processing.
-        """
-        return self._store.settle(asset_id)
-
-    @property
-    def assets(self) -> list[dict[str, Any]]:
-        """Every asset of every account, oldest first, as :meth:`asset` returns it."""
-        self._store.look()
-        return [self._facts(asset) for asset in self._store.all_assets()]
-
-    def asset(self, asset_id: str) -> dict[str, Any]:
-        """Return what the emulator knows of an asset, the API's fields and more; does not count as a poll.
-
-        ``size_bytes`` is what was declared; ``stored_bytes`` and ``sha256`` are of the bytes on disk; ``states``
-        is the history: pairs of state and time.
-
-        :raises KeyError: when there is no such asset.
-        """
-        self._store.look()
-        return self._facts(self._store.known(asset_id))
-
-    def _facts(self, asset: Asset) -> dict[str, Any]:
-        facts = dataclasses.asdict(asset)
-        for name in ("processing_at", "unpaid_at", "created_at"):
-            facts[name] = None if facts[name] is None else timestamp(facts[name])
-        path = self._store.path(asset.id)
-        return facts | {
-            "stored_bytes": path.stat().st_size if path.exists() else 0,
-            "sha256": self._store.sha256(asset.id),
-            "states": self._store.states(asset.id),
-        }
-
-    def seed_asset(self, state: str = "ready", **fields: Any) -> str:
-        """Put a new asset straight into a state: no upload, no charge.
-
-        :param state: any word; the API's own states get the fields that belong to them.
-        :param fields: ``content`` (bytes to store), ``account`` (number, default 1), ``project_id``,
-            ``size_bytes``, ``language``, ``type``, ``extension``, ``content_type``, ``duration_seconds``,
-            ``error_code``, ``error_message``.
-        :returns: its id.
-        """
-        return self._store.seed(state, **fields).id
-
-    def set_state(self, asset_id: str, state: str, **fields: Any) -> None:
-        """Put an asset into a state by decree: nothing is charged.
-
-        :param state: any word, also one that the API does not know.
-        :param fields: as of :meth:`seed_asset`, those that describe the media or the error.
-        :raises KeyError: when there is no such asset.
-        """
-        self._store.set_state(asset_id, state, **fields)
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        try:
+            return ipaddress.ip_address(self._host).is_loopback
+        except ValueError:
+            return self._host == "localhost"
 
     @property
     def state(self) -> dict[str, Any]:
         """Settings, clock, credits and faults in one look; without the key."""
-        return {
-            "url": self.url,
-            "project_id": self.project_id,
-            "now": timestamp(self._store.now()),
-            "progression": self.progression,
-            "balance": self.balance,
-            "faults": self._faults.describe(),
-            "requests": len(self.requests),
-            "choices": dataclasses.asdict(self.choices),
-        }
-
-    def reset(self) -> None:
-        """Go back to the start: only the first project, balance, clock, progression and faults as given."""
-        self._store.reset(progression=self._start_progression)
-        self._faults.clear()
-        for fault in self._start_faults:
-            self._faults.inject(fault)
-        self._log.clear()
-
-    @property
-    def _store(self) -> Store:
-        if self._open_store is None:
-            raise RuntimeError("the emulator is not running")
-        return self._open_store
+        return {"url": self.url, **super().state}
 
 
 class _Uvicorn(uvicorn.Server):
@@ -372,9 +244,3 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
-
-
-def _whole(value: object, name: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"{name} must be a whole number")
-    return value

@@ -6,15 +6,19 @@ Sources: the error envelope, paging and field rules are those of Roughy's "List 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
-import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from email.utils import formatdate
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+#: Makes a value of a request what it should be, or raises ``ValueError`` with the reason.
+Reader = Callable[[object], T]
 
 #: A problem of one request field: dotted path, message.
 Problem = tuple[str, str]
@@ -102,9 +106,9 @@ def timestamp(microseconds: int) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{microseconds % 1_000_000:06d}Z"
 
 
-def now_microseconds() -> int:
-    """Return the real time since the epoch, in microseconds."""
-    return time.time_ns() // 1000
+def http_date(microseconds: int) -> str:
+    """Return the date format of HTTP (RFC 9110), which TUS uses for ``Upload-Expires``."""
+    return formatdate(microseconds / 1_000_000, usegmt=True)
 
 
 def as_uuid(value: object) -> str:
@@ -115,7 +119,7 @@ def as_uuid(value: object) -> str:
         raise ValueError("Input should be a valid UUID") from None
 
 
-def as_text(least: int, most: int) -> Callable[[object], str]:
+def as_text(least: int, most: int) -> Reader[str]:
     """Return a reader of strings of so many characters."""
 
     def read(value: object) -> str:
@@ -128,7 +132,7 @@ def as_text(least: int, most: int) -> Callable[[object], str]:
     return read
 
 
-def as_integer(least: int, most: int | None = None) -> Callable[[object], int]:
+def as_integer(least: int, most: int | None = None) -> Reader[int]:
     """Return a reader of integers within bounds; a string must be plain digits (a query value)."""
 
     def read(value: object) -> int:
@@ -145,7 +149,7 @@ def as_integer(least: int, most: int | None = None) -> Callable[[object], int]:
     return read
 
 
-def as_one_of(options: Sequence[str]) -> Callable[[object], str]:
+def as_one_of(options: Sequence[str]) -> Reader[str]:
     """Return a reader of one of these words."""
 
     def read(value: object) -> str:
@@ -163,6 +167,37 @@ def as_language(value: object) -> str:
     return value.lower()
 
 
+def as_decimal(value: object) -> str:
+    """Return a decimal number that is not negative, as text."""
+    text = str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+    if not isinstance(text, str) or not re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,9})?", text):
+        raise ValueError("Input should be a valid decimal")
+    return text
+
+
+def as_number(value: object) -> float:
+    """Return a finite number."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError("Input should be a valid number")
+    return float(value)
+
+
+def read(readers: Mapping[str, Reader[Any]], values: Mapping[str, object]) -> dict[str, Any]:
+    """Read all values by the readers of their names; null stays null.
+
+    :raises ValueError: for a name without a reader, and with what a reader says.
+    """
+    if unknown := set(values) - set(readers):
+        raise ValueError(f"unknown field {', '.join(sorted(unknown))}; known: {', '.join(readers)}")
+    found = {}
+    for name, value in values.items():
+        try:
+            found[name] = None if value is None else readers[name](value)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return found
+
+
 class Fields:
     """Reads values from one part of a request and gathers what is wrong with them.
 
@@ -175,14 +210,14 @@ class Fields:
         self.values = values
         self.problems: list[Problem] = []
 
-    def required(self, name: str, reader: Callable[[object], T]) -> T:
+    def required(self, name: str, reader: Reader[T]) -> T:
         """Read a value that must be there; after a problem the result is meaningless until :meth:`check`."""
         if name not in self.values:
             self.problems.append((f"{self.where}.{name}", "Field required"))
             return None  # type: ignore[return-value]
         return self._read(name, reader)
 
-    def optional(self, name: str, reader: Callable[[object], T]) -> T | None:
+    def optional(self, name: str, reader: Reader[T]) -> T | None:
         """Read a value that may be missing or null."""
         return None if self.values.get(name) is None else self._read(name, reader)
 
@@ -191,7 +226,7 @@ class Fields:
         if self.problems:
             raise invalid(*self.problems)
 
-    def _read(self, name: str, reader: Callable[[object], T]) -> T:
+    def _read(self, name: str, reader: Reader[T]) -> T:
         try:
             return reader(self.values[name])
         except ValueError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
+from airflow_provider_roughy.hooks import RoughyHook
 from tests.emulator.api import CHUNK, TUS
 
 PROJECT = "01900000-0000-7000-8000-000000000001"
@@ -69,7 +71,7 @@ def test_the_command_line(number: signal.Signals, speech: bytes) -> None:
     assert "Signature" not in errors
 
 
-def test_several_keys_and_a_warning_off_loopback() -> None:
+def test_several_keys_and_a_warning_off_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     with running("--port", "0", "--host", "0.0.0.0", "--api-key", "sk_a", "--api-key", "sk_b") as (process, url):
         port = httpx.URL(url).port
         users = [
@@ -77,6 +79,12 @@ def test_several_keys_and_a_warning_off_loopback() -> None:
             for key in ("sk_a", "sk_b")
         ]
         assert len(set(users)) == 2
+        assert process.stdout is not None
+        _, export = process.stdout.readline(), process.stdout.readline()
+        # The connection that it prints is one that the provider takes.
+        monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", shlex.split(export)[1].partition("=")[2])
+        with RoughyHook() as hook:
+            assert hook.get_credit_balance() == 1000
         process.terminate()
         _, errors = process.communicate(timeout=5)
     assert errors.startswith("Warning: 0.0.0.0 is not loopback")
@@ -117,7 +125,7 @@ def test_a_killed_process_is_taken_up_with_identical_truth(tmp_path: Path, speec
     with running(*arguments) as (process, url), httpx.Client(base_url=url, headers=KEY) as http:
         done, begun, broken = create(http, len(speech)), create(http, 5000), create(http, len(content))
         assert patch(http, done, 0, speech) == 204
-        http.post("/_emulator/settle")
+        http.post("/_emulator/settle", json={})
         assert patch(http, create(http, len(speech)), 0, speech) == 204
         assert patch(http, begun, 0, content[:1000]) == 204
         http.post("/_emulator/clock", json={"advance": 7200})
@@ -160,7 +168,7 @@ def test_a_killed_process_is_taken_up_with_identical_truth(tmp_path: Path, speec
         assert facts["sha256"] == hashlib.sha256(content).hexdigest()
         assert httpx.get(http.get(f"/v1/assets/{done['id']}").json()["download_url"]).content == speech
         # What was being measured when the process died is measured now.
-        http.post("/_emulator/settle")
+        http.post("/_emulator/settle", json={})
         assert [a["state"] for a in http.get("/_emulator/assets").json()][3] == "ready"
 
 

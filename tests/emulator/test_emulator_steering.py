@@ -146,7 +146,7 @@ def test_steering_over_http(api: Api, roughy: Emulator, talk: bytes) -> None:
     control = httpx.Client(base_url=f"{roughy.url}/_emulator", trust_env=False)
 
     def call(method: str, where: str, **body: Any) -> Any:
-        reply = control.request(method, where, json=body) if body else control.request(method, where)
+        reply = control.request(method, where, json=body)
         assert reply.status_code == 200, reply.text
         return reply.json()
 
@@ -186,9 +186,28 @@ def test_steering_over_http(api: Api, roughy: Emulator, talk: bytes) -> None:
     [
         ("GET", "assets/nonsense", None, 404),
         ("POST", "assets/nonsense/state", {"state": "ready"}, 404),
-        ("POST", "settle", {"asset_id": "nonsense"}, 404),
+        ("POST", "settle", {"id": "nonsense"}, 404),
+        ("POST", "settle", {"id": 5}, 422),
         ("POST", "clock", {}, 422),
         ("POST", "clock", {"advance": "x"}, 422),
+        ("POST", "clock", {"advance": [60]}, 422),
+        ("POST", "clock", {"advance": 1e300}, 422),
+        ("POST", "clock", {"advance": -1e12}, 422),
+        ("POST", "assets", {"state": 5}, 422),
+        ("POST", "assets", {"self": "ready"}, 422),
+        ("POST", "assets", {"account": "first"}, 422),
+        ("POST", "assets", {"account": 99}, 404),
+        ("POST", "assets", {"content": "bytes"}, 422),
+        ("POST", "assets", {"project_id": "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"}, 404),
+        ("POST", "assets", {"size_bytes": 10**30}, 422),
+        ("POST", "assets", {"language": {"code": "de"}}, 422),
+        ("POST", "assets", {"duration_seconds": "long"}, 422),
+        ("POST", "assets/nonsense/state", {}, 422),
+        ("PUT", "credits/balance", {"balance": 10**30}, 422),
+        ("PUT", "progression", {"progression": 3}, 422),
+        ("POST", "faults", {"nth": "1"}, 422),
+        ("POST", "faults", {"status": 500.5}, 422),
+        ("POST", "faults", {"delay": "long"}, 422),
         ("POST", "faults", {"statsu": 500}, 422),
         ("POST", "faults", [1], 422),
         ("POST", "credits/top-up", {"credits": -1}, 422),
@@ -201,6 +220,19 @@ def test_steering_wrongly(roughy: Emulator, method: str, path: str, body: Any, s
     reply = httpx.request(method, f"{roughy.url}/_emulator/{path}", json=body)
     assert reply.status_code == status
     assert reply.json()["problem"]
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Type": "text/plain"}, {"Content-Type": "multipart/form-data"}])
+def test_no_web_page_steers(roughy: Emulator, headers: dict[str, str]) -> None:
+    # What a browser sends to another origin without asking it first.
+    roughy.seed_asset()
+    for content in (b"", b"{}"):
+        reply = httpx.post(f"{roughy.url}/_emulator/reset", content=content, headers=headers)
+        assert reply.status_code == 415
+        assert reply.json()["problem"]
+    preflight = httpx.options(f"{roughy.url}/_emulator/reset", headers={"Origin": "https://example.com"})
+    assert "access-control-allow-origin" not in preflight.headers
+    assert len(roughy.assets) == 1
 
 
 def test_steering_is_neither_struck_nor_logged(roughy: Emulator) -> None:

@@ -11,24 +11,21 @@ import contextlib
 import os
 import re
 from collections.abc import AsyncIterator
-from email.utils import formatdate
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .choices import Choices
-from .store import Store, Upload
-from .wire import ApiError
+from airflow_provider_roughy.emulator.choices import Choices
+from airflow_provider_roughy.emulator.store import Store, Upload
+from airflow_provider_roughy.emulator.wire import ApiError, http_date
 
-VERSION = "1.0.0"
+from .endpoint import ClientLeft, Endpoint, Handler
+
+TUS_VERSION = "1.0.0"
 CONTENT_TYPE = "application/offset+octet-stream"
 
 #: Bytes are written in pieces of this size, each in a thread, so that a slow disk never stalls the event loop.
 WRITE_BYTES = 1 << 20
-
-
-class ClientLeft(Exception):
-    """The connection broke before the request was whole; there is nobody to answer."""
 
 
 class Uploads:
@@ -41,6 +38,19 @@ class Uploads:
         self._store = store
         self._locks: dict[str, asyncio.Lock] = {}
 
+    def endpoints(self) -> list[Endpoint]:
+        """Return the paths and who answers on them."""
+        # Every reply names the version (TUS), and no reply to HEAD may be cached.
+        headers = {"Tus-Resumable": TUS_VERSION, "Cache-Control": "no-store"}
+        no_key = () if self._choices.options_needs_key else ("OPTIONS",)
+        handlers: dict[str, Handler] = {"HEAD": self.head, "PATCH": self.patch, "DELETE": self.cancel}
+        if self._choices.method_override:
+            handlers["POST"] = self.override
+        return [
+            Endpoint("/v1/uploads", {"OPTIONS": self.capabilities}, headers, open_methods=no_key),
+            Endpoint("/v1/uploads/{upload_id}", handlers, headers),
+        ]
+
     @property
     def _choices(self) -> Choices:
         return self._store.choices
@@ -48,7 +58,7 @@ class Uploads:
     async def capabilities(self, request: Request, account: int) -> Response:
         """``OPTIONS /v1/uploads``: what the server can do (TUS, section "OPTIONS")."""
         headers = {
-            "Tus-Version": VERSION,
+            "Tus-Version": TUS_VERSION,
             "Tus-Max-Size": str(self._choices.max_upload_bytes),
             "Tus-Extension": self._choices.tus_extension,
         }
@@ -59,7 +69,7 @@ class Uploads:
         upload = self._find(request, account)
         offset = self._offset_when_over(upload)
         if offset is None:
-            offset = self._store.offset(upload)
+            offset = self._store.uploads.offset(upload)
         headers = {"Upload-Length": str(upload.size_bytes), "Cache-Control": "no-store"}
         return self._reply(200, upload, offset, headers)
 
@@ -78,7 +88,7 @@ class Uploads:
             upload = self._find(request, account)
             if self._offset_when_over(upload) is not None:
                 raise ApiError(409, "The upload is finished.")
-            offset = self._store.offset(upload)
+            offset = self._store.uploads.offset(upload)
             self._check(upload, offset, claimed, length)
             try:
                 await self._take(request, upload, offset, length)
@@ -86,7 +96,7 @@ class Uploads:
                 raise ApiError(404, "Upload not found.") from None
             reached = offset + length
             if reached == upload.size_bytes:
-                self._store.finish(upload.id)
+                self._store.assets.finish(upload.id)
             return self._reply(204, upload, reached)
 
     async def cancel(self, request: Request, account: int) -> Response:
@@ -95,7 +105,7 @@ class Uploads:
         if self._offset_when_over(upload) is not None:
             raise ApiError(409, "The upload is finished.")
         async with self._lock(upload.id):
-            self._store.cancel(upload)
+            self._store.assets.cancel(upload.id)
         return Response(status_code=self._choices.cancel_status)
 
     async def override(self, request: Request, account: int) -> Response:
@@ -108,10 +118,10 @@ class Uploads:
 
     def _find(self, request: Request, account: int) -> Upload:
         """Return the upload if it is open, or finished and still answering; raise what it answers otherwise."""
-        if request.headers.get("tus-resumable") != VERSION:
-            raise ApiError(412, "Tus-Resumable header missing or wrong version.", headers={"Tus-Version": VERSION})
+        if request.headers.get("tus-resumable") != TUS_VERSION:
+            raise ApiError(412, "Tus-Resumable header missing or wrong version.", headers={"Tus-Version": TUS_VERSION})
         self._store.sweep()
-        upload = self._store.upload(account, request.path_params["upload_id"])
+        upload = self._store.uploads.get(account, request.path_params["upload_id"])
         rule = {
             "open": "open",
             "finished": self._choices.finished_upload,
@@ -143,9 +153,9 @@ class Uploads:
 
         :raises ClientLeft: when it broke off; what arrived is kept, or not, as the choice says.
         """
-        path = self._store.path(upload.asset_id)
+        path = self._store.files.path(upload.asset_id)
         if not self._choices.keep_partial:
-            self._store.set_committed(upload.id, offset)
+            self._store.uploads.set_committed(upload.id, offset)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             arrived = 0
@@ -154,17 +164,17 @@ class Uploads:
                 await asyncio.to_thread(_write, file, block)
                 arrived += len(block)
                 if not identified:
-                    self._store.identify(upload.id)
+                    self._store.assets.identify(upload.id)
                     identified = True
             if arrived < length:
                 if not self._choices.keep_partial:
                     os.ftruncate(file, offset)
-                    self._store.forget_kind(upload)
+                    self._store.assets.forget_kind(upload)
                 raise ClientLeft
         finally:
             os.close(file)
             if not self._choices.keep_partial:
-                self._store.set_committed(upload.id, None)
+                self._store.uploads.set_committed(upload.id, None)
 
     @contextlib.asynccontextmanager
     async def _lock(self, upload_id: str) -> AsyncIterator[None]:
@@ -187,11 +197,6 @@ class Uploads:
         if self._choices.upload_expires_header and upload.status == "open" and offset < upload.size_bytes:
             fields["Upload-Expires"] = http_date(upload.expires_at)
         return Response(status_code=status, headers=fields)
-
-
-def http_date(microseconds: int) -> str:
-    """Return the date format of HTTP (RFC 9110), which TUS uses for ``Upload-Expires``."""
-    return formatdate(microseconds / 1_000_000, usegmt=True)
 
 
 def _number(request: Request, name: str) -> int:

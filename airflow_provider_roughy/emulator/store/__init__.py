@@ -1,0 +1,154 @@
+"""The truth: what there is, in SQLite; the media as files beside it.
+
+A room a resource, one above the other: ``database``, ``clock``, ``files``, ``background`` and ``history`` know no
+resource; ``projects``, ``credits`` and ``uploads`` stand on them, ``assets`` on those, and what is derived from
+assets above. Both the HTTP routes and the Python API use the one :class:`Store`, from any thread. Nothing runs on a
+timer: what time has brought about is worked out by :meth:`Store.sweep` before each look.
+
+Killing the process at any moment loses nothing that was replied to: a change is one SQLite transaction, and the
+offset of an upload is the size of its file. (No ``fsync``: a power cut is not what this is for.)
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from concurrent.futures import Future, wait
+from pathlib import Path
+
+from airflow_provider_roughy.emulator.choices import Choices
+
+from .assets import Asset, Assets
+from .clock import Clock, Progression
+from .credits import Credits, LedgerEntry
+from .database import Database, UnknownId
+from .files import Files
+from .projects import Project, Projects, well_known_id
+from .uploads import Upload, Uploads
+
+__all__ = ["Asset", "LedgerEntry", "Progression", "Project", "Store", "UnknownId", "Upload", "well_known_id"]
+
+#: How long a look at something that is due waits for its media to be measured.
+WORK_WAIT_SECONDS = 20.0
+
+#: All that :meth:`Store.reset` empties.
+_TABLES = ("projects", "assets", "states", "uploads", "ledger")
+
+
+class Store:
+    """All state of one emulator.
+
+    :param folder: where it lives; made if need be, and taken up again if it was used before.
+    :param accounts: number of accounts (API keys).
+    :param balance: credits each account starts with.
+    :param progression: see :class:`Progression`.
+    :param choices: answers where the documentation is silent.
+    """
+
+    def __init__(self, folder: Path, *, accounts: int, balance: int, progression: str, choices: Choices) -> None:
+        self.choices = choices
+        self._accounts = accounts
+        self._start_balance = balance
+        self.files = Files(folder / "bytes")
+        self._database = Database(folder / "roughy.sqlite")
+        self.clock = Clock(self._database, progression)
+        self.projects = Projects(self._database, self.clock)
+        self.credits = Credits(self._database, self.clock)
+        self.uploads = Uploads(self._database, self.clock, self.files, choices)
+        self.assets = Assets(self._database, self.clock, self.files, self.projects, self.credits, self.uploads, choices)
+        self._open()
+
+    def _open(self) -> None:
+        with self._database.change():
+            self.clock.restart()
+            self.secret = bytes.fromhex(self._database.meta("secret", secrets.token_hex(32)))
+            for account in range(1, self._accounts + 1):
+                self._open_account(account)
+            self.assets.take_up()
+
+    def _open_account(self, account: int) -> None:
+        """Give a new account its first project and credits; an account that is known keeps what it has."""
+        if self.opened_at(account):
+            return
+        self._database.set_meta(f"account_{account}", str(self.clock.now()))
+        name = "Emulator" if account == 1 else f"Emulator {account}"
+        self.projects.create(account, name, well_known_id(account))
+        if self._start_balance:
+            self.credits.grant(account, self._start_balance)
+
+    def opened_at(self, account: int) -> int:
+        """Return when an account was made; 0 if it was not."""
+        return int(self._database.meta(f"account_{account}", "") or 0)
+
+    def close(self) -> None:
+        """Stop all work and close the database."""
+        self.assets.close()
+        self._database.close()
+
+    def reset(self, *, progression: str) -> None:
+        """Empty everything but the first project of each account, and set balance and clock as at the start."""
+        with self._database.change():
+            for table in _TABLES:
+                self._database.execute(f"DELETE FROM {table}")
+            self._database.execute("DELETE FROM meta WHERE name != 'secret'")
+            self.assets.clear()
+            self.files.clear()
+            self.clock.progression = Progression.parse(progression)
+            self._open()
+
+    # Time
+
+    def look(self) -> None:
+        """Bring everything up to now; waits a while for media that is still being measured."""
+        self.sweep()
+        if work := self.due_work():
+            wait(work, timeout=WORK_WAIT_SECONDS)
+            self.sweep()
+
+    def due_work(self) -> Sequence[Future[None]]:
+        """Return the work on media that what is due still waits for."""
+        return self.assets.due_work()
+
+    def sweep(self) -> None:
+        """Let time pass: everything gets into the state that it has by now."""
+        with self._database.change():
+            self.assets.sweep()
+
+    def advance(self, seconds: float) -> None:
+        """Move emulator time on, and let happen what is due by then.
+
+        :param seconds: how far; negative moves it back.
+        """
+        self.clock.advance(seconds)
+        self.look()
+
+    # What concerns several resources
+
+    def delete_project(self, account: int, project_id: str) -> None:
+        """Remove a project with all its assets and their bytes, at once and for good (project page)."""
+        with self._database.change():
+            self.projects.get(account, project_id)
+            self.assets.delete_of_project(project_id)
+            self.projects.remove(project_id)
+
+    def top_up(self, credits: int, account: int = 1) -> None:
+        """Add credits as a paid top-up, and activate unpaid assets."""
+        if credits <= 0:
+            raise ValueError("a top-up must be positive")
+        self.sweep()
+        with self._database.change():
+            self.credits.top_up(account, credits)
+            self.assets.activate(account)
+
+    def settle(self, resource_id: str | None = None) -> list[str]:
+        """Let Roughy's work finish now, whatever the progression.
+
+        :param resource_id: the asset it is about, or ``None`` for all.
+        :returns: the ids that were being worked on.
+        :raises UnknownId: when there is nothing of that id.
+        """
+        if resource_id is not None:
+            self.assets.known(resource_id)
+        released = self.assets.release(resource_id)
+        self.look()
+        return released

@@ -1,0 +1,38 @@
+"""Which states something has been in, and since when."""
+
+from __future__ import annotations
+
+from airflow_provider_roughy.emulator.wire import timestamp
+
+from .database import Database
+
+# The column has its name from the days when only assets had a history.
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS states (asset_id TEXT NOT NULL, state TEXT NOT NULL, at INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS states_by_asset ON states (asset_id);
+"""
+
+
+class History:
+    """The states of everything that has states, by id."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        database.create(_SCHEMA)
+
+    def note(self, resource_id: str, state: str, at: int) -> None:
+        """Note that a state was entered.
+
+        :param at: when, in microseconds.
+        """
+        self._database.execute("INSERT INTO states VALUES (?, ?, ?)", resource_id, state, at)
+
+    def of(self, resource_id: str) -> list[tuple[str, str]]:
+        """Return the states, oldest first, with the time each was entered."""
+        query = "SELECT state, at FROM states WHERE asset_id = ? ORDER BY rowid"
+        rows = self._database.execute(query, resource_id).fetchall()
+        return [(row["state"], timestamp(row["at"])) for row in rows]
+
+    def forget(self, resource_id: str) -> None:
+        """Forget the states of something."""
+        self._database.execute("DELETE FROM states WHERE asset_id = ?", resource_id)
