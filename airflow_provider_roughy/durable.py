@@ -397,18 +397,21 @@ class _Progress:
         self._shown = _Newest(lambda progress: note.show_progress(*progress))
         self._asset_id = asset_id
         self._started = self._logged_at = time.monotonic()
-        self._first: int | None = None
+        #: When the first block was handed over, and how far the upload was then: pauses before it are no slow link.
+        self._first: tuple[float, int] | None = None
         self._logged = 0
 
     def __call__(self, done: int, total: int) -> None:
-        if self._first is None:
-            self._first = self._logged = done
         now = time.monotonic()
+        if self._first is None:
+            self._first, self._logged = (now, done), done
+            return
         quiet = now - self._logged_at
         if done >= total or not (quiet >= 30 or (quiet >= 1 and abs(done - self._logged) >= total / 10)):
             return
         self._logged_at, self._logged = now, done
-        rate = max(done - self._first, 0) / (now - self._started)
+        since, first = self._first
+        rate = max(done - first, 0) / max(now - since, 1e-3)
         left = f"{(total - done) / rate:.0f} s left" if rate else "stalled"
         self._log.info(
             "Asset %s: %s of %s (%.0f %%), %s/s, %s",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -335,6 +336,17 @@ def test_each_pause_is_one_line(
     assert sum("no answer from 127.0.0.1" in line for line in said) == 3
     for line in said:
         assert line.startswith(f"Upload of {recording}: ")
+
+
+def test_an_upload_that_moves_is_not_said_to_stall(
+    roughy: Emulator, recording: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each look at the clock is a minute later, as after a long pause."""
+    monkeypatch.setattr("airflow_provider_roughy.durable.time", SimpleNamespace(monotonic=Minutes(), sleep=time.sleep))
+    assert upload(None, recording).state == "success"
+    said = re.findall(r"[\d.]+ MiB of 3\.0 MiB.*", "".join(capsys.readouterr()))
+    assert said
+    assert [line for line in said if "stalled" in line] == []
 
 
 # ---- Without an operator

@@ -129,6 +129,24 @@ def test_the_execution_timeout_bounds_upload_and_wait_together(roughy: Emulator,
     assert (ended.state, type(ended.error)) == ("failed", RoughyTimeoutError)
 
 
+@pytest.mark.parametrize("deferrable", [True, False], ids=["deferrable", "not deferrable"])
+def test_a_look_has_no_longer_than_the_wait(
+    roughy: Emulator,
+    audio: Path,
+    connection: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    deferrable: bool,
+) -> None:
+    patient = {**connection, "extra": {**connection["extra"], "timeout": 60}}
+    monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps(patient))
+    # The first GET confirms that the bytes have arrived.
+    roughy.inject(Fault(method="GET", path="/v1/assets/*", nth=2, hang=True))
+    ended = upload(audio, wait_for_completion=True, deferrable=deferrable, poll_interval=0.05, timeout=1)
+    assert ended.state == "success", ended.error
+    assert "no whole answer within 1 s" in "".join(capsys.readouterr())
+
+
 @pytest.mark.parametrize("words", ["Trigger timeout", "Trigger/execution timeout"], ids=["Airflow 3", "Airflow 2"])
 def test_a_wait_that_no_triggerer_took_burns_no_retries(roughy: Emulator, audio: Path, words: str) -> None:
     operator = RoughyCreateUploadOperator(task_id="upload", source=audio)

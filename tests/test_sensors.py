@@ -348,6 +348,19 @@ def test_a_look_is_one_request_since_the_next_look_is_its_retry(
     assert len(roughy.requests) == 1
 
 
+def test_a_look_has_no_longer_than_the_wait(
+    roughy: Emulator, mode: str, connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    patient = {**connection, "extra": {**connection["extra"], "timeout": 60}}
+    monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps(patient))
+    asset_id = roughy.seed_asset(state="processing")
+    roughy.inject(Fault(method="GET", path="/v1/assets/*", times=None, hang=True))
+    task = sensor(mode, asset_id, timeout=1)
+    with task.hook:
+        assert not task.poke({}).is_done
+    assert "no whole answer within 1 s" in "".join(capsys.readouterr())
+
+
 @pytest.mark.parametrize("value", [0, -1, float("nan"), "30", None])
 def test_an_interval_that_is_none_is_refused_when_the_dag_is_read(mode: str, value: Any) -> None:
     # Airflow itself refuses some of these, in words and classes of its own.
