@@ -8,7 +8,6 @@ deleted is decided here, in :meth:`DurableUpload._discard`.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,6 +25,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyUploadClosedError,
 )
 from airflow_provider_roughy.lifecycle import ASSET, Arrival, Outcome, Verdict
+from airflow_provider_roughy.progress import Progress, bytes_in_words
 from airflow_provider_roughy.retry import Backoff
 
 if TYPE_CHECKING:
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from airflow_provider_roughy.client import Client
     from airflow_provider_roughy.source import Reader, Source
     from airflow_provider_roughy.tus import RoughyUploader
-
-#: Seconds that the end of an upload waits for its progress to be shown.
-_SHOW_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -201,7 +198,7 @@ class DurableUpload:
                 asset.id,
                 project_id,
                 self._source.uri,
-                _bytes(self._source.size),
+                bytes_in_words(self._source.size),
             )
             self._send(asset)
         return asset.id
@@ -243,7 +240,7 @@ class DurableUpload:
             time.sleep(pause)
 
     def _send(self, asset: RoughyAsset) -> None:
-        progress = _Progress(self._log, asset.id, self._note)
+        progress = Progress(self._log, f"Asset {asset.id}", self._note.show_progress)
         with self._source.open() as reader:
             self._uploader = open_uploader(
                 self._client,
@@ -382,100 +379,3 @@ class _Note:
         """Show how far the upload is, where Airflow's UI shows its store."""
         if self._memory is not None:
             self._memory.set("roughy_progress", {"bytes": done, "of": total, "percent": 100 * done // total})
-
-
-class _Progress:
-    """Tells how far an upload is: after every tenth, but at most once a second, or after 30 seconds.
-
-    :param log: Where to.
-    :param asset_id: The asset.
-    :param note: Where to as well.
-    """
-
-    def __init__(self, log: Any, asset_id: str, note: _Note) -> None:
-        self._log = log
-        self._shown = _Newest(lambda progress: note.show_progress(*progress))
-        self._asset_id = asset_id
-        self._started = self._logged_at = time.monotonic()
-        #: When the first block was handed over, and how far the upload was then: pauses before it are no slow link.
-        self._first: tuple[float, int] | None = None
-        self._logged = 0
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if self._first is None:
-            self._first, self._logged = (now, done), done
-            return
-        quiet = now - self._logged_at
-        if done >= total or not (quiet >= 30 or (quiet >= 1 and abs(done - self._logged) >= total / 10)):
-            return
-        self._logged_at, self._logged = now, done
-        since, first = self._first
-        rate = max(done - first, 0) / max(now - since, 1e-3)
-        left = f"{(total - done) / rate:.0f} s left" if rate else "stalled"
-        self._log.info(
-            "Asset %s: %s of %s (%.0f %%), %s/s, %s",
-            self._asset_id,
-            _bytes(done),
-            _bytes(total),
-            100 * done / total,
-            _bytes(rate),
-            left,
-        )
-        self._shown.put((done, total))
-
-    def finish(self, total: int) -> None:
-        """Log that all bytes have arrived."""
-        seconds = time.monotonic() - self._started
-        self._log.info("Asset %s: all %s have arrived, after %.1f s", self._asset_id, _bytes(total), seconds)
-        self._shown.put((total, total))
-        self._shown.wait(_SHOW_SECONDS)
-
-
-class _Newest:
-    """Shows the newest of many values in a thread of its own, and passes over those that are overtaken.
-
-    Progress is told in the middle of a request's body, and Airflow's API, where it is shown, may hang for minutes.
-
-    :param show: Called with a value; what it raises is only logged.
-    """
-
-    def __init__(self, show: Callable[[tuple[int, int]], None]) -> None:
-        self._show = show
-        self._lock = threading.Lock()
-        self._next: tuple[int, int] | None = None
-        self._thread: threading.Thread | None = None
-
-    def put(self, value: tuple[int, int]) -> None:
-        """Have a value shown soon, if no newer one comes first."""
-        with self._lock:
-            self._next = value
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="roughy-progress", daemon=True)
-                self._thread.start()
-
-    def wait(self, seconds: float) -> None:
-        """Wait until everything is shown, but no longer than so many seconds."""
-        thread = self._thread
-        if thread is not None:
-            thread.join(seconds)
-
-    def _run(self) -> None:
-        while True:
-            with self._lock:
-                value, self._next = self._next, None
-                if value is None:
-                    self._thread = None
-                    return
-            try:
-                self._show(value)
-            except Exception as err:  # The upload does not need it.
-                _log.debug("The progress could not be shown: %s", err)
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"

@@ -108,3 +108,43 @@ class Tries:
                 error,
             )
         return seconds
+
+
+class TransferTries:
+    """What a transfer has been through since bytes last moved on.
+
+    :param what: The transfer, for the log.
+    :param backoff: Which errors are tried again, and when.
+    :param log: Where each pause is told.
+    """
+
+    def __init__(self, what: str, backoff: Backoff, log: Any) -> None:
+        self._what = what
+        self._backoff = backoff
+        self._log = log
+        #: Tries that failed in a row.
+        self.failed = 0
+
+    def refill(self) -> None:
+        """Count anew, because bytes moved on."""
+        self.failed = 0
+        self._backoff.refill()
+
+    def pause_after(self, error: RoughyError) -> float | None:
+        """Return the seconds to wait before the next try, and say so in the log; or ``None`` to give up.
+
+        :param error: What the newest try met.
+        """
+        self.failed += 1
+        seconds = self._backoff.pause_after(error)
+        if seconds is not None:
+            self._log.warning(
+                "%s: try %d of %d without progress failed; going on in %.1f s%s: %s",
+                self._what,
+                self.failed,
+                self._backoff.tries,
+                seconds,
+                ", as Retry-After asks" if getattr(error, "retry_after", None) is not None else "",
+                error,
+            )
+        return seconds

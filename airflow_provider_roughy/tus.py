@@ -41,7 +41,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyUploadError,
 )
 from airflow_provider_roughy.lifecycle import Arrival
-from airflow_provider_roughy.retry import Backoff
+from airflow_provider_roughy.retry import Backoff, TransferTries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -92,14 +92,13 @@ class RoughyUploader(Uploader):
         self._wire = client
         self._look = look
         self._reader = reader
-        self._backoff = backoff or Backoff(tries=8, longest=60.0)
+        backoff = backoff or Backoff(tries=8, longest=60.0)
+        self._tries = TransferTries(f"Upload of {reader.source.uri}", backoff, log)
         self._on_progress = on_progress or (lambda done, total: None)
-        self._log = log
         #: Whether ``offset`` is where the server stands.
         self._offset_known = fresh
         #: The highest offset that the server ever acknowledged; only beyond it are the tries counted anew.
         self._reached = 0
-        self._failures = 0
         #: Whether the last byte was sent, by a request that was not refused.
         self.end_was_sent = all_sent
         #: Whether the server has acknowledged all bytes.
@@ -242,14 +241,14 @@ class RoughyUploader(Uploader):
         self._offset_known = True
         if offset > self._reached:
             self._reached = offset
-            self._count_anew()
+            self._tries.refill()
 
     def _after_last(self, claim: str) -> None:
         """Have Roughy confirm that all bytes have arrived."""
         self._short_looks = 0
         if not self.acknowledged:
             self.acknowledged = self.end_was_sent = True
-            self._count_anew()
+            self._tries.refill()
         self._ask_roughy(RoughyProtocolError(f"{claim}, and the asset still waits for bytes"))
 
     def _ask_roughy(self, reason: RoughyError) -> None:
@@ -293,10 +292,6 @@ class RoughyUploader(Uploader):
             raise verdict from reason
         self._try_again(reason, end=verdict, certain=removed)
 
-    def _count_anew(self) -> None:
-        self._failures = 0
-        self._backoff.refill()
-
     def _try_again(self, error: RoughyError, *, end: RoughyError | None = None, certain: bool = False) -> None:
         """Pause before the next request, or end the transfer.
 
@@ -308,25 +303,15 @@ class RoughyUploader(Uploader):
             if end is None:
                 raise error
             error = RoughyProtocolError(str(error))
-        self._failures += 1
-        pause = self._backoff.pause_after(error)
+        pause = self._tries.pause_after(error)
         if pause is None:
             if end is not None and (certain or not self.end_was_sent):
                 raise end from error
             raise self._given_up(error, unconfirmed=self.acknowledged or end is not None) from error
-        self._log.warning(
-            "Upload of %s: try %d of %d without progress failed; going on in %.1f s%s: %s",
-            self._reader.source.uri,
-            self._failures,
-            self._backoff.tries,
-            pause,
-            ", as Retry-After asks" if getattr(error, "retry_after", None) is not None else "",
-            error,
-        )
         time.sleep(pause)
 
     def _given_up(self, error: RoughyError, *, unconfirmed: bool) -> RoughyUploadError:
-        what, tried = f"Upload of {self._reader.source.uri}", f"{self._failures} attempts without progress: {error}"
+        what, tried = f"Upload of {self._reader.source.uri}", f"{self._tries.failed} attempts without progress: {error}"
         if unconfirmed:
             return RoughyUnconfirmedUploadError(
                 f"{what}: Roughy may have all {self.stop_at} bytes, and did not confirm it in {tried}",

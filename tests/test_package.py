@@ -36,11 +36,12 @@ ROOMS: dict[str, set[str]] = {
     "settings": {"exceptions"},
     "retry": {"api", "exceptions"},
     "client": {"__init__", "api", "compat", "exceptions", "retry", "settings"},
+    "progress": set(),
     "storage": {"compat"},
     "source": {"api", "compat", "exceptions", "storage"},
     "target": {"compat", "exceptions", "storage"},
     "tus": {"api", "client", "exceptions", "lifecycle", "retry", "source"},
-    "durable": {"api", "client", "exceptions", "lifecycle", "retry", "source", "tus"},
+    "durable": {"api", "client", "exceptions", "lifecycle", "progress", "retry", "source", "tus"},
     "hooks": {
         "api",
         "client",
