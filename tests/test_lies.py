@@ -342,7 +342,7 @@ def test_an_upload_that_moves_is_not_said_to_stall(
     roughy: Emulator, recording: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each look at the clock is a minute later, as after a long pause."""
-    monkeypatch.setattr("airflow_provider_roughy.durable.time", SimpleNamespace(monotonic=Minutes(), sleep=time.sleep))
+    monkeypatch.setattr("airflow_provider_roughy.progress.time", SimpleNamespace(monotonic=Minutes()))
     assert upload(None, recording).state == "success"
     said = re.findall(r"[\d.]+ MiB of 3\.0 MiB.*", "".join(capsys.readouterr()))
     assert said
@@ -386,8 +386,8 @@ def test_a_store_that_hangs_does_not_stall_the_transfer(
 
     store.set = hang  # type: ignore[method-assign]
     # A minute passes with each look at the clock, so that each block is a reason to show the progress.
-    clock = SimpleNamespace(monotonic=Minutes(), sleep=time.sleep)
-    monkeypatch.setattr("airflow_provider_roughy.durable.time", clock)
+    clock = SimpleNamespace(monotonic=Minutes())
+    monkeypatch.setattr("airflow_provider_roughy.progress.time", clock)
     with whenever(lambda: [asset["state"] for asset in roughy.assets] == ["processing"], released.set):
         ended = upload(store, recording)
     assert ended.state == "success", ended.error
