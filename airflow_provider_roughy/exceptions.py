@@ -10,7 +10,11 @@
     │   ├── RoughyInsufficientCreditsError *  402
     │   ├── RoughyNotFoundError *          404, 410
     │   ├── RoughyConflictError            409
-    │   │   └── RoughyUnsupportedMediaError *  409 on the first chunk: neither audio nor video
+    │   │   ├── RoughyUnsupportedMediaError *  409 on the first chunk: neither audio nor video
+    │   │   ├── RoughyAssetProcessingError     asset_processing, asset_not_ready: later
+    │   │   ├── RoughyCutNotReadyError         modifier_not_ready: the cut is not completed
+    │   │   ├── RoughyUnsupportedFormatError *  unsupported_format: of an export
+    │   │   └── RoughyFrameRateRequiredError *  frame_rate_required: of an export
     │   ├── RoughyValidationError *        400, 412, 413, 415, 422
     │   ├── RoughyGatewayError             4xx of something in front of Roughy
     │   ├── RoughyRateLimitError           429
@@ -26,8 +30,11 @@
     ├── RoughyUploadError                  the transfer gave up
     │   ├── RoughyUploadClosedError        the asset waits for bytes, and has no upload to send them to
     │   └── RoughyUnconfirmedUploadError   Roughy may have all bytes, and does not confirm it
-    ├── RoughyAssetFailedError *           the asset ended as ``failed``
-    ├── RoughyPaymentRequiredError *       the asset is in ``pending_payment``
+    ├── RoughyFailedError *                something ended as ``failed``
+    │   ├── RoughyAssetFailedError *       the asset; asset_failed
+    │   ├── RoughyCutFailedError *         the cut
+    │   └── RoughyRenderFailedError *      the render
+    ├── RoughyPaymentRequiredError *       the asset is in ``pending_payment``; asset_payment_required
     └── RoughyTimeoutError †               what was waited for was not done in time
 
 ``*`` is an :class:`AirflowFailException` as well: no retry can mend it, so Airflow burns none.
@@ -176,6 +183,33 @@ class RoughyUnsupportedMediaError(RoughyConflictError, AirflowFailException):
     hint = "The file is neither audio nor video that Roughy can read"
 
 
+class RoughyAssetProcessingError(RoughyConflictError):
+    """The asset is not ready, so nothing can be made of it yet (409 ``asset_processing``, ``asset_not_ready``).
+
+    ``retry_after`` says after how many seconds to ask again, where Roughy said so.
+    """
+
+    hint = "Wait until the asset is ready, for instance with RoughyAssetSensor, then try again"
+
+
+class RoughyCutNotReadyError(RoughyConflictError):
+    """The cut to render by is not completed (409 ``modifier_not_ready``)."""
+
+    hint = "Wait until the cut is completed, for instance with RoughyCutSensor, then try again"
+
+
+class RoughyUnsupportedFormatError(RoughyConflictError, AirflowFailException):
+    """This cut cannot be exported in this format (409 ``unsupported_format``)."""
+
+    hint = "Ask for another format: Roughy has none such, or not for this kind of recording"
+
+
+class RoughyFrameRateRequiredError(RoughyConflictError, AirflowFailException):
+    """The recording has no frame rate of its own, and the timeline needs one (``frame_rate_required``)."""
+
+    hint = "Pass frame_rate, that of the editor's project"
+
+
 class RoughyValidationError(RoughyApiError, AirflowFailException):
     """The request was refused as it is (400, 412, 413, 415, 422)."""
 
@@ -213,13 +247,13 @@ ERRORS_BY_CODE: dict[str, type[RoughyApiError]] = {
     "internal_error": RoughyServerError,
     "upstream_error": RoughyServerError,
     "upstream_unavailable": RoughyServerError,
-    "asset_processing": RoughyConflictError,
+    "asset_processing": RoughyAssetProcessingError,
     "asset_payment_required": RoughyConflictError,
     "asset_failed": RoughyConflictError,
-    "asset_not_ready": RoughyConflictError,
-    "modifier_not_ready": RoughyConflictError,
-    "unsupported_format": RoughyConflictError,
-    "frame_rate_required": RoughyConflictError,
+    "asset_not_ready": RoughyAssetProcessingError,
+    "modifier_not_ready": RoughyCutNotReadyError,
+    "unsupported_format": RoughyUnsupportedFormatError,
+    "frame_rate_required": RoughyFrameRateRequiredError,
     "cut_not_proposed": RoughyConflictError,
 }
 
@@ -327,29 +361,65 @@ class RoughyUnconfirmedUploadError(RoughyUploadError):
     """Roughy may have all bytes, but has not confirmed it yet. The asset is kept: ask again, upload nothing."""
 
 
-class RoughyAssetFailedError(RoughyError, AirflowFailException):
-    """Roughy could not prepare the asset: its state is ``failed``, which is final and not charged.
+class RoughyFailedError(RoughyError, AirflowFailException):
+    """Something at Roughy ended as ``failed``, which is final: asked for again, it is the same.
 
-    :param asset_id: The asset.
+    :param id: Which.
     :param error_code: Roughy's machine-readable reason.
     :param error_message: Roughy's own words.
     :param request_id: The ``X-Request-Id`` of the answer that said so.
     """
 
+    #: What it is, in Roughy's words.
+    kind: ClassVar[str]
+
     def __init__(
         self,
-        asset_id: str,
+        id: str,
         *,
         error_code: str | None = None,
         error_message: str | None = None,
         request_id: str | None = None,
     ) -> None:
-        self.asset_id = asset_id
+        self.id = id
         self.error_code = shortened(error_code)
         self.error_message = shortened(error_message)
         self.request_id = request_id
         reason = ": ".join(part for part in (self.error_code, self.error_message) if part) or "Roughy gave no reason"
-        super().__init__(f"Asset {asset_id} failed: {reason}{_asked_in(request_id)}")
+        super().__init__(f"{self.kind.capitalize()} {id} failed: {reason}{_asked_in(request_id)}")
+
+
+class RoughyAssetFailedError(RoughyFailedError):
+    """Roughy could not prepare the asset. That is not charged; the recording has to be uploaded anew."""
+
+    kind = "asset"
+
+    @property
+    def asset_id(self) -> str:
+        """The asset."""
+        return self.id
+
+
+class RoughyCutFailedError(RoughyFailedError):
+    """Roughy could not cut the asset."""
+
+    kind = "cut"
+
+    @property
+    def cut_id(self) -> str:
+        """The cut."""
+        return self.id
+
+
+class RoughyRenderFailedError(RoughyFailedError):
+    """Roughy could not render the asset, or somebody has cancelled the render."""
+
+    kind = "render"
+
+    @property
+    def render_id(self) -> str:
+        """The render."""
+        return self.id
 
 
 class RoughyPaymentRequiredError(RoughyError, AirflowFailException):

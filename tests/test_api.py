@@ -89,13 +89,13 @@ CODES = {
     "internal_error": (500, exceptions.RoughyServerError),
     "upstream_error": (502, exceptions.RoughyServerError),
     "upstream_unavailable": (503, exceptions.RoughyServerError),
-    "asset_processing": (409, exceptions.RoughyConflictError),
+    "asset_processing": (409, exceptions.RoughyAssetProcessingError),
     "asset_payment_required": (409, exceptions.RoughyConflictError),
     "asset_failed": (409, exceptions.RoughyConflictError),
-    "asset_not_ready": (409, exceptions.RoughyConflictError),
-    "modifier_not_ready": (409, exceptions.RoughyConflictError),
-    "unsupported_format": (409, exceptions.RoughyConflictError),
-    "frame_rate_required": (409, exceptions.RoughyConflictError),
+    "asset_not_ready": (409, exceptions.RoughyAssetProcessingError),
+    "modifier_not_ready": (409, exceptions.RoughyCutNotReadyError),
+    "unsupported_format": (409, exceptions.RoughyUnsupportedFormatError),
+    "frame_rate_required": (409, exceptions.RoughyFrameRateRequiredError),
     "cut_not_proposed": (409, exceptions.RoughyConflictError),
 }
 
@@ -357,6 +357,105 @@ def test_a_resource_needs_no_state() -> None:
     assert "whsec" not in repr(endpoint)
 
 
+CUT = {
+    "id": ID,
+    "asset_id": ID,
+    "state": "completed",
+    "script": "Leave out the pauses.",
+    "error_code": None,
+    "error_message": None,
+    "created_at": "2026-05-02T08:54:52.423000Z",
+    "started_at": "2026-05-02T08:54:53.423000Z",
+    "completed_at": "2026-05-02T08:55:52.423000Z",
+}
+RENDER = {
+    **{name: value for name, value in CUT.items() if name != "script"},
+    "cut_id": None,
+    "output": {"format": "mp4", "resolution": "1080p", "frame_rate": 120},
+    "size_bytes": 4823572,
+    "download_url": "https://fly.storage.tigris.dev/renders/x?X-Amz-Signature=sig",
+}
+
+
+@pytest.mark.parametrize(
+    ("call", "body"), [(api.get_cut(ID), CUT), (api.get_render(ID), RENDER)], ids=["cut", "render"]
+)
+def test_what_is_made_of_an_asset_is_read_with_every_field(call: api.Call[Any], body: dict[str, Any]) -> None:
+    found = api.decipher(call, reply(200, {**body, "new": 1}))
+    assert {name: getattr(found, name) for name in body} == body
+    shown = found.to_dict()
+    assert shown == {name: value for name, value in body.items() if name != "download_url"}
+    assert "sig" not in repr(found)
+
+
+def test_a_cut_is_asked_for_with_a_script_only_if_there_is_one() -> None:
+    assert api.create_cut(ID.upper()).request.json == {"asset_id": ID}
+    assert api.create_cut(ID, script="").request.json == {"asset_id": ID, "script": ""}
+    longest = "ä" * api.MAX_SCRIPT_CHARACTERS
+    assert api.create_cut(ID, script=longest).request.json == {"asset_id": ID, "script": longest}
+
+
+@pytest.mark.parametrize("script", ["x" * 100_001, 5, ["x"]], ids=["long", "number", "list"])
+def test_a_script_that_is_none_is_refused(script: Any) -> None:
+    with pytest.raises(exceptions.RoughyConfigurationError, match="script must be text of at most 100000 characters"):
+        api.create_cut(ID, script=script)
+
+
+@pytest.mark.parametrize("output", [None, "mp4", {}, {"resolution": "720p"}, {"format": None}], ids=str)
+def test_an_output_that_names_no_format_is_refused(output: Any) -> None:
+    with pytest.raises(exceptions.RoughyConfigurationError, match="output must be an object that names a format"):
+        api.create_render(ID, output)
+
+
+def test_an_output_goes_to_roughy_as_it_is() -> None:
+    output = {"format": "opus", "loudness": -16}
+    assert api.create_render(ID, output, cut_id=ID).request.json == {"asset_id": ID, "output": output, "cut_id": ID}
+
+
+def test_what_may_be_asked_for_again_is() -> None:
+    """The same request finds what there is (API pages "Cut an asset", "Render an asset")."""
+    assert api.create_cut(ID).idempotent
+    assert api.create_render(ID, {"format": "mp3"}).idempotent
+    assert not api.create_asset(ID, 64).idempotent
+
+
+def test_an_export_is_asked_for_in_the_users_words() -> None:
+    asked = api.export_cut(ID, "fcpxml", frame_rate=29.97).request
+    assert (asked.target, asked.params) == (f"/v1/cuts/{ID}/export", {"format": "fcpxml", "frame_rate": "29.97"})
+    assert api.export_cut(ID, "edl").request.params == {"format": "edl"}
+    asked = api.export_subtitles(ID).request
+    assert (asked.target, asked.params) == (f"/v1/cuts/{ID}/subtitle/export", {"format": "srt"})
+
+
+@pytest.mark.parametrize(
+    ("disposition", "filename"),
+    [
+        ('attachment; filename="talk.edl"', "talk.edl"),
+        ("attachment; filename*=UTF-8''%C3%BCber.edl", "über.edl"),
+        ('attachment; filename="../../etc/passwd"', "passwd"),
+        ('attachment; filename="C:\\\\talk.edl"', "talk.edl"),
+        ("attachment", None),
+        ("", None),
+    ],
+)
+def test_an_export_names_its_file_and_no_folder(disposition: str, filename: str | None) -> None:
+    headers = {"content_type": "text/plain; charset=utf-8", "content_disposition": disposition}
+    export = api.decipher(api.export_cut(ID, "edl"), reply(200, b"TITLE: talk", **headers))
+    assert (export.content, export.filename) == (b"TITLE: talk", filename)
+    assert "TITLE" not in repr(export)
+
+
+def test_a_web_page_is_no_export() -> None:
+    page = reply(200, b"<html>Log in to the Wi-Fi</html>", content_type="text/html; charset=utf-8")
+    assert type(raised(page, api.export_cut(ID, "edl"))) is exceptions.RoughyProtocolError
+
+
+def test_a_change_of_a_project_says_only_what_changes() -> None:
+    assert api.update_project(ID, state="archived").request.json == {"state": "archived"}
+    with pytest.raises(exceptions.RoughyConfigurationError, match="Nothing to change"):
+        api.update_project(ID)
+
+
 def test_an_id_is_asked_for_as_roughy_writes_it() -> None:
     for spelling in (ID.upper(), ID.replace("-", ""), f"{{{ID}}}"):
         assert api.resource_id("asset_id", spelling) == ID
@@ -379,7 +478,8 @@ def test_an_asset_without_its_url_is_known_all_the_same() -> None:
 
 
 def test_every_secret_is_kept_from_sight_by_one_word() -> None:
-    for cls in (api.RoughyAsset, api.RoughyProject):
-        assert issubclass(cls, api.Resource)
+    resources = [cls for cls in vars(api).values() if isinstance(cls, type) and issubclass(cls, api.Resource)]
+    assert {api.RoughyAsset, api.RoughyRender} < set(resources)
+    for cls in resources:
         for entry in fields(cls):
             assert ("secret" in entry.metadata) == entry.name.endswith("_url"), entry.name

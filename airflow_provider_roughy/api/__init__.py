@@ -27,11 +27,31 @@ from airflow_provider_roughy.api.calls import (
     resource_id,
     retry_after,
 )
-from airflow_provider_roughy.api.credits import get_credit_balance
-from airflow_provider_roughy.api.projects import RoughyProject, create_project, get_project, list_projects
+from airflow_provider_roughy.api.credits import RoughyCreditEntry, get_credit_balance, list_credit_entries
+from airflow_provider_roughy.api.cuts import (
+    MAX_SCRIPT_CHARACTERS,
+    RoughyCut,
+    RoughyExport,
+    create_cut,
+    export_cut,
+    export_subtitles,
+    get_cut,
+    list_cuts,
+)
+from airflow_provider_roughy.api.projects import (
+    RoughyProject,
+    create_project,
+    delete_project,
+    get_project,
+    list_projects,
+    update_project,
+)
+from airflow_provider_roughy.api.renders import RoughyRender, cancel_render, create_render, get_render, list_renders
 from airflow_provider_roughy.api.uploads import TUS_HEADERS, cancel_upload, read_offset, send_bytes
+from airflow_provider_roughy.api.users import RoughyUser, get_profile
 
 __all__ = [
+    "MAX_SCRIPT_CHARACTERS",
     "MAX_UPLOAD_BYTES",
     "MIN_UPLOAD_BYTES",
     "PAGE_SIZE",
@@ -42,20 +62,38 @@ __all__ = [
     "Request",
     "Resource",
     "RoughyAsset",
+    "RoughyCreditEntry",
+    "RoughyCut",
+    "RoughyExport",
     "RoughyProject",
+    "RoughyRender",
+    "RoughyUser",
+    "cancel_render",
     "cancel_upload",
     "create_asset",
+    "create_cut",
     "create_project",
+    "create_render",
     "decipher",
     "delete_asset",
+    "delete_project",
+    "export_cut",
+    "export_subtitles",
     "get_asset",
     "get_credit_balance",
+    "get_cut",
+    "get_profile",
     "get_project",
+    "get_render",
     "language_code",
     "list_assets",
+    "list_credit_entries",
+    "list_cuts",
     "list_projects",
+    "list_renders",
     "read_offset",
     "resource_id",
     "retry_after",
     "send_bytes",
+    "update_project",
 ]

@@ -12,6 +12,7 @@ from airflow_provider_roughy.api.calls import (
     Page,
     Request,
     Resource,
+    page_params,
     parse_as,
     parse_nothing,
     parse_page_of,
@@ -74,11 +75,7 @@ def list_assets(
     :param limit: At most this many, 1 to 100.
     :param offset: After this many.
     """
-    params: dict[str, str | int] = {"limit": limit, "offset": offset}
-    if project_id is not None:
-        params["project_id"] = resource_id("project_id", project_id)
-    if state is not None:
-        params["state"] = state
+    params = page_params(limit, offset, state=state, project_id=project_id)
     return Call(Request("GET", "/v1/assets", params=params), parse_page_of(RoughyAsset, limit=limit, offset=offset))
 
 

@@ -261,6 +261,20 @@ def read_json(reply: Reply) -> Any:
     return value
 
 
+def page_params(limit: int, offset: int, *, state: str | None = None, **ids: str | None) -> dict[str, str | int]:
+    """Return the query of a page of a list.
+
+    :param limit: At most this many, 1 to 100.
+    :param offset: After this many.
+    :param state: Only those in one state.
+    :param ids: Only those of these resources, by the name of the parameter.
+    :raises RoughyConfigurationError: If one of them is no id.
+    """
+    params: dict[str, str | int] = {"limit": limit, "offset": offset}
+    params |= {name: resource_id(name, id) for name, id in ids.items() if id is not None}
+    return params if state is None else params | {"state": state}
+
+
 def parse_nothing(reply: Reply) -> None:
     """Take any reply for an answer."""
 

@@ -10,10 +10,13 @@ from airflow_provider_roughy.api.calls import (
     Page,
     Request,
     Resource,
+    page_params,
     parse_as,
+    parse_nothing,
     parse_page_of,
     resource_id,
 )
+from airflow_provider_roughy.exceptions import RoughyConfigurationError
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,28 @@ def list_projects(*, state: str | None = None, limit: int = PAGE_SIZE, offset: i
     :param limit: At most this many, 1 to 100.
     :param offset: After this many.
     """
-    params: dict[str, str | int] = {"limit": limit, "offset": offset}
-    if state is not None:
-        params["state"] = state
+    params = page_params(limit, offset, state=state)
     return Call(Request("GET", "/v1/projects", params=params), parse_page_of(RoughyProject, limit=limit, offset=offset))
+
+
+def update_project(project_id: str, *, name: str | None = None, state: str | None = None) -> Call[RoughyProject]:
+    """Change a project: ``PATCH /v1/projects/{project_id}``.
+
+    :param project_id: The project.
+    :param name: Its new name, 1 to 256 characters; ``None`` leaves it.
+    :param state: ``"active"`` or ``"archived"``; ``None`` leaves it.
+    :raises RoughyConfigurationError: If nothing is to be changed.
+    """
+    changes = {key: value for key, value in (("name", name), ("state", state)) if value is not None}
+    if not changes:
+        raise RoughyConfigurationError("Nothing to change: pass name or state")
+    path = f"/v1/projects/{resource_id('project_id', project_id)}"
+    return Call(Request("PATCH", path, json=changes), parse_as(RoughyProject))
+
+
+def delete_project(project_id: str) -> Call[None]:
+    """Remove a project with its assets and all that was made of them, at once and for good.
+
+    ``DELETE /v1/projects/{project_id}``.
+    """
+    return Call(Request("DELETE", f"/v1/projects/{resource_id('project_id', project_id)}"), parse_nothing)

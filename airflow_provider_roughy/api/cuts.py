@@ -1,0 +1,137 @@
+"""Cuts: what is kept of an asset, and the files that tell an editor or a player of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from email.message import Message
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_roughy.api.calls import (
+    PAGE_SIZE,
+    Call,
+    Page,
+    Request,
+    Resource,
+    page_params,
+    parse_as,
+    parse_page_of,
+    resource_id,
+)
+from airflow_provider_roughy.exceptions import RoughyConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from airflow_provider_roughy.api.calls import Reply
+
+#: The longest script, in characters (API page "Cut an asset").
+MAX_SCRIPT_CHARACTERS = 100_000
+
+
+@dataclass(frozen=True)
+class RoughyCut(Resource):
+    """A cut, with the API's own field names (API pages "Get a cut", "List cuts").
+
+    :param script: What it was made with, as it was when it was made.
+    """
+
+    asset_id: str
+    state: str
+    created_at: str
+    script: str | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    started_at: str | None = None
+    completed_at: str | None = None
+
+
+@dataclass(frozen=True)
+class RoughyExport:
+    """A file made of a cut: an editor's timeline, or captions.
+
+    :param content: Its bytes.
+    :param content_type: What Roughy calls them.
+    :param filename: What Roughy would name the file, without a folder; ``None`` if it does not say.
+    """
+
+    content: bytes = field(repr=False)
+    content_type: str | None = None
+    filename: str | None = None
+
+
+def create_cut(asset_id: str, *, script: str | None = None) -> Call[RoughyCut]:
+    """Cut an asset: ``POST /v1/cuts``. The same asset and script find the same cut, so it may be sent again.
+
+    :param asset_id: The asset.
+    :param script: What to cut by, up to 100,000 characters.
+    :raises RoughyConfigurationError: If an argument is out of bounds.
+    """
+    body: dict[str, Any] = {"asset_id": resource_id("asset_id", asset_id)}
+    if script is not None:
+        if not isinstance(script, str) or len(script) > MAX_SCRIPT_CHARACTERS:
+            what = f"{len(script)} characters" if isinstance(script, str) else repr(script)
+            raise RoughyConfigurationError(f"script must be text of at most {MAX_SCRIPT_CHARACTERS} characters: {what}")
+        body["script"] = script
+    return Call(Request("POST", "/v1/cuts", json=body), parse_as(RoughyCut))
+
+
+def get_cut(cut_id: str) -> Call[RoughyCut]:
+    """Read a cut: ``GET /v1/cuts/{cut_id}``."""
+    return Call(Request("GET", f"/v1/cuts/{resource_id('cut_id', cut_id)}"), parse_as(RoughyCut))
+
+
+def list_cuts(
+    *,
+    asset_id: str | None = None,
+    project_id: str | None = None,
+    state: str | None = None,
+    limit: int = PAGE_SIZE,
+    offset: int = 0,
+) -> Call[Page[RoughyCut]]:
+    """Read one page of cuts, newest first: ``GET /v1/cuts``.
+
+    :param asset_id: Only those of one asset.
+    :param project_id: Only those of one project.
+    :param state: Only those in one state.
+    :param limit: At most this many, 1 to 100.
+    :param offset: After this many.
+    """
+    params = page_params(limit, offset, state=state, asset_id=asset_id, project_id=project_id)
+    return Call(Request("GET", "/v1/cuts", params=params), parse_page_of(RoughyCut, limit=limit, offset=offset))
+
+
+def export_cut(cut_id: str, format: str, *, frame_rate: float | str | None = None) -> Call[RoughyExport]:
+    """Read a cut as an editor's timeline: ``GET /v1/cuts/{cut_id}/export``.
+
+    The documentation names no formats, so Roughy itself refuses what it does not know.
+
+    :param cut_id: The cut.
+    :param format: The format, by Roughy's name for it.
+    :param frame_rate: Frames a second of the timeline, for a recording that has none of its own.
+    """
+    params = {"format": format} | ({} if frame_rate is None else {"frame_rate": str(frame_rate)})
+    return _export(f"/v1/cuts/{resource_id('cut_id', cut_id)}/export", params)
+
+
+def export_subtitles(cut_id: str, format: str = "srt") -> Call[RoughyExport]:
+    """Read the captions of a cut: ``GET /v1/cuts/{cut_id}/subtitle/export``.
+
+    :param cut_id: The cut.
+    :param format: ``"srt"`` or ``"vtt"``.
+    """
+    return _export(f"/v1/cuts/{resource_id('cut_id', cut_id)}/subtitle/export", {"format": format})
+
+
+def _export(path: str, params: Mapping[str, str]) -> Call[RoughyExport]:
+    return Call(Request("GET", path, params=params, headers={"Accept": "*/*"}), _parse_export)
+
+
+def _parse_export(reply: Reply) -> RoughyExport:
+    head = Message()
+    for name in ("content-type", "content-disposition"):
+        if name in reply.headers:
+            head[name] = reply.headers[name]
+    if head.get_content_type() == "text/html":
+        raise ValueError("a web page is neither a timeline nor captions")
+    filename = (head.get_filename() or "").replace("\\", "/").rpartition("/")[2]
+    return RoughyExport(reply.body, reply.headers.get("content-type"), filename or None)

@@ -1,0 +1,98 @@
+"""Renders: media files made of an asset, whole or as a cut of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_provider_roughy.api.calls import (
+    PAGE_SIZE,
+    Call,
+    Page,
+    Request,
+    Resource,
+    page_params,
+    parse_as,
+    parse_nothing,
+    parse_page_of,
+    resource_id,
+    secret,
+)
+from airflow_provider_roughy.exceptions import RoughyConfigurationError
+
+
+@dataclass(frozen=True)
+class RoughyRender(Resource):
+    """A render, with the API's own field names (API pages "Render an asset", "Read a render").
+
+    :param output: What was asked for, e.g. ``{"format": "mp4", "resolution": "1080p"}``.
+    :param cut_id: The cut that it follows; ``None`` if it is of the whole asset.
+    :param size_bytes: ``None`` until it is completed.
+    :param download_url: A signed link, short-lived, once it is completed; a secret. A list and the reply to a
+        ``POST`` do not carry it.
+    """
+
+    asset_id: str
+    state: str
+    output: dict[str, Any]
+    created_at: str
+    cut_id: str | None = None
+    size_bytes: int | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    started_at: str | None = None
+    completed_at: str | None = None
+    download_url: str | None = secret()
+
+
+def create_render(asset_id: str, output: Mapping[str, Any], *, cut_id: str | None = None) -> Call[RoughyRender]:
+    """Render an asset: ``POST /v1/renders``. The same request finds the same render, so it may be sent again.
+
+    :param asset_id: The asset.
+    :param output: What to make, in the API's own words: ``format`` (``mp4``, ``mov``, ``m4a``, ``mp3``) and, if
+        wanted, ``resolution``, ``video_bitrate`` (Mbps), ``audio_bitrate`` (kbps). Roughy judges them.
+    :param cut_id: A completed cut of this asset; ``None`` renders the whole of it.
+    :raises RoughyConfigurationError: If an argument is none.
+    """
+    if not isinstance(output, Mapping) or not output.get("format"):
+        raise RoughyConfigurationError(f"output must be an object that names a format, not {output!r}")
+    body: dict[str, Any] = {"asset_id": resource_id("asset_id", asset_id), "output": dict(output)}
+    if cut_id is not None:
+        body["cut_id"] = resource_id("cut_id", cut_id)
+    return Call(Request("POST", "/v1/renders", json=body), parse_as(RoughyRender))
+
+
+def get_render(render_id: str) -> Call[RoughyRender]:
+    """Read a render: ``GET /v1/renders/{render_id}``."""
+    return Call(Request("GET", f"/v1/renders/{resource_id('render_id', render_id)}"), parse_as(RoughyRender))
+
+
+def list_renders(
+    *,
+    asset_id: str | None = None,
+    project_id: str | None = None,
+    state: str | None = None,
+    limit: int = PAGE_SIZE,
+    offset: int = 0,
+) -> Call[Page[RoughyRender]]:
+    """Read one page of renders, newest first: ``GET /v1/renders``.
+
+    The documentation says that there is a list, but not by what it can be filtered: the filters are those of cuts.
+
+    :param asset_id: Only those of one asset.
+    :param project_id: Only those of one project.
+    :param state: Only those in one state.
+    :param limit: At most this many, 1 to 100.
+    :param offset: After this many.
+    """
+    params = page_params(limit, offset, state=state, asset_id=asset_id, project_id=project_id)
+    return Call(Request("GET", "/v1/renders", params=params), parse_page_of(RoughyRender, limit=limit, offset=offset))
+
+
+def cancel_render(render_id: str) -> Call[None]:
+    """Cancel a render: ``DELETE /v1/renders/{render_id}``.
+
+    The documentation says that a render can be cancelled, but not how; uploads are cancelled this way.
+    """
+    return Call(Request("DELETE", f"/v1/renders/{resource_id('render_id', render_id)}"), parse_nothing)
