@@ -65,6 +65,7 @@ __all__ = [
     "TaskDeferred",
     "TriggerEvent",
     "aget_connection",
+    "aget_task_state",
     "attach",
     "conf",
     "task",
@@ -143,3 +144,38 @@ async def aget_connection(conn_id: str) -> tuple[Connection, dict[str, Any]]:
         return connection, connection.extra_dejson
 
     return await sync_to_async(read)()
+
+
+async def aget_task_state(task_instance: Any) -> str | None:
+    """Return the state of a task instance as Airflow has it now, such as ``"deferred"``, without blocking the loop.
+
+    :param task_instance: As a trigger knows its own.
+    :returns: ``None`` if it has none, as after it was cleared.
+    """
+    from asgiref.sync import sync_to_async
+
+    read = _read_task_state if _LINE >= (3, 0) else _query_task_state
+    state = await sync_to_async(read)(task_instance)
+    return str(getattr(state, "value", state)) if state else None
+
+
+def _read_task_state(ti: Any) -> Any:
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    found = RuntimeTaskInstance.get_task_states(
+        dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
+    )
+    # A mapped one is named with its index.
+    return next(iter(found.get(ti.run_id, {}).values()), None)
+
+
+def _query_task_state(ti: Any) -> Any:
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        found = session.get(
+            TaskInstance,
+            {"dag_id": ti.dag_id, "task_id": ti.task_id, "run_id": ti.run_id, "map_index": ti.map_index},
+        )
+        return found.state if found else None

@@ -12,23 +12,37 @@ from airflow_provider_roughy import api
 from airflow_provider_roughy.compat import AirflowNotFoundException, BaseHook, aget_connection
 from airflow_provider_roughy.durable import DurableUpload, open_uploader
 from airflow_provider_roughy.exceptions import (
+    RoughyAssetFailedError,
     RoughyConfigurationError,
+    RoughyConflictError,
     RoughyError,
     RoughyMissingConnectionError,
     RoughyNotFoundError,
+    RoughyPaymentRequiredError,
     RoughyProtocolError,
 )
 from airflow_provider_roughy.get_provider_info import CONN_FIELDS, UI_FIELD_BEHAVIOUR
+from airflow_provider_roughy.lifecycle import RENDER, Outcome, Verdict
 from airflow_provider_roughy.retry import Backoff
 from airflow_provider_roughy.settings import Settings
 from airflow_provider_roughy.source import Source, find_source
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
     from typing import Self
 
-    from airflow_provider_roughy.api import Call, Page, RoughyAsset, RoughyProject
+    from airflow_provider_roughy.api import (
+        Call,
+        Page,
+        RoughyAsset,
+        RoughyCreditEntry,
+        RoughyCut,
+        RoughyExport,
+        RoughyProject,
+        RoughyRender,
+        RoughyUser,
+    )
     from airflow_provider_roughy.client import AsyncClient, Client
     from airflow_provider_roughy.compat import Connection
     from airflow_provider_roughy.durable import Memory
@@ -304,7 +318,126 @@ class RoughyHook(BaseHook):
             return False
         return True
 
-    # ---- Projects and credits
+    # ---- Cuts
+
+    def create_cut(self, asset_id: str, script: str | None = None) -> RoughyCut:
+        """Cut an asset; for the same asset and script, find the cut that there is. Cuts cost nothing.
+
+        :param asset_id: The asset.
+        :param script: What to cut by, up to 100,000 characters.
+        :raises RoughyConfigurationError: If an argument is unusable; nothing was sent.
+        :raises RoughyAssetProcessingError: If the asset is not ready yet; its ``retry_after`` says when to ask again.
+        :raises RoughyPaymentRequiredError: If the asset is not paid for.
+        :raises RoughyAssetFailedError: If the asset has failed.
+        """
+        return self._make_of(asset_id, api.create_cut(asset_id, script=script))
+
+    def get_cut(self, cut_id: str) -> RoughyCut:
+        """Read a cut.
+
+        :param cut_id: The cut.
+        :raises RoughyNotFoundError: If there is none, or it is not yours.
+        """
+        return self.client.run(api.get_cut(cut_id))
+
+    def list_cuts(
+        self, asset_id: str | None = None, project_id: str | None = None, state: str | None = None
+    ) -> Iterator[RoughyCut]:
+        """Yield cuts, newest first, page by page.
+
+        :param asset_id: Only those of one asset; ``None`` for all.
+        :param project_id: Only those of one project; ``None`` for all.
+        :param state: Only those in one state; ``None`` for all.
+        """
+        return self._pages(
+            lambda offset: api.list_cuts(asset_id=asset_id, project_id=project_id, state=state, offset=offset)
+        )
+
+    def export_cut(self, cut_id: str, format: str, frame_rate: float | str | None = None) -> RoughyExport:
+        """Read a cut as the timeline file of an editor.
+
+        :param cut_id: A completed cut.
+        :param format: The format, by Roughy's name for it.
+        :param frame_rate: Frames a second of the timeline, for a recording that has none of its own.
+        :raises RoughyUnsupportedFormatError: If Roughy does not make this format of this cut.
+        :raises RoughyFrameRateRequiredError: If the timeline needs a frame rate, and the recording has none.
+        """
+        return self.client.run(api.export_cut(cut_id, format, frame_rate=frame_rate))
+
+    def export_subtitles(self, cut_id: str, format: str = "srt") -> RoughyExport:
+        """Read the captions of a cut.
+
+        :param cut_id: A completed cut.
+        :param format: ``"srt"`` or ``"vtt"``.
+        :raises RoughyUnsupportedFormatError: If Roughy does not make this format of this cut.
+        """
+        return self.client.run(api.export_subtitles(cut_id, format))
+
+    # ---- Renders
+
+    def create_render(self, asset_id: str, output: Mapping[str, Any], cut_id: str | None = None) -> RoughyRender:
+        """Render an asset; for the same request, find the render that there is. Renders cost nothing.
+
+        :param asset_id: The asset.
+        :param output: What to make, in the API's own words, e.g. ``{"format": "mp4", "resolution": "1080p"}``.
+        :param cut_id: A completed cut of this asset; ``None`` renders the whole of it.
+        :raises RoughyConfigurationError: If an argument is unusable; nothing was sent.
+        :raises RoughyAssetProcessingError: If the asset is not ready yet.
+        :raises RoughyCutNotReadyError: If the cut is not completed.
+        :raises RoughyPaymentRequiredError: If the asset is not paid for.
+        :raises RoughyAssetFailedError: If the asset has failed.
+        :raises RoughyValidationError: If Roughy does not know such an output.
+        """
+        return self._make_of(asset_id, api.create_render(asset_id, output, cut_id=cut_id))
+
+    def get_render(self, render_id: str) -> RoughyRender:
+        """Read a render.
+
+        :param render_id: The render.
+        :raises RoughyNotFoundError: If there is none, or it is not yours.
+        """
+        return self.client.run(api.get_render(render_id))
+
+    def list_renders(
+        self, asset_id: str | None = None, project_id: str | None = None, state: str | None = None
+    ) -> Iterator[RoughyRender]:
+        """Yield renders, newest first, page by page.
+
+        :param asset_id: Only those of one asset; ``None`` for all.
+        :param project_id: Only those of one project; ``None`` for all.
+        :param state: Only those in one state; ``None`` for all.
+        """
+        return self._pages(
+            lambda offset: api.list_renders(asset_id=asset_id, project_id=project_id, state=state, offset=offset)
+        )
+
+    def cancel_render(self, render_id: str) -> bool:
+        """Cancel a render that is still to be made; one that is made stays.
+
+        :param render_id: The render.
+        :returns: ``False`` if there was nothing left to cancel.
+        """
+        try:
+            if Verdict.of(RENDER, self.get_render(render_id)).outcome is not Outcome.WAITING:
+                return False
+        except RoughyNotFoundError:
+            return False
+        return self._removed(api.cancel_render(render_id))
+
+    def _make_of(self, asset_id: str, call: Call[T]) -> T:
+        """Have something made of an asset; of an asset that is no good, say what its sensor would say."""
+        try:
+            return self.client.run(call)
+        except RoughyConflictError as error:
+            if error.code == "asset_payment_required":
+                raise RoughyPaymentRequiredError(asset_id, request_id=error.request_id) from error
+            if error.code == "asset_failed":
+                raise RoughyAssetFailedError(
+                    asset_id, error_code=error.code, error_message=error.message, request_id=error.request_id
+                ) from error
+            raise
+
+    # ---- Projects, credits, users
 
     def create_project(self, name: str) -> RoughyProject:
         """Create a project.
@@ -328,9 +461,38 @@ class RoughyHook(BaseHook):
         """
         return self._pages(lambda offset: api.list_projects(state=state, offset=offset))
 
+    def update_project(self, project_id: str, name: str | None = None, state: str | None = None) -> RoughyProject:
+        """Rename, archive or reopen a project.
+
+        :param project_id: The project.
+        :param name: Its new name, 1 to 256 characters; ``None`` leaves it.
+        :param state: ``"active"`` or ``"archived"``; ``None`` leaves it.
+        :raises RoughyConfigurationError: If nothing is to be changed; nothing was sent.
+        :raises RoughyNotFoundError: If there is no such project, or it is not yours.
+        """
+        return self.client.run(api.update_project(project_id, name=name, state=state))
+
+    def delete_project(self, project_id: str, missing_ok: bool = True) -> bool:
+        """Remove a project with its assets and all that was made of them, at once and for good.
+
+        :param project_id: The project.
+        :param missing_ok: Whether it is fine that there is none.
+        :returns: ``False`` if there was none.
+        :raises RoughyNotFoundError: If there was none and ``missing_ok`` is false.
+        """
+        return self._removed(api.delete_project(project_id), missing_ok=missing_ok)
+
     def get_credit_balance(self) -> int:
         """Return the spendable credits. A credit pays one started minute of media."""
         return self.client.run(api.get_credit_balance())
+
+    def list_credit_entries(self) -> Iterator[RoughyCreditEntry]:
+        """Yield what came into and went out of the balance, newest first, page by page."""
+        return self._pages(lambda offset: api.list_credit_entries(offset=offset))
+
+    def get_profile(self) -> RoughyUser:
+        """Read the profile of the key's owner."""
+        return self.client.run(api.get_profile())
 
     def _pages(self, read: Callable[[int], Call[Page[T]]]) -> Iterator[T]:
         page: Page[T] | None = None

@@ -5,6 +5,9 @@ This is the only place that knows the names of states. A resource walks from a w
     asset:  pending_upload -> processing -> ready
                                         |-> pending_payment -> ready     (by itself, on the next top-up)
                                         |-> failed
+    cut:    pending -> processing -> completed
+                                 |-> failed
+    render: the same, and cancelled from either waiting state
 
 A state that is not in the table counts as waiting: Roughy may add one, and the waiter's deadline bounds the wait.
 
@@ -26,9 +29,11 @@ from airflow_provider_roughy.exceptions import (
     RoughyApiError,
     RoughyAssetFailedError,
     RoughyConfigurationError,
+    RoughyCutFailedError,
     RoughyError,
     RoughyPaymentRequiredError,
     RoughyProtocolError,
+    RoughyRenderFailedError,
     RoughyTimeoutError,
     api_error,
 )
@@ -116,7 +121,34 @@ ASSET = Kind(
     list=api.list_assets,
 )
 
-KINDS = {kind.name: kind for kind in (ASSET,)}
+#: The states of what is made of an asset (API pages "Get a cut", "Read a render").
+_OF_WORK = {
+    "pending": Outcome.WAITING,
+    "processing": Outcome.WAITING,
+    "completed": Outcome.SUCCEEDED,
+    "failed": Outcome.FAILED,
+}
+
+CUT = Kind(
+    name="cut",
+    outcomes=_OF_WORK,
+    working="processing",
+    get=api.get_cut,
+    failed=RoughyCutFailedError,
+    list=api.list_cuts,
+)
+
+RENDER = Kind(
+    name="render",
+    # Not in the API's list of states, but there is an event of that name (page "Webhooks").
+    outcomes=_OF_WORK | {"cancelled": Outcome.FAILED},
+    working="processing",
+    get=api.get_render,
+    failed=RoughyRenderFailedError,
+    list=api.list_renders,
+)
+
+KINDS = {kind.name: kind for kind in (ASSET, CUT, RENDER)}
 
 
 class Arrival(StrEnum):
@@ -234,7 +266,7 @@ class Verdict:
         """Raise what the outcome calls for; return if the task may go on.
 
         :param on_pending_payment: What to do about an unpaid resource, if it is of a kind that is paid for.
-        :raises RoughyAssetFailedError: If it is an asset and failed.
+        :raises RoughyFailedError: If it failed; its subclass says what it is.
         :raises RoughyPaymentRequiredError: If it is unpaid and the policy is ``"fail"``.
         :raises AirflowSkipException: If it is unpaid and the policy is ``"skip"``.
         :raises RoughyTimeoutError: If the deadline passed first.
@@ -244,7 +276,7 @@ class Verdict:
         if self.outcome is Outcome.FAILED:
             raise kind.failed(
                 self.id,
-                error_code=self.resource.get("error_code"),
+                error_code=self.resource.get("error_code") or (None if self.state == "failed" else self.state),
                 error_message=self.resource.get("error_message"),
                 request_id=self.request_id,
             )

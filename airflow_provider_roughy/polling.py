@@ -182,12 +182,16 @@ class Watch:
             )
 
 
-def wait_here(hook: RoughyHook, watch: Watch, *, poll_interval: float, deadline: float) -> Verdict:
+def wait_here(
+    hook: RoughyHook, watch: Watch, *, poll_interval: float, deadline: float, not_before: float = 0.0
+) -> Verdict:
     """Block until there is a final verdict, whether or not an event loop runs in this thread (as in a notebook).
 
     The parameters are those of :func:`wait_until_final`.
     """
-    return run_here(lambda: wait_until_final(hook, watch, poll_interval=poll_interval, deadline=deadline))
+    return run_here(
+        lambda: wait_until_final(hook, watch, poll_interval=poll_interval, deadline=deadline, not_before=not_before)
+    )
 
 
 def run_here(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -253,12 +257,16 @@ async def wait_for_batch(
     return await wait_until_all_final(hook, watches, poll_interval=poll_interval, deadline=deadline, on_round=tell)
 
 
-async def wait_until_final(hook: RoughyHook, watch: Watch, *, poll_interval: float, deadline: float) -> Verdict:
+async def wait_until_final(
+    hook: RoughyHook, watch: Watch, *, poll_interval: float, deadline: float, not_before: float = 0.0
+) -> Verdict:
     """Look at a resource until there is a final verdict.
 
     The parameters are those of :func:`wait_until_all_final`.
     """
-    (verdict,) = await wait_until_all_final(hook, [watch], poll_interval=poll_interval, deadline=deadline)
+    (verdict,) = await wait_until_all_final(
+        hook, [watch], poll_interval=poll_interval, deadline=deadline, not_before=not_before
+    )
     return verdict
 
 
@@ -268,6 +276,7 @@ async def wait_until_all_final(
     *,
     poll_interval: float,
     deadline: float,
+    not_before: float = 0.0,
     on_round: Callable[[Sequence[Watch]], None] = lambda left: None,
 ) -> list[Verdict]:
     """Look at resources of one kind until there is a final verdict on each: the one polling loop of this package.
@@ -278,11 +287,12 @@ async def wait_until_all_final(
     :param watches: Judge, each of a resource of its own.
     :param poll_interval: Seconds between two looks, give or take a tenth, so that rounds of many connections spread.
     :param deadline: When to give up, in seconds since the epoch. One last look is taken then.
+    :param not_before: When to look first, in seconds since the epoch: what a ``Retry-After`` asks for.
     :param on_round: Called after each round with those that are still waited for.
     :returns: Their verdicts, in the order of ``watches``.
     """
     verdicts: dict[Watch, Verdict] = {}
-    left, pause = list(watches), 0.0
+    left, pause = list(watches), max(0.0, not_before - time.time())
 
     def take(watch: Watch, answer: _Answer) -> None:
         verdict = watch.missed(answer) if isinstance(answer, RoughyError) else watch.saw(answer)

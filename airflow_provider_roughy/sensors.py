@@ -1,10 +1,10 @@
-"""The sensor that waits for an asset."""
+"""The sensors, which wait until something at Roughy has come to its end."""
 
 from __future__ import annotations
 
 import time
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from airflow_provider_roughy.compat import (
     AirflowFailException,
@@ -15,9 +15,18 @@ from airflow_provider_roughy.compat import (
     conf,
 )
 from airflow_provider_roughy.hooks import RoughyHook
-from airflow_provider_roughy.lifecycle import ASSET, OnPendingPayment, Verdict, as_seconds, check_on_pending_payment
+from airflow_provider_roughy.lifecycle import (
+    ASSET,
+    CUT,
+    RENDER,
+    Kind,
+    OnPendingPayment,
+    Verdict,
+    as_seconds,
+    check_on_pending_payment,
+)
 from airflow_provider_roughy.polling import Watch
-from airflow_provider_roughy.triggers import RoughyAssetTrigger, ended_by_airflow
+from airflow_provider_roughy.triggers import RoughyAssetTrigger, RoughyTrigger, ended_by_airflow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +34,89 @@ if TYPE_CHECKING:
     from airflow_provider_roughy.compat import Context
 
 
-class RoughyAssetSensor(BaseSensorOperator):
+class _RoughySensor(BaseSensorOperator):
+    """What the sensors of all kinds have in common; a kind's id is the attribute of its name."""
+
+    kind: ClassVar[Kind]
+    ui_color = "#e4f0ef"
+
+    #: What the kind that is paid for makes of it.
+    on_pending_payment: OnPendingPayment = "fail"
+
+    def __init__(
+        self,
+        *,
+        roughy_conn_id: str = RoughyHook.default_conn_name,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        as_seconds("poke_interval", self.poke_interval)
+        self.roughy_conn_id = roughy_conn_id
+        self.deferrable = deferrable
+
+    @cached_property
+    def hook(self) -> RoughyHook:
+        """The hook of this task."""
+        return RoughyHook(self.roughy_conn_id)
+
+    @cached_property
+    def _watch(self) -> Watch:
+        id = getattr(self, f"{self.kind.name}_id")
+        return Watch(self.kind, id, on_pending_payment=self.on_pending_payment, log=self.log)
+
+    def poke(self, context: Context) -> PokeReturnValue:
+        """Look once."""
+        verdict = self._watch.look(self.hook, within=max(self.timeout, 1.0))
+        return PokeReturnValue(is_done=False) if verdict is None else PokeReturnValue(True, self._end(verdict))
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Wait, here or in the triggerer.
+
+        :returns: The resource's fields, without its signed URLs.
+        """
+        with self.hook:
+            if not self.deferrable:
+                result: dict[str, Any] = super().execute(context)
+                return result
+            deadline = time.time() + self.timeout
+            looked = self.poke(context)
+            if looked.is_done:
+                return cast("dict[str, Any]", looked.xcom_value)
+        self._make_trigger(
+            roughy_conn_id=self.roughy_conn_id, poll_interval=self.poke_interval, deadline=deadline
+        ).take_over(self)
+
+    def _make_trigger(self, **options: Any) -> RoughyTrigger:
+        return RoughyTrigger(kind=self.kind.name, id=self._watch.id, **options)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after the wait in the triggerer, unless nothing came of it."""
+        verdict = ended_by_airflow(self.kind, next_method, next_kwargs, id=self._watch.id)
+        return self._end(verdict) if verdict else super().resume_execution(next_method, next_kwargs, context)
+
+    def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Take the trigger's verdict.
+
+        :returns: The resource's fields, without its signed URLs.
+        """
+        verdict = Verdict.from_event(event)
+        result = self._end(verdict)
+        self.log.info("%s %s is %s", self.kind.name.capitalize(), verdict.id, verdict.state)
+        return result
+
+    def _end(self, verdict: Verdict) -> dict[str, Any]:
+        """Return the fields, or end as the verdict says; skipping is ours, as Airflow's differs by mode."""
+        try:
+            verdict.raise_for_failure(self.on_pending_payment)
+        except (AirflowFailException, AirflowSensorTimeout) as error:
+            if self.soft_fail or self.never_fail:
+                raise AirflowSkipException(str(error)) from error
+            raise
+        return verdict.resource
+
+
+class RoughyAssetSensor(_RoughySensor):
     """Waits until an asset is ready, and tells apart what else may become of it.
 
     ==================== =====================================================================================
@@ -60,82 +151,80 @@ class RoughyAssetSensor(BaseSensorOperator):
         no such asset, timeout.
     """
 
+    kind = ASSET
     template_fields: Sequence[str] = ("asset_id", "roughy_conn_id")
-    ui_color = "#e4f0ef"
 
-    def __init__(
-        self,
-        *,
-        asset_id: str,
-        on_pending_payment: OnPendingPayment = "fail",
-        roughy_conn_id: str = RoughyHook.default_conn_name,
-        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *, asset_id: str, on_pending_payment: OnPendingPayment = "fail", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         check_on_pending_payment(on_pending_payment)
-        as_seconds("poke_interval", self.poke_interval)
         self.asset_id = asset_id
         self.on_pending_payment = on_pending_payment
-        self.roughy_conn_id = roughy_conn_id
-        self.deferrable = deferrable
 
-    @cached_property
-    def hook(self) -> RoughyHook:
-        """The hook of this task."""
-        return RoughyHook(self.roughy_conn_id)
+    def _make_trigger(self, **options: Any) -> RoughyTrigger:
+        return RoughyAssetTrigger(asset_id=self._watch.id, on_pending_payment=self.on_pending_payment, **options)
 
-    @cached_property
-    def _watch(self) -> Watch:
-        return Watch(ASSET, self.asset_id, on_pending_payment=self.on_pending_payment, log=self.log)
 
-    def poke(self, context: Context) -> PokeReturnValue:
-        """Look once."""
-        verdict = self._watch.look(self.hook, within=max(self.timeout, 1.0))
-        return PokeReturnValue(is_done=False) if verdict is None else PokeReturnValue(True, self._end(verdict))
+class RoughyCutSensor(_RoughySensor):
+    """Waits until a cut is completed.
 
-    def execute(self, context: Context) -> dict[str, Any]:
-        """Wait, here or in the triggerer.
+    ==================== =====================================================================================
+    The cut is           The task
+    ==================== =====================================================================================
+    ``completed``        succeeds
+    ``failed``           fails with :class:`~airflow_provider_roughy.exceptions.RoughyCutFailedError`, which
+                         carries Roughy's ``error_code`` and ``error_message``; no retries are burned
+    anything else        goes on waiting, until ``timeout``
+    ==================== =====================================================================================
 
-        :returns: The asset's fields.
-        """
-        with self.hook:
-            if not self.deferrable:
-                result: dict[str, Any] = super().execute(context)
-                return result
-            deadline = time.time() + self.timeout
-            looked = self.poke(context)
-            if looked.is_done:
-                return cast("dict[str, Any]", looked.xcom_value)
-        RoughyAssetTrigger(
-            asset_id=self._watch.id,
-            roughy_conn_id=self.roughy_conn_id,
-            poll_interval=self.poke_interval,
-            deadline=deadline,
-            on_pending_payment=self.on_pending_payment,
-        ).take_over(self)
+    It waits as :class:`RoughyAssetSensor` does, and the result is likewise the same in poke, reschedule and deferrable
+    mode: the cut's fields as a dict.
 
-    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after the wait in the triggerer, unless nothing came of it."""
-        verdict = ended_by_airflow(ASSET, next_method, next_kwargs, id=self.asset_id)
-        return self._end(verdict) if verdict else super().resume_execution(next_method, next_kwargs, context)
+    :param cut_id: The cut, e.g. the output of ``RoughyCutOperator``. (templated)
+    :param roughy_conn_id: The Airflow connection. (templated)
+    :param deferrable: Whether to wait in the triggerer. ``mode`` counts only if not.
+    :param poke_interval: Seconds between two looks, in every mode.
+    :param timeout: Seconds, from the start of this try, after which the task fails with
+        :class:`~airflow_provider_roughy.exceptions.RoughyTimeoutError`, as in :class:`RoughyAssetSensor`.
+    :param soft_fail: Whether to skip the task where it would fail without a retry: cut failed, wrong key, no such
+        cut, timeout.
+    """
 
-    def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Take the trigger's verdict.
+    kind = CUT
+    template_fields: Sequence[str] = ("cut_id", "roughy_conn_id")
 
-        :returns: The asset's fields.
-        """
-        verdict = Verdict.from_event(event)
-        result = self._end(verdict)
-        self.log.info("Asset %s is %s", verdict.id, verdict.state)
-        return result
+    def __init__(self, *, cut_id: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.cut_id = cut_id
 
-    def _end(self, verdict: Verdict) -> dict[str, Any]:
-        """Return the asset's fields, or end as the verdict says; skipping is ours, as Airflow's differs by mode."""
-        try:
-            verdict.raise_for_failure(self.on_pending_payment)
-        except (AirflowFailException, AirflowSensorTimeout) as error:
-            if self.soft_fail or self.never_fail:
-                raise AirflowSkipException(str(error)) from error
-            raise
-        return verdict.resource
+
+class RoughyRenderSensor(_RoughySensor):
+    """Waits until a render is completed.
+
+    ==================== =====================================================================================
+    The render is        The task
+    ==================== =====================================================================================
+    ``completed``        succeeds
+    ``failed``           fails with :class:`~airflow_provider_roughy.exceptions.RoughyRenderFailedError`, which
+                         carries Roughy's ``error_code`` and ``error_message``; no retries are burned
+    anything else        goes on waiting, until ``timeout``
+    ==================== =====================================================================================
+
+    It waits as :class:`RoughyAssetSensor` does, and the result is likewise the same in poke, reschedule and deferrable
+    mode: the render's fields as a dict, without its signed URL.
+
+    :param render_id: The render, e.g. the output of ``RoughyRenderOperator``. (templated)
+    :param roughy_conn_id: The Airflow connection. (templated)
+    :param deferrable: Whether to wait in the triggerer. ``mode`` counts only if not.
+    :param poke_interval: Seconds between two looks, in every mode.
+    :param timeout: Seconds, from the start of this try, after which the task fails with
+        :class:`~airflow_provider_roughy.exceptions.RoughyTimeoutError`, as in :class:`RoughyAssetSensor`.
+    :param soft_fail: Whether to skip the task where it would fail without a retry: render failed, wrong key, no such
+        render, timeout.
+    """
+
+    kind = RENDER
+    template_fields: Sequence[str] = ("render_id", "roughy_conn_id")
+
+    def __init__(self, *, render_id: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.render_id = render_id

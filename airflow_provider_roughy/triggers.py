@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from abc import abstractmethod
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow_provider_roughy.compat import BaseTrigger, TriggerEvent
+from airflow_provider_roughy.compat import BaseTrigger, TriggerEvent, aget_task_state
 from airflow_provider_roughy.hooks import RoughyHook
-from airflow_provider_roughy.lifecycle import ASSET, KINDS, Kind, Outcome, Verdict, batch_to_event, counted
+from airflow_provider_roughy.lifecycle import ASSET, KINDS, RENDER, Kind, Outcome, Verdict, batch_to_event, counted
 from airflow_provider_roughy.polling import Watch, wait_for_batch, wait_until_final
 
 if TYPE_CHECKING:
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 
     from airflow_provider_roughy.compat import BaseOperator
     from airflow_provider_roughy.lifecycle import OnPendingPayment
+
+#: Seconds that cancelling may take; Airflow grants 30.
+_KILL_SECONDS = 25.0
+#: The states of a task that will not come back for what it waited for.
+_ENDED = ("failed", "removed", "skipped", "success")
 
 
 def ended_by_airflow(
@@ -48,7 +54,7 @@ def check_event_came(next_method: str, next_kwargs: dict[str, Any] | None, *, as
 class _WaitingTrigger(BaseTrigger):
     """What the triggers that wait have in common.
 
-    :param kind: What is waited for, by its name in Roughy's API (``"asset"``).
+    :param kind: What is waited for, by its name in Roughy's API (``"asset"``, ``"cut"``, ``"render"``).
     :param roughy_conn_id: The Airflow connection.
     :param poll_interval: Seconds between two looks.
     :param deadline: When to give up, in seconds since the epoch: a restart of the triggerer does not move it.
@@ -102,16 +108,19 @@ class RoughyTrigger(_WaitingTrigger):
     """Waits in a triggerer until a resource has come to its end, such as an asset being ready, failed or unpaid.
 
     All triggers of one event loop that use the same connection and wait for the same kind of resource share one poll.
-    Its one event is a :class:`~airflow_provider_roughy.lifecycle.Verdict` as plain JSON, and holds no secret.
+    Its one event is a :class:`~airflow_provider_roughy.lifecycle.Verdict` as plain JSON, and the ``deadline`` for a
+    task that then waits for something else; it holds no secret.
 
     :param id: Which.
+    :param not_before: When to look first, in seconds since the epoch.
     :param options: As of :class:`_WaitingTrigger`: ``kind``, ``deadline``, ``roughy_conn_id``, ``poll_interval`` and
         ``on_pending_payment``.
     """
 
-    def __init__(self, *, id: str, **options: Any) -> None:
+    def __init__(self, *, id: str, not_before: float = 0.0, **options: Any) -> None:
         super().__init__(**options)
         self.id = id
+        self.not_before = not_before
 
     @property
     def subject(self) -> str:
@@ -127,13 +136,20 @@ class RoughyTrigger(_WaitingTrigger):
             **self._stored_alike(),
         }
 
+    def _stored_alike(self) -> dict[str, Any]:
+        return super()._stored_alike() | ({"not_before": self.not_before} if self.not_before else {})
+
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, then say what came of it."""
         watch = Watch(self.kind, self.id, on_pending_payment=self.on_pending_payment, log=self.log)
         verdict = await wait_until_final(
-            RoughyHook(self.roughy_conn_id), watch, poll_interval=self.poll_interval, deadline=self.deadline
+            RoughyHook(self.roughy_conn_id),
+            watch,
+            poll_interval=self.poll_interval,
+            deadline=self.deadline,
+            not_before=self.not_before,
         )
-        yield TriggerEvent(verdict.to_event())
+        yield TriggerEvent({**verdict.to_event(), "deadline": self.deadline})
 
 
 class RoughyBatchTrigger(_WaitingTrigger):
@@ -190,3 +206,60 @@ class RoughyAssetTrigger(RoughyTrigger):
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return what Airflow stores, in plain text, to make this trigger again."""
         return "airflow_provider_roughy.triggers.RoughyAssetTrigger", {"asset_id": self.id, **self._stored_alike()}
+
+
+class RoughyRenderTrigger(RoughyTrigger):
+    """Waits in a triggerer until a render is completed or failed, and can cancel it if its task is killed meanwhile.
+
+    :param render_id: The render.
+    :param cancel_on_kill: Whether to cancel it when somebody marks the waiting task as failed or as a success. A task
+        that is cleared keeps it, since its next start finds it, and so does a triggerer that stops.
+    :param options: As of :class:`RoughyTrigger`.
+    """
+
+    def __init__(self, *, render_id: str, cancel_on_kill: bool = False, **options: Any) -> None:
+        super().__init__(kind=RENDER.name, id=render_id, **options)
+        self.cancel_on_kill = cancel_on_kill
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return what Airflow stores, in plain text, to make this trigger again."""
+        return "airflow_provider_roughy.triggers.RoughyRenderTrigger", {
+            "render_id": self.id,
+            "cancel_on_kill": self.cancel_on_kill,
+            **self._stored_alike(),
+        }
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Wait, then say what came of it."""
+        try:
+            async for event in super().run():
+                yield event
+        except asyncio.CancelledError:
+            # Airflow 3.3 calls on_kill by itself.
+            if not hasattr(BaseTrigger, "on_kill"):
+                await self.on_kill()
+            raise
+
+    async def on_kill(self) -> None:
+        """Cancel the render if Airflow says that the task has ended.
+
+        Airflow also stops a trigger that moves to another triggerer, and 3.3 may take that for a kill.
+        """
+        if not self.cancel_on_kill:
+            return
+        try:
+            async with asyncio.timeout(_KILL_SECONDS):
+                state = await aget_task_state(self.task_instance)
+                if state not in _ENDED:
+                    self.log.info("Render %s goes on: its task is %s", self.id, state)
+                    return
+                hook = RoughyHook(self.roughy_conn_id)
+                await hook.aget_settings()
+                with hook:
+                    cancelled = await asyncio.to_thread(hook.cancel_render, self.id)
+        except (
+            Exception
+        ) as error:  # Whatever is wrong with Roughy or with Airflow: the task is gone, and nobody to tell.
+            self.log.warning("Render %s could not be cancelled: %s", self.id, error)
+        else:
+            self.log.info("Render %s %s", self.id, "is cancelled" if cancelled else "had ended already")

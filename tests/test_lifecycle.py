@@ -7,19 +7,25 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_roughy.api import RoughyAsset
+from airflow_provider_roughy.api import RoughyAsset, RoughyCut, RoughyRender
 from airflow_provider_roughy.compat import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 from airflow_provider_roughy.exceptions import (
     RoughyAssetFailedError,
     RoughyAuthenticationError,
     RoughyConfigurationError,
+    RoughyCutFailedError,
     RoughyPaymentRequiredError,
     RoughyProtocolError,
+    RoughyRenderFailedError,
     RoughyServerError,
     RoughyTimeoutError,
 )
 from airflow_provider_roughy.lifecycle import (
     ASSET,
+    CUT,
+    KINDS,
+    RENDER,
+    Kind,
     Outcome,
     Verdict,
     batch_from_event,
@@ -49,6 +55,43 @@ def asset(state: str, **fields: Any) -> RoughyAsset:
 def test_every_documented_state_has_an_outcome(state: str, outcome: Outcome) -> None:
     verdict = Verdict.of(ASSET, asset(state))
     assert (verdict.outcome, verdict.known) == (outcome, True)
+
+
+def made(kind: Kind, state: str, **fields: Any) -> RoughyCut | RoughyRender:
+    known = {"id": ID, "asset_id": ID, "state": state, "created_at": "2026-05-02T08:54:52.423000Z", "output": {}}
+    classes: dict[str, type[RoughyCut] | type[RoughyRender]] = {"cut": RoughyCut, "render": RoughyRender}
+    return classes[kind.name].from_json({**known, **fields}, request_id="req-7")
+
+
+@pytest.mark.parametrize("kind", [CUT, RENDER], ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    ("state", "outcome"),
+    [
+        ("pending", Outcome.WAITING),
+        ("processing", Outcome.WAITING),
+        ("completed", Outcome.SUCCEEDED),
+        ("failed", Outcome.FAILED),
+    ],
+)
+def test_every_documented_state_of_what_is_made_has_an_outcome(kind: Kind, state: str, outcome: Outcome) -> None:
+    verdict = Verdict.of(kind, made(kind, state))
+    assert (verdict.outcome, verdict.known) == (outcome, True)
+    assert KINDS[kind.name] is kind
+
+
+@pytest.mark.parametrize(("kind", "error"), [(CUT, RoughyCutFailedError), (RENDER, RoughyRenderFailedError)])
+def test_what_failed_is_named(kind: Kind, error: type[Exception]) -> None:
+    failed = Verdict.of(kind, made(kind, "failed", error_code="no_speech", error_message="nothing is said"))
+    with pytest.raises(error) as raised:
+        failed.raise_for_failure()
+    assert str(raised.value) == f"{kind.name.capitalize()} {ID} failed: no_speech: nothing is said (request req-7)"
+    assert getattr(raised.value, f"{kind.name}_id") == ID
+    assert isinstance(raised.value, AirflowFailException)
+
+
+def test_a_cancelled_render_is_nothing_to_wait_for() -> None:
+    with pytest.raises(RoughyRenderFailedError, match=f"Render {ID} failed: cancelled"):
+        Verdict.of(RENDER, made(RENDER, "cancelled")).raise_for_failure()
 
 
 def test_an_unknown_state_is_waited_through() -> None:

@@ -1,6 +1,13 @@
 """The operators, a file a resource."""
 
 from airflow_provider_roughy.operators.assets import RoughyDeleteAssetOperator
+from airflow_provider_roughy.operators.cuts import RoughyCutOperator
+from airflow_provider_roughy.operators.renders import RoughyRenderOperator
 from airflow_provider_roughy.operators.uploads import RoughyCreateUploadOperator
 
-__all__ = ["RoughyCreateUploadOperator", "RoughyDeleteAssetOperator"]
+__all__ = [
+    "RoughyCreateUploadOperator",
+    "RoughyCutOperator",
+    "RoughyDeleteAssetOperator",
+    "RoughyRenderOperator",
+]
