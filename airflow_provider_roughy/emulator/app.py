@@ -11,8 +11,10 @@ from starlette.routing import Route, Router
 
 from .routes.assets import Assets
 from .routes.credits import Credits
+from .routes.cuts import Cuts
 from .routes.endpoint import ClientLeft, Endpoint
 from .routes.projects import Projects
+from .routes.renders import Renders
 from .routes.storage import Storage
 from .routes.uploads import Uploads
 from .routes.users import Users
@@ -20,7 +22,7 @@ from .store import Store
 from .wire import ApiError
 
 #: A new resource is its file in ``routes/`` and a place in this list.
-_RESOURCES = (Projects, Assets, Uploads, Credits, Users, Storage)
+_RESOURCES = (Projects, Assets, Uploads, Cuts, Renders, Credits, Users, Storage)
 
 
 class _Served:

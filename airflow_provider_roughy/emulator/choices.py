@@ -130,7 +130,7 @@ class Choices:
     method_override: bool = False
     """Whether ``X-HTTP-Method-Override`` on a POST to an upload is honoured. Unknown; TUS servers do."""
 
-    # After the upload
+    # Work on media
 
     failed_error_code: str = "probe_failed"
     """``error_code`` of an asset whose media cannot be read. Unknown: the values are not documented."""
@@ -141,6 +141,50 @@ class Choices:
 
     unpaid_ttl_seconds: float = 30 * 24 * 3600
     """How long an unpaid asset keeps its bytes. Documented as 30 days, after which it is purged."""
+
+    processing_retry_after: int = 1
+    """``Retry-After`` of a 409 ``asset_processing``, in seconds. The header is documented, its value is not. An
+    asset in ``pending_upload`` is answered alike: inferred, since it is not cuttable either."""
+
+    # Cuts and renders
+
+    queued_seconds: float = 0.0
+    """How long a cut or render is ``pending``, where time decides how long Roughy's work takes. Unknown."""
+
+    failed_cut_error_code: str = "cut_failed"
+    """``error_code`` of a cut that cannot be made. Unknown: the values are not documented."""
+
+    failed_render_error_code: str = "render_failed"
+    """``error_code`` of a render that cannot be made. Unknown: the values are not documented."""
+
+    repeat_after_failure: Literal["same", "new"] = "same"
+    """What the same request gets once its cut or render has failed: that one again, or a new one. Unknown:
+    documented is "same asset and script, same cut"."""
+
+    unknown_filter: Literal["not_found", "empty"] = "not_found"
+    """What the lists of cuts and renders answer for a project or asset that is not the account's. Inferred: the
+    list of assets documents 404 for a project."""
+
+    foreign_cut_status: Literal[404, 422] = 404
+    """Status of a render whose ``cut_id`` is no cut of its asset. Unknown: documented is that it must be one."""
+
+    audio_has_video_renders: bool = False
+    """Whether a recording without a picture can be rendered as ``mp4`` or ``mov``: without a picture then.
+    Unknown; otherwise 409 ``unsupported_format``, "not available for the entity"."""
+
+    picture_of_audio_output: Literal["refused", "ignored"] = "refused"
+    """What becomes of ``resolution``, ``video_bitrate`` and ``frame_rate`` of an audio output: 422 or nothing.
+    Inferred: they are documented as "video only"."""
+
+    render_cancel: Literal["delete", "post"] = "delete"
+    """How a render is cancelled: ``DELETE /v1/renders/{id}`` or ``POST /v1/renders/{id}/cancel``. Unknown: the
+    documentation says that it can be, but not how; uploads are cancelled by DELETE."""
+
+    cancelled_render: Literal["failed", "cancelled", "removed"] = "failed"
+    """State of a cancelled render, or that there is none any more. Unknown: there is an event
+    ``render.cancelled``, but no such state. The same request gets a new render in any case."""
+
+    # Downloads
 
     download_ttl_seconds: int = 900
     """How long a ``download_url`` is valid. Inferred from the documented example (``X-Amz-Expires=900``); the

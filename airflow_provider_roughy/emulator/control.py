@@ -20,6 +20,8 @@ from .wire import ApiError, Reader, as_number, as_text, parse_object
 #: Gets the fields of the body, and the id in the path as ``id``; what it returns is the reply.
 Action = Callable[[dict[str, Any]], Any]
 
+#: More than the clock can be moved by, either way.
+_SECONDS = as_number(-1e12, 1e12)
 _WORD = as_text(1, 256)
 
 
@@ -34,18 +36,22 @@ class Control:
         self._table: list[tuple[str, str, str, Action]] = [
             ("GET", "/", "this index", self._index),
             ("GET", "/state", "settings, clock, balance, faults", lambda _: steering.state),
-            ("GET", "/assets", "every asset with its internal facts", lambda _: steering.assets),
-            ("POST", "/assets", "seed an asset: {state, ...fields}", self._seed),
-            ("GET", "/assets/{id}", "one asset", lambda v: steering.asset(v["id"])),
-            ("POST", "/assets/{id}/state", "{state, error_code?, error_message?, ...}", self._set_state),
+            *self._about("asset", lambda: steering.assets, steering.asset, steering.seed_asset),
+            *self._about("cut", lambda: steering.cuts, steering.cut, steering.seed_cut),
+            *self._about("render", lambda: steering.renders, steering.render, steering.seed_render),
             ("GET", "/requests", "the request log, oldest first", self._requests),
             ("DELETE", "/requests", "forget the request log", lambda _: steering.clear_requests()),
             ("GET", "/faults", "the faults in force", lambda _: steering.state["faults"]),
             ("POST", "/faults", "inject a fault: the fields of Fault", self._inject),
             ("DELETE", "/faults", "forget all faults", lambda _: steering.clear_faults()),
-            ("POST", "/clock", "{advance: seconds}", lambda v: steering.advance(_take(v, "advance", as_number))),
+            (
+                "POST",
+                "/clock",
+                "{advance: seconds}",
+                lambda v: steering.advance(_take(v, "advance", _SECONDS)),
+            ),
             ("PUT", "/progression", "{progression: immediate|manual|seconds=2|polls=3}", self._progression),
-            ("POST", "/settle", "{id?}: let processing assets finish now", self._settle),
+            ("POST", "/settle", "{id?}: let Roughy finish its work now", self._settle),
             ("POST", "/credits/top-up", "{credits}", lambda v: steering.top_up(_take(v, "credits"))),
             ("PUT", "/credits/balance", "{balance}: by an adjustment entry", self._balance),
             ("POST", "/reset", "back to the start", lambda _: steering.reset()),
@@ -67,13 +73,24 @@ class Control:
             "fault_fields": Fault().to_dict(),
         }
 
-    def _seed(self, values: dict[str, Any]) -> Any:
-        return self._steering.asset(self._steering.seed_asset(**values))
+    def _about(
+        self,
+        kind: str,
+        read_all: Callable[[], Any],
+        read: Callable[[str], Any],
+        seed: Callable[..., str],
+    ) -> list[tuple[str, str, str, Action]]:
+        def set_state(values: dict[str, Any]) -> Any:
+            resource_id = read(values.pop("id"))["id"]
+            self._steering.set_state(resource_id, _take(values, "state"), **values)
+            return read(resource_id)
 
-    def _set_state(self, values: dict[str, Any]) -> Any:
-        asset_id = values.pop("id")
-        self._steering.set_state(asset_id, _take(values, "state", _WORD), **values)
-        return self._steering.asset(asset_id)
+        return [
+            ("GET", f"/{kind}s", f"every {kind} with its internal facts", lambda _: read_all()),
+            ("POST", f"/{kind}s", "seed one: {state, ...fields}", lambda values: read(seed(**values))),
+            ("GET", f"/{kind}s/{{id}}", "one of them", lambda values: read(values["id"])),
+            ("POST", f"/{kind}s/{{id}}/state", "{state, error_code?, error_message?, ...}", set_state),
+        ]
 
     def _requests(self, values: dict[str, Any]) -> Any:
         return [request.to_dict() for request in self._steering.requests]

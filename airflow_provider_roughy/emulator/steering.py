@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from .choices import Choices
 from .faults import Fault, FaultBook
 from .gate import Request, RequestLog
-from .store import Asset, Progression, Store, well_known_id
+from .store import Asset, Cut, Job, Progression, Render, Store, well_known_id
 from .wire import timestamp
 
 
@@ -85,7 +85,7 @@ class Steering:
 
     @property
     def progression(self) -> str:
-        """How long ``processing`` lasts; setting it concerns assets that are processing, too."""
+        """How long Roughy's work lasts; setting it concerns what is being worked on, too."""
         return str(self._store.clock.progression)
 
     @progression.setter
@@ -93,11 +93,11 @@ class Steering:
         self._store.clock.progression = Progression.parse(progression)
 
     def settle(self, resource_id: str | None = None) -> list[str]:
-        """Let processing assets finish now, whatever the progression.
+        """Let Roughy finish its work now, whatever the progression.
 
-        :param resource_id: one of them, or ``None`` for all.
-        :returns: the ids that were processing.
-        :raises KeyError: when there is no such asset.
+        :param resource_id: an asset, cut or render, or ``None`` for all.
+        :returns: the ids that were being worked on.
+        :raises KeyError: when there is nothing of that id.
         """
         return self._store.settle(resource_id)
 
@@ -105,7 +105,19 @@ class Steering:
     def assets(self) -> list[dict[str, Any]]:
         """Every asset of every account, oldest first, as :meth:`asset` returns it."""
         self._store.look()
-        return [self._asset_facts(asset) for asset in self._store.assets.all()]
+        return [self._facts(asset) for asset in self._store.assets.all()]
+
+    @property
+    def cuts(self) -> list[dict[str, Any]]:
+        """Every cut, oldest first, as :meth:`cut` returns it."""
+        self._store.look()
+        return [self._facts(cut) for cut in self._store.cuts.all()]
+
+    @property
+    def renders(self) -> list[dict[str, Any]]:
+        """Every render, oldest first, as :meth:`render` returns it."""
+        self._store.look()
+        return [self._facts(render) for render in self._store.renders.all()]
 
     def asset(self, asset_id: str) -> dict[str, Any]:
         """Return what the emulator knows of an asset, the API's fields and more; does not count as a poll.
@@ -116,17 +128,38 @@ class Steering:
         :raises KeyError: when there is no such asset.
         """
         self._store.look()
-        return self._asset_facts(self._store.assets.known(asset_id))
+        return self._facts(self._store.assets.known(asset_id))
 
-    def _asset_facts(self, asset: Asset) -> dict[str, Any]:
-        facts = dataclasses.asdict(asset)
-        for name in ("processing_at", "unpaid_at", "created_at"):
-            facts[name] = None if facts[name] is None else timestamp(facts[name])
-        return facts | {
-            "stored_bytes": self._store.files.size(asset.id),
-            "sha256": self._store.files.sha256(asset.id),
-            "states": self._store.assets.history.of(asset.id),
-        }
+    def cut(self, cut_id: str) -> dict[str, Any]:
+        """Return what the emulator knows of a cut, as :meth:`asset` does.
+
+        ``segments`` is what is kept of the recording: begin and end of each stretch in seconds, once it is known.
+
+        :raises KeyError: when there is no such cut.
+        """
+        self._store.look()
+        return self._facts(self._store.cuts.known(cut_id))
+
+    def render(self, render_id: str) -> dict[str, Any]:
+        """Return what the emulator knows of a render, as :meth:`asset` does.
+
+        :raises KeyError: when there is no such render.
+        """
+        self._store.look()
+        return self._facts(self._store.renders.known(render_id))
+
+    def _facts(self, row: Asset | Job) -> dict[str, Any]:
+        facts = dataclasses.asdict(row)
+        for name in facts:
+            if name.endswith("_at") and facts[name] is not None:
+                facts[name] = timestamp(facts[name])
+        if isinstance(row, Cut):
+            facts["segments"] = [(float(begin), float(end)) for begin, end in row.kept]
+        else:
+            facts |= {"stored_bytes": self._store.files.size(row.id), "sha256": self._store.files.sha256(row.id)}
+        if isinstance(row, Render):
+            facts["output"] = row.wanted
+        return facts | {"states": self._store.history.of(row.id)}
 
     def seed_asset(
         self, /, state: str = "ready", *, account: int = 1, content: bytes | None = None, **fields: Any
@@ -144,15 +177,64 @@ class Steering:
         """
         return self._store.assets.seed(state, fields, account=account, content=content).id
 
-    def set_state(self, asset_id: str, /, state: str, **fields: Any) -> None:
-        """Put an asset into a state by decree: nothing is charged.
+    def seed_cut(
+        self, /, state: str = "completed", *, asset_id: str | None = None, script: str | None = None, **fields: Any
+    ) -> str:
+        """Put a new cut straight into a state; it keeps the whole recording.
 
-        :param state: any word, also one that the API does not know.
-        :param fields: as of :meth:`seed_asset`, those that describe the media or the error.
+        :param state: any word; the API's own states get the fields that belong to them.
+        :param asset_id: of which asset; by default a new one that is ready.
+        :param script: what it was made with.
+        :param fields: ``error_code``, ``error_message``.
+        :returns: its id.
         :raises KeyError: when there is no such asset.
         :raises ValueError: for another field, or a value of a wrong type.
         """
-        self._store.assets.set_state(asset_id, state, fields)
+        return self._store.cuts.seed(state, fields, asset_id=asset_id, script=script).id
+
+    def seed_render(
+        self,
+        /,
+        state: str = "completed",
+        *,
+        asset_id: str | None = None,
+        cut_id: str | None = None,
+        output: Mapping[str, Any] | None = None,
+        content: bytes | None = None,
+        **fields: Any,
+    ) -> str:
+        """Put a new render straight into a state; nothing is rendered.
+
+        :param state: any word; the API's own states get the fields that belong to them.
+        :param asset_id: of which asset; by default that of the cut, or a new one that is ready.
+        :param cut_id: of which cut, if of any.
+        :param output: what was asked for; by default ``{"format": "mp4"}``.
+        :param content: bytes to store; without them the render has none and cannot be downloaded.
+        :param fields: ``size_bytes``, ``error_code``, ``error_message``.
+        :returns: its id.
+        :raises KeyError: when there is no such asset or cut.
+        :raises ValueError: for another field, or a value of a wrong type.
+        """
+        render = self._store.renders.seed(
+            state,
+            fields,
+            asset_id=asset_id,
+            cut_id=cut_id,
+            output={"format": "mp4"} if output is None else output,
+            content=content,
+        )
+        return render.id
+
+    def set_state(self, resource_id: str, /, state: str, **fields: Any) -> None:
+        """Put an asset, cut or render into a state by decree: nothing is charged, no work is done.
+
+        :param state: any word, also one that the API does not know.
+        :param fields: as of :meth:`seed_asset`, :meth:`seed_cut`, :meth:`seed_render`: those that describe the media
+            or the error.
+        :raises KeyError: when there is nothing of that id.
+        :raises ValueError: for another field, or a value of a wrong type.
+        """
+        self._store.room_of(resource_id).set_state(resource_id, state, fields)
 
     @property
     def state(self) -> dict[str, Any]:

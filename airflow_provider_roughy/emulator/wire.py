@@ -6,7 +6,6 @@ Sources: the error envelope, paging and field rules are those of Roughy's "List 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import uuid
@@ -175,11 +174,33 @@ def as_decimal(value: object) -> str:
     return text
 
 
-def as_number(value: object) -> float:
-    """Return a finite number."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-        raise ValueError("Input should be a valid number")
-    return float(value)
+def as_number(least: float, most: float) -> Reader[float]:
+    """Return a reader of numbers within bounds."""
+
+    def read(value: object) -> float:
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value <= most:
+            raise ValueError(f"Input should be a number from {least:g} to {most:g}")
+        return value
+
+    return read
+
+
+def as_member(options: Sequence[int]) -> Reader[int]:
+    """Return a reader of one of these integers."""
+
+    def read(value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or value not in options:
+            raise ValueError("Input should be " + ", ".join(str(option) for option in options))
+        return value
+
+    return read
+
+
+def as_object(value: object) -> dict[str, Any]:
+    """Return a JSON object."""
+    if not isinstance(value, dict):
+        raise ValueError("Input should be a valid object")
+    return value
 
 
 def read(readers: Mapping[str, Reader[Any]], values: Mapping[str, object]) -> dict[str, Any]:

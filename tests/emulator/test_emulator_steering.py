@@ -166,6 +166,14 @@ def test_steering_over_http(api: Api, roughy: Emulator, talk: bytes) -> None:
     assert seeded["state"] == "pending_payment"
     call("POST", "/clock", advance=31 * 86400)
     assert api.http.get(f"/v1/assets/{seeded['id']}").status_code == 404
+    made = {"cuts": call("POST", "/cuts", state="processing"), "renders": call("POST", "/renders", state="processing")}
+    for path, facts in made.items():
+        assert [each["id"] for each in call("GET", f"/{path}")] == [facts["id"]]
+        failed = call("POST", f"/{path}/{facts['id']}/state", state="failed", error_code="odd")
+        assert (failed["state"], failed["error_code"]) == ("failed", "odd")
+        assert call("GET", f"/{path}/{facts['id']}")["states"] == failed["states"]
+        call("POST", f"/{path}/{facts['id']}/state", state="processing")
+    assert set(call("POST", "/settle")["settled"]) == {facts["id"] for facts in made.values()}
     call("PUT", "/progression", progression="polls=2")
     assert (roughy.progression, call("GET", "/state")["progression"]) == ("polls=2", "polls=2")
     call("POST", "/faults", path="/v1/users/*", status=418, times=None)
@@ -202,7 +210,14 @@ def test_steering_over_http(api: Api, roughy: Emulator, talk: bytes) -> None:
         ("POST", "assets", {"size_bytes": 10**30}, 422),
         ("POST", "assets", {"language": {"code": "de"}}, 422),
         ("POST", "assets", {"duration_seconds": "long"}, 422),
-        ("POST", "assets/nonsense/state", {}, 422),
+        ("POST", "assets/nonsense/state", {}, 404),
+        ("POST", "cuts", {"asset_id": "nonsense"}, 404),
+        ("POST", "cuts", {"script": 5}, 422),
+        ("POST", "cuts", {"colour": "red"}, 422),
+        ("POST", "renders", {"cut_id": "nonsense"}, 404),
+        ("POST", "renders", {"output": "mp4"}, 422),
+        ("POST", "renders", {"output": {}}, 422),
+        ("GET", "renders/nonsense", None, 404),
         ("PUT", "credits/balance", {"balance": 10**30}, 422),
         ("PUT", "progression", {"progression": 3}, 422),
         ("POST", "faults", {"nth": "1"}, 422),

@@ -20,7 +20,7 @@ from airflow_provider_roughy.emulator.wire import (
 )
 
 from .endpoint import Endpoint, base_url, look, page, page_fields, path_id, read_object
-from .storage import sign_download
+from .storage import ASSETS, sign_download
 from .uploads import TUS_VERSION
 
 
@@ -69,7 +69,9 @@ class Assets:
         await look(self._store)
         asset = self._store.assets.get(account, asset_id, poll=True)
         ready = asset.state == "ready"
-        download_url = sign_download(self._store, asset, base_url(request)) if ready else None
+        download_url = None
+        if ready:
+            download_url = sign_download(self._store, ASSETS, asset.project_id, asset.id, base_url(request))
         detail = asset_summary(asset, base_url(request)) | {"download_url": download_url, "cuttable": ready}
         return JSONResponse(detail)
 

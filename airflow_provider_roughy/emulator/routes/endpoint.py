@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Future
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from airflow_provider_roughy.emulator.store import WORK_WAIT_SECONDS, Store
+from airflow_provider_roughy.emulator.store import WORK_WAIT_SECONDS, Jobs, Store
 from airflow_provider_roughy.emulator.wire import ApiError, Fields, as_integer, as_uuid, parse_object
+
+#: How long a look at a cut or render waits for the work on it, if its result is due: less than clients have patience.
+JOB_WAIT_SECONDS = 1.0
 
 #: Answers a request; the number is the account that the API key belongs to.
 Handler = Callable[[Request, int], Awaitable[Response]]
@@ -40,8 +44,18 @@ class ClientLeft(Exception):
 async def look(store: Store) -> None:
     """Bring the store up to now without blocking the event loop while media is being measured."""
     store.sweep()
-    if work := store.due_work():
-        await asyncio.wait([asyncio.wrap_future(each) for each in work], timeout=WORK_WAIT_SECONDS)
+    await _wait_for(store, store.assets.due_work(), WORK_WAIT_SECONDS)
+
+
+async def look_at(store: Store, jobs: Jobs[Any], job_id: str) -> None:
+    """As :func:`look`; waits a moment for one job, so that short media is finished at the first look when due."""
+    await look(store)
+    await _wait_for(store, jobs.work_on(job_id), JOB_WAIT_SECONDS)
+
+
+async def _wait_for(store: Store, work: list[Future[None]], seconds: float) -> None:
+    if work:
+        await asyncio.wait([asyncio.wrap_future(each) for each in work], timeout=seconds)
         store.sweep()
 
 

@@ -12,27 +12,44 @@ offset of an upload is the size of its file. (No ``fsync``: a power cut is not w
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from pathlib import Path
+from typing import Any
 
 from airflow_provider_roughy.emulator.choices import Choices
 
 from .assets import Asset, Assets
 from .clock import Clock, Progression
 from .credits import Credits, LedgerEntry
+from .cuts import Cut, Cuts
 from .database import Database, UnknownId
 from .files import Files
+from .history import History
+from .jobs import Job, Jobs
 from .projects import Project, Projects, well_known_id
+from .renders import Render, Renders
 from .uploads import Upload, Uploads
 
-__all__ = ["Asset", "LedgerEntry", "Progression", "Project", "Store", "UnknownId", "Upload", "well_known_id"]
+__all__ = [
+    "Asset",
+    "Cut",
+    "Job",
+    "Jobs",
+    "LedgerEntry",
+    "Progression",
+    "Project",
+    "Render",
+    "Store",
+    "UnknownId",
+    "Upload",
+    "well_known_id",
+]
 
-#: How long a look at something that is due waits for its media to be measured.
+#: How long a look at something that is due waits for the work on its media.
 WORK_WAIT_SECONDS = 20.0
 
 #: All that :meth:`Store.reset` empties.
-_TABLES = ("projects", "assets", "states", "uploads", "ledger")
+_TABLES = ("projects", "assets", "states", "uploads", "ledger", "cuts", "renders")
 
 
 class Store:
@@ -52,10 +69,16 @@ class Store:
         self.files = Files(folder / "bytes")
         self._database = Database(folder / "roughy.sqlite")
         self.clock = Clock(self._database, progression)
+        self.history = History(self._database)
         self.projects = Projects(self._database, self.clock)
         self.credits = Credits(self._database, self.clock)
         self.uploads = Uploads(self._database, self.clock, self.files, choices)
-        self.assets = Assets(self._database, self.clock, self.files, self.projects, self.credits, self.uploads, choices)
+        below = (self._database, self.clock, self.files, self.history)
+        self.assets = Assets(*below, self.projects, self.credits, self.uploads, choices)
+        self.cuts = Cuts(*below, self.assets, choices)
+        self.renders = Renders(*below, self.assets, choices, cuts=self.cuts)
+        #: Everything that Roughy works on.
+        self.worked_on: tuple[Assets | Jobs[Any], ...] = (self.assets, self.cuts, self.renders)
         self._open()
 
     def _open(self) -> None:
@@ -64,7 +87,8 @@ class Store:
             self.secret = bytes.fromhex(self._database.meta("secret", secrets.token_hex(32)))
             for account in range(1, self._accounts + 1):
                 self._open_account(account)
-            self.assets.take_up()
+            for each in self.worked_on:
+                each.take_up()
 
     def _open_account(self, account: int) -> None:
         """Give a new account its first project and credits; an account that is known keeps what it has."""
@@ -82,7 +106,8 @@ class Store:
 
     def close(self) -> None:
         """Stop all work and close the database."""
-        self.assets.close()
+        for each in self.worked_on:
+            each.close()
         self._database.close()
 
     def reset(self, *, progression: str) -> None:
@@ -91,7 +116,8 @@ class Store:
             for table in _TABLES:
                 self._database.execute(f"DELETE FROM {table}")
             self._database.execute("DELETE FROM meta WHERE name != 'secret'")
-            self.assets.clear()
+            for each in self.worked_on:
+                each.clear()
             self.files.clear()
             self.clock.progression = Progression.parse(progression)
             self._open()
@@ -99,20 +125,17 @@ class Store:
     # Time
 
     def look(self) -> None:
-        """Bring everything up to now; waits a while for media that is still being measured."""
+        """Bring everything up to now; waits a while for work on media whose result is due."""
         self.sweep()
-        if work := self.due_work():
+        if work := [future for each in self.worked_on for future in each.due_work()]:
             wait(work, timeout=WORK_WAIT_SECONDS)
             self.sweep()
-
-    def due_work(self) -> Sequence[Future[None]]:
-        """Return the work on media that what is due still waits for."""
-        return self.assets.due_work()
 
     def sweep(self) -> None:
         """Let time pass: everything gets into the state that it has by now."""
         with self._database.change():
-            self.assets.sweep()
+            for each in self.worked_on:
+                each.sweep()
 
     def advance(self, seconds: float) -> None:
         """Move emulator time on, and let happen what is due by then.
@@ -143,12 +166,22 @@ class Store:
     def settle(self, resource_id: str | None = None) -> list[str]:
         """Let Roughy's work finish now, whatever the progression.
 
-        :param resource_id: the asset it is about, or ``None`` for all.
+        :param resource_id: the asset, cut or render it is about, or ``None`` for all.
         :returns: the ids that were being worked on.
         :raises UnknownId: when there is nothing of that id.
         """
-        if resource_id is not None:
-            self.assets.known(resource_id)
-        released = self.assets.release(resource_id)
+        rooms = self.worked_on if resource_id is None else (self.room_of(resource_id),)
+        with self._database.change():
+            released = [each for room in rooms for each in room.release(resource_id)]
         self.look()
         return released
+
+    def room_of(self, resource_id: str) -> Assets | Jobs[Any]:
+        """Return who has an asset, cut or render.
+
+        :raises UnknownId: when nobody has.
+        """
+        for each in self.worked_on:
+            if each.find(resource_id) is not None:
+                return each
+        raise UnknownId(resource_id)

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,7 @@ class Assets:
         database: Database,
         clock: Clock,
         files: Files,
+        history: History,
         projects: Projects,
         credits: Credits,
         uploads: Uploads,
@@ -139,7 +141,7 @@ class Assets:
         self._uploads = uploads
         self._choices = choices
         self._probes = Background("roughy-probe")
-        self.history = History(database)
+        self._history = history
         #: Called with the id of each asset that is about to be removed: by what is derived from assets.
         self.on_removed: list[Callable[[str], None]] = []
         database.create(_SCHEMA)
@@ -209,18 +211,33 @@ class Assets:
         """Return every asset of every account, oldest first."""
         return self._database.rows(Asset, "SELECT * FROM assets ORDER BY created_at, rowid")
 
+    def find(self, asset_id: str) -> Asset | None:
+        """Return an asset of whatever account, if there is one of that id."""
+        return self._database.row(Asset, "SELECT * FROM assets WHERE id = ?", asset_id)
+
     def known(self, asset_id: str) -> Asset:
         """Return an asset of whatever account.
 
         :raises UnknownId: when there is none.
         """
-        if found := self._database.row(Asset, "SELECT * FROM assets WHERE id = ?", asset_id):
+        if found := self.find(asset_id):
             return found
         raise UnknownId(asset_id)
 
     def path(self, asset_id: str) -> Path:
         """Return where the bytes of an asset are, or would be."""
         return self._files.path(asset_id)
+
+    def require_cuttable(self, asset: Asset) -> None:
+        """Raise the 409 that says why an asset can be neither cut nor rendered as audio (cut and error pages)."""
+        if asset.state == "ready":
+            return
+        if asset.state == "pending_payment":
+            raise ApiError(409, "The asset is not paid for.", code="asset_payment_required")
+        if asset.state == "failed":
+            raise ApiError(409, "The asset has failed.", code="asset_failed")
+        headers = {"Retry-After": str(self._choices.processing_retry_after)}
+        raise ApiError(409, "The asset is still being processed.", code="asset_processing", headers=headers)
 
     # Coming and going
 
@@ -264,7 +281,7 @@ class Assets:
         )
         self._database.insert("assets", asset)
         self._uploads.open(asset.upload_id, account, asset.id, size_bytes)
-        self.history.note(asset.id, asset.state, now)
+        self._history.note(asset.id, asset.state, now)
         return asset
 
     def delete(self, account: int, asset_id: str) -> None:
@@ -288,7 +305,7 @@ class Assets:
             remove_derived(asset_id)
         self._uploads.close_of(asset_id, "cancelled")
         self._database.execute("DELETE FROM assets WHERE id = ?", asset_id)
-        self.history.forget(asset_id)
+        self._history.forget(asset_id)
         self._probes.forget(asset_id)
         self._files.remove(asset_id)
 
@@ -351,7 +368,7 @@ class Assets:
 
     def _enter(self, asset_id: str, state: str, at: int) -> None:
         self._database.update("assets", asset_id, state=state)
-        self.history.note(asset_id, state, at)
+        self._history.note(asset_id, state, at)
 
     def _start_probe(self, asset: Asset) -> None:
         if not asset.measured:
@@ -367,8 +384,8 @@ class Assets:
             self._database.update("assets", asset_id, measured_seconds=found.seconds, measured_problem=found.problem)
             self._probes.forget(asset_id)
 
-    def due_work(self) -> Sequence[Any]:
-        """Return what is still being measured although its asset is due to settle: futures."""
+    def due_work(self) -> list[Future[None]]:
+        """Return what is still being measured although its asset is due to settle."""
         if self._probes.idle:
             return []
         due, value = self._clock.progression.due(self._clock.now(), "processing_at")
@@ -429,12 +446,12 @@ class Assets:
         :param asset_id: one asset, or ``None`` for all.
         :returns: the ids that are in ``processing``.
         """
-        query = "SELECT id FROM assets WHERE state = 'processing'"
+        query = "SELECT id FROM assets WHERE state = 'processing' AND (? IS NULL OR id = ?)"
         with self._database.change():
-            waiting = [row["id"] for row in self._database.execute(query).fetchall() if asset_id in (None, row["id"])]
-            for each in waiting:
-                self._database.update("assets", each, released=1)
-        return waiting
+            rows = self._database.execute(query, asset_id, asset_id).fetchall()
+            for row in rows:
+                self._database.update("assets", row["id"], released=1)
+        return [row["id"] for row in rows]
 
     def seed(self, state: str, fields: Mapping[str, Any], *, account: int, content: bytes | None) -> Asset:
         """Put a new asset straight into a state, without an upload and without a charge.

@@ -55,6 +55,20 @@ class Progression:
             return "(released = 1 OR polls >= ?)", self.amount
         return "(released = 1 OR ?)", int(self.kind == "immediate")
 
+    def begun(self, now: int, queued: str, seconds: float) -> tuple[str, float]:
+        """Return the SQL condition, with its one value, of rows whose work has begun by ``now``.
+
+        With ``polls`` the first look finds it waiting, with ``manual`` nothing begins by itself.
+
+        :param queued: column with the time since which it waits.
+        :param seconds: how long it waits, where time decides.
+        """
+        if self.kind == "seconds":
+            return f"{queued} <= ?", now - round(seconds * 1_000_000)
+        if self.kind == "polls":
+            return "polls >= ?", 1
+        return "?", int(self.kind == "immediate")
+
     def over_at(self, started: int, now: int) -> int:
         """Return when work that is due was over: in the past, if nobody has looked since.
 

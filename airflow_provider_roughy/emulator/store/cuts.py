@@ -1,0 +1,109 @@
+"""Cuts: which stretches of a recording are kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+from airflow_provider_roughy.emulator.choices import Choices
+from airflow_provider_roughy.emulator.wire import Reader, as_text, uuid7
+
+from .assets import SEEDED_DURATION, Asset, Assets
+from .clock import Clock
+from .database import Database
+from .files import Files
+from .history import History
+from .jobs import Job, Jobs
+
+#: Longest script in characters (API page "Cut an asset").
+SCRIPT_CHARACTERS = 100_000
+
+as_script: Reader[str] = as_text(0, SCRIPT_CHARACTERS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cut(Job):
+    """One cut.
+
+    :param script: as it was sent.
+    :param segments: what is kept; see :meth:`kept`.
+    """
+
+    script: str | None = None
+    segments: str | None = None
+
+    @property
+    def kept(self) -> list[tuple[Fraction, Fraction]]:
+        """What is kept of the recording: begin and end of each segment in seconds, in order."""
+        return [(Fraction(begin), Fraction(end)) for begin, end in json.loads(self.segments or "[]")]
+
+
+class Cuts(Jobs[Cut]):
+    """All cuts."""
+
+    NAME = "Cut"
+    TABLE = "cuts"
+    _row = Cut
+
+    def __init__(
+        self, database: Database, clock: Clock, files: Files, history: History, assets: Assets, choices: Choices
+    ) -> None:
+        columns = "script TEXT, segments TEXT"
+        super().__init__(database, clock, files, history, assets, choices, columns=columns)
+
+    def create(self, account: int, asset_id: str, script: str | None) -> tuple[Cut, bool]:
+        """Cut an asset; the same asset and script give the same cut (API page "Cut an asset").
+
+        :returns: the cut, and whether it is new.
+        """
+        with self._database.change():
+            asset = self._assets.get(account, asset_id)
+            self._assets.require_cuttable(asset)
+            query = "SELECT * FROM cuts WHERE asset_id = ? AND script IS ? ORDER BY created_at DESC, rowid DESC"
+            found = self._database.row(Cut, query, asset_id, script)
+            if found is not None and not (found.state == "failed" and self._choices.repeat_after_failure == "new"):
+                return found, False
+            cut = self._new(asset, script)
+            self._queue(cut)
+            return cut, True
+
+    def _new(self, asset: Asset, script: str | None) -> Cut:
+        now = self._clock.now()
+        return Cut(
+            id=uuid7(now),
+            account=asset.account,
+            project_id=asset.project_id,
+            asset_id=asset.id,
+            created_at=now,
+            queued_at=now,
+            script=script,
+        )
+
+    def _make(self, job: Cut, asset: Asset) -> dict[str, Any]:
+        return self._seeded_result(job)
+
+    def _seeded_result(self, job: Cut) -> dict[str, Any]:
+        """Keep the whole recording."""
+        asset = self._assets.known(job.asset_id)
+        return {"segments": json.dumps([["0", asset.duration_seconds or SEEDED_DURATION]])}
+
+    @property
+    def _failed_code(self) -> str:
+        return self._choices.failed_cut_error_code
+
+    def seed(self, state: str, fields: Mapping[str, Any], *, asset_id: str | None, script: str | None) -> Cut:
+        """Put a new cut straight into a state.
+
+        :param state: any word; the API's own states get the fields that belong to them.
+        :param fields: as of :meth:`set_state`.
+        :param asset_id: of which asset; by default a new one that is ready.
+        :param script: as sent.
+        :raises UnknownId: when there is no such asset.
+        :raises ValueError: for a field that does not exist, or a value of a wrong type.
+        """
+        script = None if script is None else as_script(script)
+        with self._database.change():
+            return self._seed(self._new(self._seeded_asset(asset_id), script), state, fields)
