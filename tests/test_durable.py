@@ -99,13 +99,14 @@ def test_a_changed_source_is_uploaded_anew(roughy: Emulator, store: Store, recor
 def test_a_mapped_list_that_shifted_does_not_inherit_a_neighbours_upload(
     roughy: Emulator, store: Store, recording: Path, tmp_path: Path
 ) -> None:
-    break_off(roughy, store, recording)
+    begun = break_off(roughy, store, recording)
     neighbour = tmp_path / "neighbour.mp3"
-    neighbour.write_bytes(recording.read_bytes())
+    # Of the same size and time, and different only where the neighbour's upload would go on.
+    neighbour.write_bytes(recording.read_bytes()[:-MIB] + os.urandom(MIB))
     os.utime(neighbour, ns=(recording.stat().st_atime_ns, recording.stat().st_mtime_ns))
     ended = upload(store, neighbour)
     assert arrived(roughy, ended.result, neighbour)
-    assert [asset["id"] for asset in roughy.assets] == [ended.result]
+    assert [asset["id"] for asset in roughy.assets] == [ended.result] != [begun]
 
 
 @pytest.mark.parametrize("change", [{"language": "de"}, {"project_id": "other"}])

@@ -18,7 +18,7 @@ import pytest
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.lifecycle import ASSET, OnPendingPayment, Outcome, Verdict
 from airflow_provider_roughy.polling import SharedPoll, Watch, wait_until_final
-from tests.virtual import EPOCH, Asked, Roughy, Rule, error, reply, virtual
+from tests.virtual import EPOCH, Asked, Roughy, Rule, asset, error, reply, virtual
 
 __all__ = ["virtual"]
 
@@ -242,7 +242,7 @@ ODD = {
     "nested": b"[" * 100_000 + b"]" * 100_000,
     "infinite": b'{"id": 1e999, "state": "ready"}',
     "a list": b"[]",
-    "another one": json.dumps({"id": "019de7f7-3a52-74d1-9eeb-ffffffffffff", "state": "ready"}).encode(),
+    "another one": json.dumps(asset("019de7f7-3a52-74d1-9eeb-ffffffffffff", "ready")).encode(),
     "no UTF-8": b"\xff\xfe",
 }
 

@@ -125,15 +125,20 @@ class Roughy:
         return reply({"items": items, "total": len(found), "limit": int(query["limit"]), "offset": start})
 
     def item(self, id: str, *, at: float | None = None) -> dict[str, Any]:
-        empty = ("type", "extension", "size_bytes", "content_type", "duration_seconds", "language", "upload_url")
-        return {"id": id, "project_id": id, "state": self.state(id, at=at), "created_at": "2026-05-02T08:54:52Z"} | (
-            dict.fromkeys((*empty, "error_code", "error_message"))
-        )
+        return asset(id, self.state(id, at=at))
 
     def run(self, main: Coroutine[Any, Any, T]) -> T:
         """Run to the end, in virtual time."""
         with asyncio.Runner(loop_factory=lambda: self.loop) as runner:
             return runner.run(main)
+
+
+def asset(id: str, state: str) -> dict[str, Any]:
+    """Make an asset, as a list shows it."""
+    empty = ("type", "extension", "size_bytes", "content_type", "duration_seconds", "language", "upload_url")
+    return {"id": id, "project_id": id, "state": state, "created_at": "2026-05-02T08:54:52Z"} | (
+        dict.fromkeys((*empty, "error_code", "error_message"))
+    )
 
 
 def reply(body: Any, status: int = 200, **headers: str) -> httpx.Response:
