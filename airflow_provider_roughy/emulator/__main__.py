@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
             progression=options.progression,
             choices=Choices.from_text(options.choice),
             on_request=_print_request,
+            storage_port=(options.port and options.port + 1) if options.storage_port is None else options.storage_port,
         )
         emulator.start()
     except (OSError, ValueError) as error:
@@ -69,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 takes a free one (default: %(default)s)")
+    parser.add_argument(
+        "--storage-port", type=int, help="where download URLs lead to (default: the next one; a free one with --port 0)"
+    )
     parser.add_argument("--data-dir", help="keep state and bytes here (default: a temporary folder)")
     parser.add_argument(
         "--api-key", action="append", metavar="KEY", help="may be repeated: each is an account (default: sk_emulator)"
@@ -77,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--progression",
         default="seconds=2",
-        help="how long assets are processing: immediate, manual, seconds=N or polls=N (default: %(default)s)",
+        help="how long Roughy's work takes: immediate, manual, seconds=N or polls=N (default: %(default)s)",
     )
     parser.add_argument(
         "--choice",

@@ -1,4 +1,4 @@
-"""The application: every resource's endpoints under one router, behind the API key."""
+"""The applications: the API, every resource's endpoints behind the key, and the object store."""
 
 from __future__ import annotations
 
@@ -15,14 +15,11 @@ from .routes.cuts import Cuts
 from .routes.endpoint import ClientLeft, Endpoint
 from .routes.projects import Projects
 from .routes.renders import Renders
-from .routes.storage import Storage
+from .routes.storage import Links, Storage
 from .routes.uploads import Uploads
 from .routes.users import Users
 from .store import Store
 from .wire import ApiError
-
-#: A new resource is its file in ``routes/`` and a place in this list.
-_RESOURCES = (Projects, Assets, Uploads, Cuts, Renders, Credits, Users, Storage)
 
 
 class _Served:
@@ -78,13 +75,31 @@ def authoriser(keys: Mapping[str, int]) -> Callable[[Request], int]:
     return authorise
 
 
-def build(store: Store, keys: Mapping[str, int], extra_routes: list[Route]) -> Router:
-    """Return the application.
+def build_api(store: Store, keys: Mapping[str, int], links: Links, extra_routes: list[Route]) -> Router:
+    """Return the API. A new resource is its file in ``routes/`` and a place in the list here.
 
     :param keys: API key -> account.
+    :param links: what makes the download URLs.
     :param extra_routes: the control routes.
     """
-    authorise = authoriser(keys)
-    endpoints = [endpoint for resource in _RESOURCES for endpoint in resource(store).endpoints()]
+    resources = (
+        Projects(store),
+        Assets(store, links),
+        Uploads(store),
+        Cuts(store),
+        Renders(store, links),
+        Credits(store),
+        Users(store),
+    )
+    endpoints = [endpoint for resource in resources for endpoint in resource.endpoints()]
+    return _router(endpoints, authoriser(keys), extra_routes)
+
+
+def build_storage(store: Store, links: Links) -> Router:
+    """Return the object store, which knows no keys."""
+    return _router(Storage(store, links).endpoints(), authoriser({}), [])
+
+
+def _router(endpoints: list[Endpoint], authorise: Callable[[Request], int], extra_routes: list[Route]) -> Router:
     routes = [Route(endpoint.path, _Served(endpoint, authorise)) for endpoint in endpoints]
     return Router(routes + extra_routes, redirect_slashes=False, default=_not_found)

@@ -21,7 +21,7 @@ class Fault:
 
     ``delay`` comes first, alone or with any of the others. Then the first of ``drop``, ``hang``, ``garbage``,
     ``swallow``, ``status`` that is set answers instead of the emulator: the request is not processed. Otherwise it
-    is processed, subject to ``cut_after``, ``lose_reply`` and ``reply_headers``.
+    is processed, subject to the rest.
 
     :param method: HTTP method, or ``*``.
     :param path: glob on the path without its query, for example ``/v1/uploads/*``.
@@ -33,12 +33,17 @@ class Fault:
     :param delay: seconds to wait before anything else.
     :param cut_after: the connection is reset once exactly so many bytes of the request's body were read. Bytes
         read before count as arrived (see ``Choices.keep_partial``). A body that is shorter passes unharmed.
+    :param cut_reply_after: the connection is closed once exactly so many bytes of the reply's body were sent. A body
+        that is shorter passes unharmed.
+    :param reply_rate: the reply's body is sent at so many bytes a second.
     :param lose_reply: process the request wholly, then reset the connection instead of replying.
     :param garbage: reply 200 with an HTML page, as a captive portal does.
     :param hang: never answer; the body is read and thrown away, and the request ends when the client leaves.
     :param drop: reset the connection at once.
     :param swallow: read the body, store nothing, and reply 204: with the ``Upload-Offset`` that success would
         have (``True``), or with the one the request came with (``"unchanged"``).
+    :param request_headers: set these headers on the request before it is processed; a value ``None`` removes the
+        header: ``{"Range": None}`` gets the whole instead of a part.
     :param reply_headers: set these headers on whatever reply goes out; a value ``None`` removes the header.
     """
 
@@ -51,27 +56,35 @@ class Fault:
     body: str | Mapping[str, Any] | None = None
     delay: float = 0.0
     cut_after: int | None = None
+    cut_reply_after: int | None = None
+    reply_rate: float | None = None
     lose_reply: bool = False
     garbage: bool = False
     hang: bool = False
     drop: bool = False
     swallow: bool | Literal["unchanged"] = False
+    request_headers: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     reply_headers: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse what could never work, so that a typing error is no silent "no fault"."""
-        texts = [*self.headers.items(), *((k, v) for k, v in self.reply_headers.items() if v is not None)]
+        changes = [*self.request_headers.items(), *self.reply_headers.items()]
+        texts = [*self.headers.items(), *((name, "" if value is None else value) for name, value in changes)]
+        counts = (self.nth, self.times, self.status, self.cut_after, self.cut_reply_after)
         problems = [
             (not isinstance(self.method, str) or not isinstance(self.path, str), "method and path must be text"),
             (not all(isinstance(text, str) for pair in texts for text in pair), "headers must be text"),
             (not isinstance(self.body, (str, Mapping, type(None))), "body must be text or an object"),
-            (not all(map(_is_whole, (self.nth, self.times, self.status, self.cut_after))), "numbers must be whole"),
+            (not all(map(_is_whole, counts)), "numbers must be whole"),
             (not isinstance(self.delay, (int, float)) or not self.delay < 1e9, "delay must be a number of seconds"),
             (self.nth < 1, "nth counts from 1"),
             (self.times is not None and self.times < 1, "times must be at least 1, or None"),
             (self.status is not None and not 200 <= self.status <= 599, "status must be 200 to 599"),
             (self.delay < 0, "delay must not be negative"),
             (self.cut_after is not None and self.cut_after < 0, "cut_after must not be negative"),
+            (self.cut_reply_after is not None and self.cut_reply_after < 0, "cut_reply_after must not be negative"),
+            (not isinstance(self.reply_rate, (int, float, type(None))), "reply_rate must be a number"),
+            (self.reply_rate is not None and self.reply_rate < 1, "reply_rate must be at least 1"),
             (self.swallow not in (True, False, "unchanged"), "swallow must be true, false or 'unchanged'"),
             (self.method != self.method.upper(), "method must be upper case"),
         ]
@@ -98,6 +111,7 @@ class Fault:
         """Return the fields by name, ready for JSON."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | {
             "headers": dict(self.headers),
+            "request_headers": dict(self.request_headers),
             "reply_headers": dict(self.reply_headers),
         }
 

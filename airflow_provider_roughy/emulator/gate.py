@@ -130,11 +130,19 @@ class _Connection:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()
 
+    def finish(self) -> None:
+        """Close the connection once all that was sent has gone out."""
+        self._cycle.transport.close()
+
     def take_rest(self) -> bytes:
         """Return the body bytes that arrived but that ``receive`` withholds once the client has left."""
         rest = bytes(self._cycle.body)
         self._cycle.body = type(self._cycle.body)()
         return rest
+
+
+class _ReplyCut(Exception):
+    """The reply ends here, by a fault."""
 
 
 class Gate:
@@ -170,6 +178,11 @@ class Gate:
                 await self._answer(fault, exchange)
             else:
                 await self._pass(exchange)
+        except Exception:
+            # That of the cut, perhaps in a group: Starlette streams in a task of its own.
+            if not exchange.reply_cut:
+                raise
+            await exchange.finish()
         finally:
             exchange.close()
 
@@ -177,6 +190,8 @@ class Gate:
         try:
             await self._app(exchange.scope, exchange.receive, exchange.send)
         except Exception:
+            if exchange.reply_cut:
+                raise
             _log.exception("%s %s", exchange.scope["method"], exchange.scope["path"])
             if exchange.status is None:
                 await exchange.reply(500, json.dumps(ApiError(500, "Internal error.").body()).encode())
@@ -218,6 +233,7 @@ class _Exchange:
         self.body_bytes = 0
         self.cut = False
         self.lost = False
+        self.reply_cut = False
         self._receive = receive
         self._send = send
         self._log = log
@@ -227,6 +243,7 @@ class _Exchange:
         self._left = False
         self._over = False
         self._longer = False
+        self._sent_bytes = 0
         self._request = Request(
             method=scope["method"],
             path=scope["path"],
@@ -243,6 +260,9 @@ class _Exchange:
     def open(self, fault: Fault | None) -> None:
         """Begin: note the request and the fault that is upon it."""
         self._fault = fault
+        if fault is not None and fault.request_headers:
+            changes = {name.lower(): value for name, value in fault.request_headers.items()}
+            self.scope = {**self.scope, "headers": _changed(self.scope["headers"], changes)}
         self.lost = fault is not None and fault.lose_reply
         self._number = self._log.open(self._request)
 
@@ -293,18 +313,28 @@ class _Exchange:
             return
         if message["type"] == "http.response.start":
             self._log.update(self._number, self._snapshot())
-        elif not message.get("more_body", False):
+            await self._send(message)
+            return
+        body, last = message.get("body", b""), not message.get("more_body", False)
+        limit = self._fault.cut_reply_after if self._fault is not None else None
+        cut = limit is not None and self._sent_bytes + len(body) > limit
+        body = body[: limit - self._sent_bytes] if cut and limit is not None else body
+        self._sent_bytes += len(body)
+        if self._fault is not None and self._fault.reply_rate is not None:
+            await asyncio.sleep(len(body) / self._fault.reply_rate)
+        if last or cut:
             # Before the last byte goes out: a client that has its reply finds the request in the log.
             self.close()
-        await self._send(message)
+        await self._send({**message, "body": body, "more_body": cut or not last})
+        if cut:
+            self.reply_cut = True
+            raise _ReplyCut
 
     def _reply_headers(self, headers: Any) -> list[tuple[bytes, bytes]]:
         changes: dict[str, str | None] = {"x-request-id": self._request.request_id}
         if self._fault is not None:
             changes |= {name.lower(): value for name, value in self._fault.reply_headers.items()}
-        kept = [(name, value) for name, value in headers if name.decode("latin-1").lower() not in changes]
-        added = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in changes.items() if v is not None]
-        return kept + added
+        return _changed(headers, changes)
 
     async def reply(
         self,
@@ -342,3 +372,18 @@ class _Exchange:
         _Connection(self._receive).reset()
         while (await self._receive())["type"] != "http.disconnect":
             pass
+
+    async def finish(self) -> None:
+        """Close the connection after what was sent, and wait until uvicorn knows."""
+        _Connection(self._receive).finish()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+
+def _changed(headers: Any, changes: dict[str, str | None]) -> list[tuple[bytes, bytes]]:
+    """Return headers with some set or, where the new value is ``None``, removed.
+
+    :param changes: by lower-case name.
+    """
+    kept = [(name, value) for name, value in headers if name.decode("latin-1").lower() not in changes]
+    return kept + [(k.encode("latin-1"), v.encode("latin-1")) for k, v in changes.items() if v is not None]

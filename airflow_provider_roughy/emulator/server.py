@@ -9,18 +9,19 @@ import os
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import uvicorn
 
-from .app import build
+from .app import build_api, build_storage
 from .choices import Choices
 from .control import Control
 from .faults import Fault
-from .gate import Gate, Request
+from .gate import App, Gate, Receive, Request, Send
+from .routes.storage import Links
 from .steering import Steering
 from .store import Store
 
@@ -47,6 +48,7 @@ class Emulator(Steering):
     :param choices: answers where Roughy's documentation is silent.
     :param faults: rules in force from the start.
     :param on_request: called with each request that is over, from the server's thread.
+    :param storage_port: TCP port of the object store that download URLs lead to, as ``port``.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Emulator(Steering):
         choices: Choices = Choices(),  # noqa: B008 - frozen
         faults: Iterable[Fault] = (),
         on_request: Callable[[Request], None] | None = None,
+        storage_port: int = 0,
     ) -> None:
         self.api_keys = (api_key,) if isinstance(api_key, str) else tuple(api_key)
         if not self.api_keys or not all(key.startswith("sk_") for key in self.api_keys):
@@ -68,6 +71,7 @@ class Emulator(Steering):
         self.api_key = self.api_keys[0]
         self._host = host
         self._port = port
+        self._storage_port = storage_port
         self._data_dir = None if data_dir is None else Path(data_dir)
         self._start_balance = balance
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
@@ -88,9 +92,11 @@ class Emulator(Steering):
         """Listen; returns when requests are answered."""
         if self._server is not None:
             raise RuntimeError("the emulator is running")
-        listener = _listen(self._host, self._port)
+        listeners: list[socket.socket] = []
         try:
-            self._port = listener.getsockname()[1]
+            for port in (self._port, self._storage_port):
+                listeners.append(_listen(self._host, port))
+            self._port, self._storage_port = (listener.getsockname()[1] for listener in listeners)
             folder = self._data_dir
             if folder is None:
                 self._temporary = tempfile.TemporaryDirectory(prefix="roughy-emulator-", ignore_cleanup_errors=True)
@@ -103,11 +109,14 @@ class Emulator(Steering):
                 choices=self.choices,
             )
             keys = {key: number for number, key in enumerate(self.api_keys, start=1)}
-            app = build(self._open_store, keys, Control(self).routes())
-            self._server = _Server(Gate(app, self._faults, self._log), listener)
+            links = Links(self._open_store, self._storage_port)
+            api = build_api(self._open_store, keys, links, Control(self).routes())
+            app = _by_port({self._port: api, self._storage_port: build_storage(self._open_store, links)})
+            self._server = _Server(Gate(app, self._faults, self._log), listeners)
             self._server.start()
         except BaseException:
-            listener.close()
+            for listener in listeners:
+                listener.close()
             self.close()
             raise
 
@@ -126,7 +135,15 @@ class Emulator(Steering):
     @property
     def url(self) -> str:
         """Scheme and authority, without a slash at the end."""
-        return f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{self._port}"
+        return self._at(self._port)
+
+    @property
+    def storage_url(self) -> str:
+        """The same of the object store that download URLs lead to."""
+        return self._at(self._storage_port)
+
+    def _at(self, port: int) -> str:
+        return f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{port}"
 
     @property
     def airflow_connection(self) -> dict[str, Any]:
@@ -148,7 +165,16 @@ class Emulator(Steering):
     @property
     def state(self) -> dict[str, Any]:
         """Settings, clock, credits and faults in one look; without the key."""
-        return {"url": self.url, **super().state}
+        return {"url": self.url, "storage_url": self.storage_url, **super().state}
+
+
+def _by_port(apps: dict[int, App]) -> App:
+    """Return an application that is one or another, by the port a request came to."""
+
+    async def choose(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        await apps[scope["server"][1]](scope, receive, send)
+
+    return choose
 
 
 class _Uvicorn(uvicorn.Server):
@@ -165,11 +191,11 @@ class _Uvicorn(uvicorn.Server):
 
 
 class _Server:
-    """uvicorn on a listening socket, in a thread with a loop of its own."""
+    """uvicorn on listening sockets, in a thread with a loop of its own."""
 
-    def __init__(self, gate: Gate, listener: socket.socket) -> None:
+    def __init__(self, gate: Gate, listeners: list[socket.socket]) -> None:
         self._gate = gate
-        self._listener = listener
+        self._listeners = listeners
         # h11 and asyncio whatever else is installed: gate._Connection is tested with these.
         config = uvicorn.Config(
             gate,
@@ -210,7 +236,7 @@ class _Server:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
-        serving = asyncio.ensure_future(self._uvicorn.serve(sockets=[self._listener]))
+        serving = asyncio.ensure_future(self._uvicorn.serve(sockets=self._listeners))
         stopping = asyncio.ensure_future(self._stopping.wait())
         await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
         # uvicorn's own shutdown waits for clients and ticks in tenths of a second; tests stop hundreds of servers.
@@ -223,7 +249,8 @@ class _Server:
             await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
         serving.cancel()
         await asyncio.wait((serving,))
-        self._listener.close()
+        for listener in self._listeners:
+            listener.close()
 
 
 def _listen(host: str, port: int) -> socket.socket:

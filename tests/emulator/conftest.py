@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,13 @@ def roughy() -> Iterator[Emulator]:
 def api(roughy: Emulator) -> Iterator[Api]:
     with Api(roughy) as client:
         yield client
+
+
+@pytest.fixture
+def unused_ports() -> tuple[int, int]:
+    """Two ports that were free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        return one.getsockname()[1], other.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

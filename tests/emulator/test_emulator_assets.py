@@ -88,7 +88,7 @@ def test_every_reply_has_a_request_id_and_the_log_knows_it(api: Api, roughy: Emu
         api.http.delete("/v1/assets"),
         api.http.get(f"/v1/assets/{uuid.uuid4()}"),
         api.http.head("/v1/uploads/x"),
-        httpx.get(roughy.url + "/storage/assets/a/b"),
+        httpx.get(roughy.storage_url + "/storage/assets/a/b"),
         httpx.get(roughy.url + "/v1/assets"),
     ]
     assert [r.headers["X-Request-Id"] for r in replies] == [r.request_id for r in roughy.requests]

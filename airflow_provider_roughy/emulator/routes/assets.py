@@ -20,15 +20,16 @@ from airflow_provider_roughy.emulator.wire import (
 )
 
 from .endpoint import Endpoint, base_url, look, page, page_fields, path_id, read_object
-from .storage import ASSETS, sign_download
+from .storage import ASSETS, Links
 from .uploads import TUS_VERSION
 
 
 class Assets:
     """``/v1/assets``."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, links: Links) -> None:
         self._store = store
+        self._links = links
 
     def endpoints(self) -> list[Endpoint]:
         """Return the paths and who answers on them."""
@@ -71,7 +72,7 @@ class Assets:
         ready = asset.state == "ready"
         download_url = None
         if ready:
-            download_url = sign_download(self._store, ASSETS, asset.project_id, asset.id, base_url(request))
+            download_url = self._links.make(request, ASSETS, asset.project_id, asset.id)
         detail = asset_summary(asset, base_url(request)) | {"download_url": download_url, "cuttable": ready}
         return JSONResponse(detail)
 

@@ -13,14 +13,15 @@ from airflow_provider_roughy.emulator.wire import Fields, as_object, as_uuid
 
 from .endpoint import Endpoint, Handler, base_url, look, look_at, page, path_id, read_object
 from .jobs import job_fields, job_filters
-from .storage import RENDERS, sign_download
+from .storage import RENDERS, Links
 
 
 class Renders:
     """``/v1/renders``."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, links: Links) -> None:
         self._store = store
+        self._links = links
 
     def endpoints(self) -> list[Endpoint]:
         """Return the paths and who answers on them."""
@@ -60,7 +61,7 @@ class Renders:
         download_url = None
         if render.state == "completed":
             name = f"{render.id}.{render.wanted['format']}"
-            download_url = sign_download(self._store, RENDERS, render.project_id, name, base_url(request))
+            download_url = self._links.make(request, RENDERS, render.project_id, name)
         return JSONResponse(self._summary(render) | {"download_url": download_url})
 
     async def cancel(self, request: Request, account: int) -> Response:

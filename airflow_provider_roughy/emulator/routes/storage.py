@@ -1,85 +1,171 @@
-"""The object store that ``download_url`` leads to."""
+"""The object store that every ``download_url`` leads to: an origin of its own, as at Roughy."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
+import os
+import re
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
 from xml.sax.saxutils import escape
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response, StreamingResponse
 
 from airflow_provider_roughy.emulator.store import Store
+from airflow_provider_roughy.emulator.wire import http_date
 
 from .endpoint import Endpoint
 
-#: What the object store holds, by the folder it is in.
+#: What it holds, by the folder it is in.
 ASSETS, RENDERS = "assets", "renders"
 
 #: Content type by format of renders.
 CONTENT_TYPES = {"mp4": "video/mp4", "mov": "video/quicktime", "m4a": "audio/mp4", "mp3": "audio/mpeg"}
 
+#: Bytes are read in pieces of this size, each in a thread.
+READ_BYTES = 1 << 20
+
+
+class Links:
+    """Makes download URLs and recognises them: shaped like S3's, with a signature of our own.
+
+    :param store: whose clock and secret they are signed with.
+    :param port: where the object store listens, at the address by which the client reached the API.
+    """
+
+    def __init__(self, store: Store, port: int) -> None:
+        self._store = store
+        self._port = port
+
+    def make(self, request: Request, folder: str, project_id: str, name: str) -> str:
+        """Return a fresh ``download_url``.
+
+        :param request: to the API, in whose reply it goes.
+        :param folder: :data:`ASSETS` or :data:`RENDERS`.
+        """
+        path = f"/storage/{folder}/{project_id}/{name}"
+        date = datetime.fromtimestamp(self._store.clock.now() / 1_000_000, UTC).strftime("%Y%m%dT%H%M%SZ")
+        expires = str(self._store.choices.download_ttl_seconds)
+        host = request.url.hostname or ""
+        return (
+            f"{request.url.scheme}://{f'[{host}]' if ':' in host else host}:{self._port}{path}"
+            f"?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Date={date}&X-Amz-Expires={expires}"
+            f"&X-Amz-SignedHeaders=host&X-Amz-Signature={self._signature(path, date, expires)}"
+        )
+
+    def problem(self, request: Request) -> tuple[str, str] | None:
+        """Return why a download is forbidden, as S3's code and message; ``None`` if it is not."""
+        query = request.query_params
+        date, expires = query.get("X-Amz-Date", ""), query.get("X-Amz-Expires", "")
+        signature = self._signature(request.url.path, date, expires)
+        if not hmac.compare_digest(signature.encode(), query.get("X-Amz-Signature", "").encode()):
+            return "SignatureDoesNotMatch", "The request signature does not match."
+        signed_at = datetime.strptime(date, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
+        if self._store.clock.now() >= (signed_at + int(expires)) * 1_000_000:
+            return "AccessDenied", "Request has expired"
+        return None
+
+    def _signature(self, path: str, date: str, expires: str) -> str:
+        return hmac.new(self._store.secret, f"{path}\n{date}\n{expires}".encode(), hashlib.sha256).hexdigest()
+
 
 class Storage:
-    """The signed URLs, as an object store serves them: no API key, XML errors."""
+    """The bytes of assets and renders, as S3 serves them: no API key, XML errors, one range at a time.
 
-    def __init__(self, store: Store) -> None:
+    :param links: which recognises what it has signed.
+    """
+
+    def __init__(self, store: Store, links: Links) -> None:
         self._store = store
+        self._links = links
 
     def endpoints(self) -> list[Endpoint]:
         """Return the paths and who answers on them."""
-        return [Endpoint("/storage/{folder}/{project_id}/{name}", {"GET": self.get}, open_methods=("GET",))]
+        path, handlers = "/storage/{folder}/{project_id}/{name}", {"GET": self.get, "HEAD": self.get}
+        return [Endpoint(path, handlers, open_methods=("GET", "HEAD"))]
 
     async def get(self, request: Request, account: int) -> Response:
-        """Return the bytes of an asset or render, if the signature holds."""
-        query = request.query_params
+        """Return the bytes, or a range of them, if the signature holds."""
         if "authorization" in request.headers:
             message = "Only one auth mechanism allowed; only the X-Amz-Algorithm query parameter, Signature query "
             return _xml_error(400, "InvalidArgument", message + "string parameter or the Authorization header.")
-        date, expires = query.get("X-Amz-Date", ""), query.get("X-Amz-Expires", "")
-        signature = _signature(self._store, request.url.path, date, expires)
-        if not hmac.compare_digest(signature.encode(), query.get("X-Amz-Signature", "").encode()):
-            return _xml_error(403, "SignatureDoesNotMatch", "The request signature does not match.")
-        signed_at = datetime.strptime(date, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
-        if self._store.clock.now() >= (signed_at + int(expires)) * 1_000_000:
-            return _xml_error(403, "AccessDenied", "Request has expired")
-        file_id, content_type = self._find(request.path_params["folder"], request.path_params["name"])
-        path = self._store.files.path(file_id)
-        if not file_id or not path.exists():
+        if problem := self._links.problem(request):
+            return _xml_error(403, *problem)
+        path, content_type = self._find(request.path_params["folder"], request.path_params["name"])
+        try:
+            file = path.open("rb") if path else None
+        except FileNotFoundError:
+            file = None
+        if file is None:
             return _xml_error(404, "NoSuchKey", "The specified key does not exist.")
-        return FileResponse(path, media_type=content_type)
+        return _serve(request, file, content_type)
 
-    def _find(self, folder: str, name: str) -> tuple[str, str | None]:
-        """Return the id and the content type of a file; an empty id if there is none."""
+    def _find(self, folder: str, name: str) -> tuple[Path | None, str | None]:
+        """Return where a file would be, and its content type."""
         if folder == RENDERS:
             render = self._store.renders.find(name.partition(".")[0])
             if render is not None and render.state == "completed":
-                return render.id, CONTENT_TYPES.get(str(render.wanted["format"]))
-        elif asset := self._store.assets.find(name):
-            return asset.id, asset.content_type
-        return "", None
+                return self._store.files.path(render.id), CONTENT_TYPES.get(str(render.wanted["format"]))
+        elif folder == ASSETS and (asset := self._store.assets.find(name)):
+            return self._store.files.path(asset.id), asset.content_type
+        return None, None
 
 
-def sign_download(store: Store, folder: str, project_id: str, name: str, base: str) -> str:
-    """Return a fresh ``download_url``: shaped like S3's, with a signature of our own.
+def _serve(request: Request, file: BinaryIO, content_type: str | None) -> Response:
+    """Answer with an open file, which is closed in the end (RFC 9110, sections 13.1.5 and 14)."""
+    facts = os.fstat(file.fileno())
+    version = f"{facts.st_ino} {facts.st_size} {facts.st_mtime_ns}"
+    headers = {
+        "Accept-Ranges": "bytes",
+        "ETag": f'"{hashlib.sha256(version.encode()).hexdigest()[:32]}"',
+        "Last-Modified": http_date(facts.st_mtime_ns // 1000),
+    }
+    begin, end, status = 0, facts.st_size, 200
+    if request.headers.get("if-range") in (None, headers["ETag"], headers["Last-Modified"]):
+        wanted = _parse_range(request.headers.get("range", ""), facts.st_size)
+        if wanted is not None and wanted[0] >= wanted[1]:
+            file.close()
+            headers["Content-Range"] = f"bytes */{facts.st_size}"
+            return _xml_error(416, "InvalidRange", "The requested range is not satisfiable", headers)
+        if wanted is not None:
+            (begin, end), status = wanted, 206
+            headers["Content-Range"] = f"bytes {begin}-{end - 1}/{facts.st_size}"
+    headers["Content-Length"] = str(end - begin)
+    media_type = content_type or "application/octet-stream"
+    if request.method == "HEAD":
+        file.close()
+        return Response(status_code=status, headers=headers, media_type=media_type)
+    return StreamingResponse(_read(file, begin, end), status, headers, media_type)
 
-    :param folder: :data:`ASSETS` or :data:`RENDERS`.
-    :param base: scheme and authority.
+
+def _parse_range(text: str, size: int) -> tuple[int, int] | None:
+    """Return begin and end of the one range that is asked for, empty if there is nothing of it in the file.
+
+    ``None``: all is sent, as for several ranges at once (S3) and what is no range (RFC 9110, section 14.2).
     """
-    path = f"/storage/{folder}/{project_id}/{name}"
-    date = datetime.fromtimestamp(store.clock.now() / 1_000_000, UTC).strftime("%Y%m%dT%H%M%SZ")
-    expires = str(store.choices.download_ttl_seconds)
-    return (
-        f"{base}{path}?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Date={date}&X-Amz-Expires={expires}"
-        f"&X-Amz-SignedHeaders=host&X-Amz-Signature={_signature(store, path, date, expires)}"
-    )
+    match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", text.strip())
+    if match is None or match[0] == "bytes=-":
+        return None
+    if not match[1]:
+        return max(0, size - int(match[2])), size
+    begin, last = int(match[1]), int(match[2]) if match[2] else size
+    return None if last < begin else (begin, min(last + 1, size))
 
 
-def _signature(store: Store, path: str, date: str, expires: str) -> str:
-    return hmac.new(store.secret, f"{path}\n{date}\n{expires}".encode(), hashlib.sha256).hexdigest()
+async def _read(file: BinaryIO, begin: int, end: int) -> AsyncIterator[bytes]:
+    with file:
+        file.seek(begin)
+        while begin < end and (block := await asyncio.to_thread(file.read, min(READ_BYTES, end - begin))):
+            begin += len(block)
+            yield block
 
 
-def _xml_error(status: int, code: str, message: str) -> Response:
+def _xml_error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> Response:
     error = f"<Error><Code>{code}</Code><Message>{escape(message)}</Message></Error>"
-    return Response(f'<?xml version="1.0" encoding="UTF-8"?>\n{error}', status, media_type="application/xml")
+    content = f'<?xml version="1.0" encoding="UTF-8"?>\n{error}'
+    return Response(content, status, headers, media_type="application/xml")
