@@ -152,7 +152,7 @@ def test_an_asset_without_an_open_upload_takes_no_bytes(hook: RoughyHook, roughy
     assert hook.cancel_upload(asset) is False
 
 
-def test_the_download_never_sees_the_key(hook: RoughyHook, roughy: Emulator) -> None:
+def test_the_download_url_is_kept_from_sight(hook: RoughyHook, roughy: Emulator) -> None:
     asset = hook.get_asset(roughy.seed_asset(state="ready"))
     assert asset.download_url is not None
     assert asset.download_url not in repr(asset)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ import pytest
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.lifecycle import ASSET, OnPendingPayment, Outcome, Verdict
 from airflow_provider_roughy.polling import SharedPoll, Watch, wait_until_final
-from tests.virtual import EPOCH, Asked, Roughy, Rule, asset, error, reply, virtual
+from tests.virtual import EPOCH, Asked, Roughy, Rule, Trickling, asset, error, reply, virtual
 
 __all__ = ["virtual"]
 
@@ -60,6 +61,18 @@ def between(start: float, end: float, answer: Callable[[], httpx.Response], *, p
 
 def unreachable() -> httpx.Response:
     raise httpx.ConnectError("refused")
+
+
+def trickle() -> httpx.Response:
+    return httpx.Response(200, headers={"content-type": "application/json"}, stream=Trickling())
+
+
+#: Some KiB that unpack to more than any reply may have.
+BOMB = gzip.compress(b" " * 64 * 1024 * 1024)
+
+
+def bomb() -> httpx.Response:
+    return reply(BOMB, content_encoding="gzip")
 
 
 def html(status: int) -> Callable[[], httpx.Response]:
@@ -271,13 +284,17 @@ def test_a_gateway_that_answers_for_roughy_ends_no_wait(virtual: Roughy, status:
     assert outcomes(wait_for_all(virtual, ids)) == {Outcome.SUCCEEDED: 20}
 
 
-def test_one_that_always_hangs_holds_up_nobody_for_long(virtual: Roughy) -> None:
-    ids = virtual.add(100, (100, "ready"))
+@pytest.mark.parametrize("trickles", [False, True], ids=["hangs", "trickles"])
+def test_one_that_is_never_answered_holds_up_nobody_for_long(virtual: Roughy, trickles: bool) -> None:
+    # Whoever changes first is asked for before the others are.
+    ids = virtual.add(50, (100, "ready")) + virtual.add(50, (200, "ready"))
 
     async def hang(asked: Asked, request: httpx.Request) -> httpx.Response | None:
-        if asked.path == ids[0]:
+        if asked.path != ids[0]:
+            return None
+        if not trickles:
             await asyncio.sleep(10_000)
-        return None
+        return trickle()
 
     virtual.rules.append(hang)
     ended = wait_for_all(virtual, ids, interval=10, until=1000)
@@ -443,6 +460,8 @@ def any_trouble(choose: random.Random, virtual: Roughy, ids: list[str]) -> Rule:
 
     answers: list[Callable[[], httpx.Response]] = [
         unreachable,
+        trickle,
+        bomb,
         html(choose.choice([400, 401, 403, 404, 410, 415])),
         lambda: error(500, "internal_error"),
         lambda: error(429, "rate_limited", retry_after=str(choose.choice([1, 60, 3600]))),

@@ -32,6 +32,8 @@ SIZE = 700 * KIB + 13
 PATCH: dict[str, Any] = {"method": "PATCH", "path": "/v1/uploads/*"}
 HEAD: dict[str, Any] = {"method": "HEAD", "path": "/v1/uploads/*"}
 PAGE = "<html>Sign in to the network</html>"
+#: More than any reply may have.
+ENDLESS = "0" * 9 * MIB
 BUSY: dict[str, Any] = {
     "status": 409,
     "body": {"error": {"code": "conflict", "message": "Another request writes to this upload."}},
@@ -140,7 +142,7 @@ def lies() -> st.SearchStrategy[dict[str, Any]]:
         st.sampled_from([400, 401, 403, 404, 410, 415]).map(lambda status: {"status": status, "body": PAGE}),
         st.sampled_from([429, 503]).map(lambda status: {"status": status, "headers": {"Retry-After": "0"}}),
         st.sampled_from([408, 500, 502, 504]).map(lambda status: {"status": status, "body": PAGE}),
-        st.sampled_from([{"drop": True}, {"garbage": True}, {"lose_reply": True}]),
+        st.sampled_from([{"drop": True}, {"garbage": True}, {"lose_reply": True}, {"status": 200, "body": ENDLESS}]),
     )
 
 

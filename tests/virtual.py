@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import selectors
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import parse_qs
@@ -139,6 +139,15 @@ def asset(id: str, state: str) -> dict[str, Any]:
     return {"id": id, "project_id": id, "state": state, "created_at": "2026-05-02T08:54:52Z"} | (
         dict.fromkeys((*empty, "error_code", "error_message"))
     )
+
+
+class Trickling(httpx.AsyncByteStream):
+    """A body of which a byte comes now and then, for days."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for _ in range(10_000):
+            await asyncio.sleep(10)
+            yield b" "
 
 
 def reply(body: Any, status: int = 200, **headers: str) -> httpx.Response:
