@@ -178,10 +178,7 @@ class Gate:
                 await self._answer(fault, exchange)
             else:
                 await self._pass(exchange)
-        except Exception:
-            # That of the cut, perhaps in a group: Starlette streams in a task of its own.
-            if not exchange.reply_cut:
-                raise
+        except _ReplyCut:
             await exchange.finish()
         finally:
             exchange.close()
@@ -189,9 +186,9 @@ class Gate:
     async def _pass(self, exchange: _Exchange) -> None:
         try:
             await self._app(exchange.scope, exchange.receive, exchange.send)
+        except _ReplyCut:
+            raise
         except Exception:
-            if exchange.reply_cut:
-                raise
             _log.exception("%s %s", exchange.scope["method"], exchange.scope["path"])
             if exchange.status is None:
                 await exchange.reply(500, json.dumps(ApiError(500, "Internal error.").body()).encode())
@@ -233,7 +230,6 @@ class _Exchange:
         self.body_bytes = 0
         self.cut = False
         self.lost = False
-        self.reply_cut = False
         self._receive = receive
         self._send = send
         self._log = log
@@ -327,7 +323,6 @@ class _Exchange:
             self.close()
         await self._send({**message, "body": body, "more_body": cut or not last})
         if cut:
-            self.reply_cut = True
             raise _ReplyCut
 
     def _reply_headers(self, headers: Any) -> list[tuple[bytes, bytes]]:

@@ -218,6 +218,8 @@ class _Server:
         """Start the thread and wait until the socket is served."""
         # uvicorn tells of each start and stop at INFO, which is of no use to who runs tests.
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+        # It would show signed queries, and nobody asked for it.
+        logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
         self._thread.start()
         self._ready.wait()
 

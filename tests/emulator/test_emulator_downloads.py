@@ -156,6 +156,12 @@ def test_other_faults(roughy: Emulator, url: str, fault: Fault, holds: Callable[
     assert get(url, Range="bytes=2-5").content == CONTENT[2:6]
 
 
+def test_an_empty_file(api: Api, roughy: Emulator) -> None:
+    url = api.get(roughy.seed_asset(content=b""))["download_url"]
+    assert (get(url).content, get(url).headers["Content-Length"]) == (b"", "0")
+    assert get(url, Range="bytes=0-").status_code == 416
+
+
 def test_a_slow_reply(roughy: Emulator, url: str) -> None:
     roughy.inject(Fault(reply_rate=10_000_000))
     started = time.monotonic()

@@ -7,14 +7,14 @@ import hashlib
 import hmac
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import MutableMapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from xml.sax.saxutils import escape
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from airflow_provider_roughy.emulator.store import Store
 from airflow_provider_roughy.emulator.wire import http_date
@@ -140,7 +140,7 @@ def _serve(request: Request, file: BinaryIO, content_type: str | None) -> Respon
     if request.method == "HEAD":
         file.close()
         return Response(status_code=status, headers=headers, media_type=media_type)
-    return StreamingResponse(_read(file, begin, end), status, headers, media_type)
+    return _Part(file, begin, end, status, headers, media_type)
 
 
 def _parse_range(text: str, size: int) -> tuple[int, int] | None:
@@ -157,12 +157,34 @@ def _parse_range(text: str, size: int) -> tuple[int, int] | None:
     return None if last < begin else (begin, min(last + 1, size))
 
 
-async def _read(file: BinaryIO, begin: int, end: int) -> AsyncIterator[bytes]:
-    with file:
-        file.seek(begin)
-        while begin < end and (block := await asyncio.to_thread(file.read, min(READ_BYTES, end - begin))):
-            begin += len(block)
-            yield block
+class _Part(Response):
+    """A part of an open file, which is closed in the end.
+
+    :param begin: offset of the first byte.
+    :param end: offset after the last one.
+    """
+
+    def __init__(
+        self, file: BinaryIO, begin: int, end: int, status: int, headers: dict[str, str], media_type: str
+    ) -> None:
+        super().__init__(None, status, headers, media_type)
+        self._file = file
+        self._begin = begin
+        self._end = end
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        """Send it (ASGI)."""
+        request, at = Request(scope, receive), self._begin
+        with self._file as file:
+            file.seek(at)
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            while not await request.is_disconnected():
+                block = await asyncio.to_thread(file.read, min(READ_BYTES, self._end - at))
+                at += len(block)
+                more = bool(block) and at < self._end
+                await send({"type": "http.response.body", "body": block, "more_body": more})
+                if not more:
+                    break
 
 
 def _xml_error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> Response:
