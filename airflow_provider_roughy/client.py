@@ -140,6 +140,7 @@ class Client:
         :raises RoughyUntrustedUrlError: If the URL is none, or plain http beyond this machine.
         :raises RoughyUnreachableError: If nothing came, or it broke off.
         :raises RoughyProtocolError: If it was redirected, which is not followed.
+        :raises RoughyApiError: If it was refused.
         """
         request = Request("GET", url, headers=headers or {})
         address = Address.of(url) if isinstance(url, str) else None
@@ -153,9 +154,9 @@ class Client:
                 with _sending_within(deadline):
                     response = http.send(http.build_request("GET", url, headers=request.headers), stream=True)
                 with closing(response):
-                    if 300 <= response.status_code < 400:
-                        raise RoughyProtocolError(f"{request}: a redirect, which is not followed")
                     received = {name.lower(): value for name, value in response.headers.items()}
+                    # Not with the body of an error, in which storages repeat what was signed.
+                    decipher(Call(request, lambda reply: None), Reply(response.status_code, received))
                     yield Download(response.status_code, received, _blocks(request, response, deadline.seconds))
             except httpx.HTTPError as err:
                 if isinstance(err, httpx.ConnectError):

@@ -30,6 +30,8 @@
     ├── RoughyUploadError                  the transfer gave up
     │   ├── RoughyUploadClosedError        the asset waits for bytes, and has no upload to send them to
     │   └── RoughyUnconfirmedUploadError   Roughy may have all bytes, and does not confirm it
+    ├── RoughyDownloadError                the transfer gave up
+    ├── RoughyNotReadyError                there is nothing to download yet
     ├── RoughyFailedError *                something ended as ``failed``
     │   ├── RoughyAssetFailedError *       the asset; asset_failed
     │   ├── RoughyCutFailedError *         the cut
@@ -359,6 +361,22 @@ class RoughyUploadClosedError(RoughyUploadError):
 
 class RoughyUnconfirmedUploadError(RoughyUploadError):
     """Roughy may have all bytes, but has not confirmed it yet. The asset is kept: ask again, upload nothing."""
+
+
+class RoughyDownloadError(RoughyError):
+    """The transfer gave up after its retries. Nothing of it stayed at the target.
+
+    :param message: What happened, to which download.
+    :param offset: Bytes that had arrived.
+    """
+
+    def __init__(self, message: str, *, offset: int) -> None:
+        self.offset = offset
+        super().__init__(message)
+
+
+class RoughyNotReadyError(RoughyError):
+    """There is nothing to download yet: the asset is not ready, or the render not completed."""
 
 
 class RoughyFailedError(RoughyError, AirflowFailException):

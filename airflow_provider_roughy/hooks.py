@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 from airflow_provider_roughy import api
 from airflow_provider_roughy.compat import AirflowNotFoundException, BaseHook, aget_connection
+from airflow_provider_roughy.download import download
 from airflow_provider_roughy.durable import DurableUpload, open_uploader
 from airflow_provider_roughy.exceptions import (
     RoughyAssetFailedError,
@@ -22,10 +23,11 @@ from airflow_provider_roughy.exceptions import (
     RoughyProtocolError,
 )
 from airflow_provider_roughy.get_provider_info import CONN_FIELDS, UI_FIELD_BEHAVIOUR
-from airflow_provider_roughy.lifecycle import RENDER, Outcome, Verdict
+from airflow_provider_roughy.lifecycle import ASSET, RENDER, Outcome, Verdict
 from airflow_provider_roughy.retry import Backoff
 from airflow_provider_roughy.settings import Settings
 from airflow_provider_roughy.source import Source, find_source
+from airflow_provider_roughy.target import check_overwrite
 
 if TYPE_CHECKING:
     import os
@@ -44,8 +46,9 @@ if TYPE_CHECKING:
         RoughyUser,
     )
     from airflow_provider_roughy.client import AsyncClient, Client
-    from airflow_provider_roughy.compat import Connection
+    from airflow_provider_roughy.compat import Connection, ObjectStoragePath
     from airflow_provider_roughy.durable import Memory
+    from airflow_provider_roughy.target import Overwrite
 
 T = TypeVar("T")
 
@@ -436,6 +439,56 @@ class RoughyHook(BaseHook):
                     asset_id, error_code=error.code, error_message=error.message, request_id=error.request_id
                 ) from error
             raise
+
+    # ---- Downloads
+
+    def download(
+        self,
+        target: str | os.PathLike[str] | ObjectStoragePath,
+        *,
+        asset_id: str | None = None,
+        render_id: str | None = None,
+        target_conn_id: str | None = None,
+        overwrite: Overwrite = "replace",
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> str:
+        """Write an asset's original or a finished render to a target, whole or not at all, in constant memory.
+
+        Survives broken connections, timeouts, 5xx, 429 and expired links as long as bytes move on. The key never goes
+        to the storage that they come from.
+
+        :param target: A local path, a URI that Airflow's object storage knows, or an ``ObjectStoragePath``. One that
+            ends with a slash is a folder, as is one that is there; in it, the file is named by its id.
+        :param asset_id: The asset; or
+        :param render_id: the render.
+        :param target_conn_id: The Airflow connection of the target's storage.
+        :param overwrite: What to do about a file that is there: ``"replace"`` it always; ``"skip"`` the download if it
+            has the size that Roughy says, and replace any other; or ``"fail"`` if it has another size.
+        :param on_progress: Called with the bytes so far and the bytes in all, after each block of at most 256 KiB.
+        :returns: The target's URI, with the name of the file and without credentials.
+        :raises RoughyConfigurationError: If neither or both ids are given.
+        :raises RoughyNotReadyError: If there is nothing to download yet.
+        :raises RoughyFailedError: If there never will be.
+        :raises RoughyUnusableTargetError: If nothing may be written there.
+        :raises RoughyTargetExistsError: If another file is there, and the policy is ``"fail"``.
+        :raises RoughyTargetError: If the target could not be written.
+        :raises RoughyDownloadError: If the retries are used up.
+        """
+        chosen = [(kind, id) for kind, id in ((ASSET, asset_id), (RENDER, render_id)) if id]
+        if len(chosen) != 1:
+            raise RoughyConfigurationError("A download needs either asset_id or render_id")
+        check_overwrite(overwrite)
+        ((kind, id),) = chosen
+        return download(
+            self.client,
+            kind,
+            id,
+            target,
+            conn_id=target_conn_id,
+            overwrite=overwrite,
+            on_progress=on_progress,
+            log=self.log,
+        ).uri
 
     # ---- Projects, credits, users
 

@@ -114,13 +114,14 @@ class TransferTries:
     """What a transfer has been through since bytes last moved on.
 
     :param what: The transfer, for the log.
-    :param backoff: Which errors are tried again, and when.
+    :param backoff: Which errors are tried again, and when; ``None`` for what fits a transfer, which is worth some
+        minutes of waiting.
     :param log: Where each pause is told.
     """
 
-    def __init__(self, what: str, backoff: Backoff, log: Any) -> None:
+    def __init__(self, what: str, backoff: Backoff | None, log: Any) -> None:
         self._what = what
-        self._backoff = backoff
+        self._backoff = backoff or Backoff(tries=8, longest=60.0)
         self._log = log
         #: Tries that failed in a row.
         self.failed = 0

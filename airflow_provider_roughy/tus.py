@@ -41,12 +41,13 @@ from airflow_provider_roughy.exceptions import (
     RoughyUploadError,
 )
 from airflow_provider_roughy.lifecycle import Arrival
-from airflow_provider_roughy.retry import Backoff, TransferTries
+from airflow_provider_roughy.retry import TransferTries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from airflow_provider_roughy.client import Client
+    from airflow_provider_roughy.retry import Backoff
     from airflow_provider_roughy.source import Reader
 
 #: Bytes. A request does not shrink below this because of a broken connection.
@@ -92,7 +93,6 @@ class RoughyUploader(Uploader):
         self._wire = client
         self._look = look
         self._reader = reader
-        backoff = backoff or Backoff(tries=8, longest=60.0)
         self._tries = TransferTries(f"Upload of {reader.source.uri}", backoff, log)
         self._on_progress = on_progress or (lambda done, total: None)
         #: Whether ``offset`` is where the server stands.

@@ -12,6 +12,7 @@ from airflow_provider_roughy.api.calls import (
     Page,
     Request,
     Resource,
+    file_name,
     page_params,
     parse_as,
     parse_nothing,
@@ -58,6 +59,11 @@ class RoughyAsset(Resource):
     cuttable: bool | None = None
     upload_url: str | None = secret()
     download_url: str | None = secret()
+
+    @property
+    def file_name(self) -> str:
+        """What its original is called in a folder."""
+        return file_name(self.id, self.extension)
 
 
 def get_asset(asset_id: str) -> Call[RoughyAsset]:

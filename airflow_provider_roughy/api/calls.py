@@ -248,6 +248,15 @@ def resource_id(name: str, value: str) -> str:
         raise RoughyConfigurationError(f"{name} must be a UUID, not {value!r}") from None
 
 
+def file_name(id: str, extension: Any) -> str:
+    """Return what a file of a resource is called in a folder: its id, which is its own, and its extension.
+
+    :param id: The resource.
+    :param extension: Without a dot. Roughy's word, of which only what can be no path is taken.
+    """
+    return f"{id}.{extension}" if re.fullmatch(r"[A-Za-z0-9]{1,16}", str(extension or "")) else id
+
+
 def read_json(reply: Reply) -> Any:
     """Return the JSON of a reply.
 

@@ -12,6 +12,7 @@ from airflow_provider_roughy.api.calls import (
     Page,
     Request,
     Resource,
+    file_name,
     page_params,
     parse_as,
     parse_nothing,
@@ -44,6 +45,11 @@ class RoughyRender(Resource):
     started_at: str | None = None
     completed_at: str | None = None
     download_url: str | None = secret()
+
+    @property
+    def file_name(self) -> str:
+        """What it is called in a folder."""
+        return file_name(self.id, self.output.get("format") if isinstance(self.output, dict) else None)
 
 
 def create_render(asset_id: str, output: Mapping[str, Any], *, cut_id: str | None = None) -> Call[RoughyRender]:
