@@ -49,7 +49,7 @@ _TIMEOUT = {"connect": 10.0, "read": 60.0, "write": 60.0, "pool": 60.0}
 _TOTAL = 60.0
 #: Seconds that the reply to an upload's last byte may take, behind which Roughy may store the whole file.
 _UPLOAD_REPLY = 300.0
-#: Bytes that a reply may have, unpacked. The longest that Roughy sends, a page of a list, has some 200 KiB.
+#: Bytes that a reply may have, unpacked, unless its request says otherwise. A page of a list has some 200 KiB.
 _LONGEST_REPLY = 8 * 1024 * 1024
 #: Bytes of a download that are handed over at once, at most.
 _DOWNLOAD_BLOCK = 256 * 1024
@@ -399,7 +399,7 @@ class _Body:
         self._request = request
         self._response = response
         self._parts: list[bytes] = []
-        self._left = _LONGEST_REPLY
+        self._most = self._left = request.longest_reply or _LONGEST_REPLY
         packed = response.headers.get("content-encoding", "identity").strip().lower()
         if packed not in ("identity", "gzip", "x-gzip"):
             raise RoughyProtocolError(f"{request}: the reply is packed as {packed[:100]!r}, which was not asked for")
@@ -417,7 +417,7 @@ class _Body:
                 raise RoughyProtocolError(f"{self._request}: the reply cannot be unpacked: {err}") from err
         self._left -= len(chunk)
         if self._left < 0:
-            raise RoughyProtocolError(f"{self._request}: the reply is longer than {_LONGEST_REPLY} bytes")
+            raise RoughyProtocolError(f"{self._request}: the reply is longer than {self._most} bytes")
         self._parts.append(chunk)
 
     def reply(self) -> Reply:

@@ -13,6 +13,7 @@ from airflow_provider_roughy.compat import AirflowNotFoundException, BaseHook, a
 from airflow_provider_roughy.download import download
 from airflow_provider_roughy.durable import DurableUpload, open_uploader
 from airflow_provider_roughy.exceptions import (
+    RoughyApiError,
     RoughyAssetFailedError,
     RoughyConfigurationError,
     RoughyConflictError,
@@ -312,9 +313,9 @@ class RoughyHook(BaseHook):
         """
         return self._removed(api.delete_asset(asset_id), missing_ok=missing_ok)
 
-    def _removed(self, call: Call[None], *, missing_ok: bool = True) -> bool:
+    def _removed(self, call: Call[None], *, missing_ok: bool = True, tries: int | None = None) -> bool:
         try:
-            self.client.run(call)
+            self.client.run(call, backoff=None if tries is None else Backoff(tries=tries))
         except RoughyNotFoundError:
             if not missing_ok:
                 raise
@@ -425,7 +426,13 @@ class RoughyHook(BaseHook):
                 return False
         except RoughyNotFoundError:
             return False
-        return self._removed(api.cancel_render(render_id))
+        try:
+            return self._removed(api.cancel_render(render_id), tries=2)
+        except RoughyApiError as error:
+            # Roughy does not say which of the two it knows.
+            if error.status != 405:
+                raise
+        return self._removed(api.cancel_render(render_id, method="POST"), tries=2)
 
     def _make_of(self, asset_id: str, call: Call[T]) -> T:
         """Have something made of an asset; of an asset that is no good, say what its sensor would say."""

@@ -60,7 +60,18 @@ ROOMS: dict[str, set[str]] = {
     "polling": {"api", "client", "exceptions", "hooks", "lifecycle", "retry", "settings"},
     "triggers": {"compat", "exceptions", "hooks", "lifecycle", "polling"},
     "sensors": {"compat", "hooks", "lifecycle", "polling", "triggers"},
-    "operators": {"api", "compat", "durable", "exceptions", "hooks", "lifecycle", "polling", "source", "triggers"},
+    "operators": {
+        "api",
+        "compat",
+        "durable",
+        "exceptions",
+        "hooks",
+        "lifecycle",
+        "polling",
+        "source",
+        "target",
+        "triggers",
+    },
 }
 
 #: What could be imported from 0.1, by module.

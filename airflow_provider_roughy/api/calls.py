@@ -47,6 +47,7 @@ class Request:
     :param json: The body, as JSON.
     :param headers: Headers beside the key's and the client's own.
     :param content: The body, as blocks of bytes; ``headers`` then hold its ``Content-Length``.
+    :param longest_reply: Bytes that the reply may have, unpacked; ``None`` for as many as any other.
     """
 
     method: str
@@ -55,6 +56,7 @@ class Request:
     json: Mapping[str, Any] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     content: Iterable[bytes] | None = field(default=None, repr=False)
+    longest_reply: int | None = None
 
     def __str__(self) -> str:
         """Name it in an error: method and path; of a URL that Roughy handed out, not the part that is a secret."""

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: The longest script, in characters (API page "Cut an asset").
 MAX_SCRIPT_CHARACTERS = 100_000
+#: Bytes. An export is kept in memory; a day of captions has some 15 MiB.
+_LONGEST_EXPORT = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,8 @@ def export_subtitles(cut_id: str, format: str = "srt") -> Call[RoughyExport]:
 
 
 def _export(path: str, params: Mapping[str, str]) -> Call[RoughyExport]:
-    return Call(Request("GET", path, params=params, headers={"Accept": "*/*"}), _parse_export)
+    request = Request("GET", path, params=params, headers={"Accept": "*/*"}, longest_reply=_LONGEST_EXPORT)
+    return Call(request, _parse_export)
 
 
 def _parse_export(reply: Reply) -> RoughyExport:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from airflow_provider_roughy.api.calls import (
     PAGE_SIZE,
@@ -96,9 +96,13 @@ def list_renders(
     return Call(Request("GET", "/v1/renders", params=params), parse_page_of(RoughyRender, limit=limit, offset=offset))
 
 
-def cancel_render(render_id: str) -> Call[None]:
-    """Cancel a render: ``DELETE /v1/renders/{render_id}``.
+def cancel_render(render_id: str, *, method: Literal["DELETE", "POST"] = "DELETE") -> Call[None]:
+    """Cancel a render: ``DELETE /v1/renders/{render_id}`` or ``POST /v1/renders/{render_id}/cancel``.
 
-    The documentation says that a render can be cancelled, but not how; uploads are cancelled this way.
+    The documentation says that a render can be cancelled, but not how.
+
+    :param render_id: The render.
+    :param method: Which of the two.
     """
-    return Call(Request("DELETE", f"/v1/renders/{resource_id('render_id', render_id)}"), parse_nothing)
+    path = f"/v1/renders/{resource_id('render_id', render_id)}"
+    return Call(Request(method, path if method == "DELETE" else f"{path}/cancel"), parse_nothing)

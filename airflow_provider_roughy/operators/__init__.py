@@ -1,7 +1,11 @@
 """The operators, a file a resource."""
 
 from airflow_provider_roughy.operators.assets import RoughyDeleteAssetOperator
-from airflow_provider_roughy.operators.cuts import RoughyCutOperator
+from airflow_provider_roughy.operators.cuts import (
+    RoughyCutOperator,
+    RoughyExportCutOperator,
+    RoughyExportSubtitlesOperator,
+)
 from airflow_provider_roughy.operators.renders import RoughyRenderOperator
 from airflow_provider_roughy.operators.uploads import RoughyCreateUploadOperator
 
@@ -9,5 +13,7 @@ __all__ = [
     "RoughyCreateUploadOperator",
     "RoughyCutOperator",
     "RoughyDeleteAssetOperator",
+    "RoughyExportCutOperator",
+    "RoughyExportSubtitlesOperator",
     "RoughyRenderOperator",
 ]

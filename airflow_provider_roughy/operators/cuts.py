@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_roughy.compat import BaseOperator
+from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.lifecycle import CUT
 from airflow_provider_roughy.operators.making import MakingOperator
+from airflow_provider_roughy.target import Overwrite, check_overwrite, find_target
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
 
-    from airflow_provider_roughy.api import RoughyCut
+    from airflow_provider_roughy.api import RoughyCut, RoughyExport
+    from airflow_provider_roughy.compat import Context, ObjectStoragePath
 
 
 class RoughyCutOperator(MakingOperator):
@@ -56,3 +62,117 @@ class RoughyCutOperator(MakingOperator):
     def make(self) -> RoughyCut:
         """Ask for the cut."""
         return self.hook.create_cut(self.asset_id, self.script)
+
+
+class _ExportOperator(BaseOperator):
+    """What the exports of a cut have in common."""
+
+    ui_color = "#e4f0ef"
+
+    def __init__(
+        self,
+        *,
+        cut_id: str,
+        target: str | os.PathLike[str] | ObjectStoragePath,
+        format: str,
+        target_conn_id: str | None = None,
+        overwrite: Overwrite = "replace",
+        roughy_conn_id: str = RoughyHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_overwrite(overwrite)
+        self.cut_id = cut_id
+        self.target = target
+        self.format = format
+        self.target_conn_id = target_conn_id
+        self.overwrite = overwrite
+        self.roughy_conn_id = roughy_conn_id
+
+    def read(self, hook: RoughyHook) -> RoughyExport:
+        """Read the file from Roughy."""
+        raise NotImplementedError
+
+    def execute(self, context: Context) -> str:
+        """Write the file.
+
+        :returns: The target's URI.
+        """
+        with RoughyHook(self.roughy_conn_id) as hook:
+            export = self.read(hook)
+        # Not by Roughy's name for it, which two cuts of one recording may share.
+        name = f"{self.cut_id}{PurePath(export.filename or '').suffix or f'.{self.format}'}"
+        target = find_target(self.target, name=name, conn_id=self.target_conn_id)
+        written = target.save(export.content, self.overwrite)
+        self.log.info(
+            "Cut %s as %s: %s %s (%d bytes)",
+            self.cut_id,
+            self.format,
+            "written to" if written else "there already:",
+            target.uri,
+            len(export.content),
+        )
+        return target.uri
+
+
+class RoughyExportCutOperator(_ExportOperator):
+    """Writes a cut as the timeline file of an editor, and returns the target's URI.
+
+    The file appears whole or not at all, and running it twice writes the same file twice.
+
+    :param cut_id: A completed cut, e.g. the output of ``RoughyCutOperator``. (templated)
+    :param target: Where the file goes: a local path, a URI such as ``s3://bucket/key`` that Airflow's object storage
+        knows, or an ``ObjectStoragePath``. In a folder, which ends with a slash or is there already, the file is named
+        by the cut's id. (templated)
+    :param format: The format, by Roughy's name for it, e.g. ``"fcpxml"``. One that Roughy does not know fails with
+        :class:`~airflow_provider_roughy.exceptions.RoughyUnsupportedFormatError` and burns no retries. (templated)
+    :param frame_rate: Frames a second of the timeline, for a recording that has none of its own; without it that fails
+        with :class:`~airflow_provider_roughy.exceptions.RoughyFrameRateRequiredError`. (templated)
+    :param target_conn_id: The Airflow connection of the target's storage. (templated)
+    :param overwrite: What to do about a file that is there: ``"replace"`` it; ``"skip"`` and keep it; or ``"fail"``,
+        unless it is as long as the new one, which an earlier try of the task has then written.
+    :param roughy_conn_id: The Airflow connection. (templated)
+    """
+
+    template_fields: Sequence[str] = (
+        "cut_id",
+        "target",
+        "format",
+        "frame_rate",
+        "target_conn_id",
+        "roughy_conn_id",
+    )
+
+    def __init__(self, *, frame_rate: float | str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.frame_rate = frame_rate
+
+    def read(self, hook: RoughyHook) -> RoughyExport:
+        """Read the timeline from Roughy."""
+        return hook.export_cut(self.cut_id, self.format, self.frame_rate)
+
+
+class RoughyExportSubtitlesOperator(_ExportOperator):
+    """Writes the captions of a cut, and returns the target's URI.
+
+    The file appears whole or not at all, and running it twice writes the same file twice.
+
+    :param cut_id: A completed cut, e.g. the output of ``RoughyCutOperator``. (templated)
+    :param target: Where the file goes: a local path, a URI such as ``s3://bucket/key`` that Airflow's object storage
+        knows, or an ``ObjectStoragePath``. In a folder, which ends with a slash or is there already, the file is named
+        by the cut's id. (templated)
+    :param format: ``"srt"`` or ``"vtt"``. (templated)
+    :param target_conn_id: The Airflow connection of the target's storage. (templated)
+    :param overwrite: What to do about a file that is there: ``"replace"`` it; ``"skip"`` and keep it; or ``"fail"``,
+        unless it is as long as the new one, which an earlier try of the task has then written.
+    :param roughy_conn_id: The Airflow connection. (templated)
+    """
+
+    template_fields: Sequence[str] = ("cut_id", "target", "format", "target_conn_id", "roughy_conn_id")
+
+    def __init__(self, *, format: str = "srt", **kwargs: Any) -> None:
+        super().__init__(format=format, **kwargs)
+
+    def read(self, hook: RoughyHook) -> RoughyExport:
+        """Read the captions from Roughy."""
+        return hook.export_subtitles(self.cut_id, self.format)
