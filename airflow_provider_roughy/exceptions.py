@@ -13,8 +13,8 @@
     │   │   ├── RoughyUnsupportedMediaError *  409 on the first chunk: neither audio nor video
     │   │   ├── RoughyAssetProcessingError     asset_processing, asset_not_ready: later
     │   │   ├── RoughyCutNotReadyError         modifier_not_ready: the cut is not completed
-    │   │   ├── RoughyUnsupportedFormatError *  unsupported_format: of an export
-    │   │   └── RoughyFrameRateRequiredError *  frame_rate_required: of an export
+    │   │   ├── RoughyUnsupportedFormatError *  unsupported_format
+    │   │   └── RoughyFrameRateRequiredError *  frame_rate_required
     │   ├── RoughyValidationError *        400, 412, 413, 415, 422
     │   ├── RoughyGatewayError             4xx of something in front of Roughy
     │   ├── RoughyRateLimitError           429
@@ -201,9 +201,9 @@ class RoughyCutNotReadyError(RoughyConflictError):
 
 
 class RoughyUnsupportedFormatError(RoughyConflictError, AirflowFailException):
-    """This cut cannot be exported in this format (409 ``unsupported_format``)."""
+    """Roughy does not make this format, or not of this recording (409 ``unsupported_format``)."""
 
-    hint = "Ask for another format: Roughy has none such, or not for this kind of recording"
+    hint = "Ask for another format"
 
 
 class RoughyFrameRateRequiredError(RoughyConflictError, AirflowFailException):

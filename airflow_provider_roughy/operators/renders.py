@@ -87,9 +87,10 @@ class RoughyRenderOperator(MakingOperator):
         if not self.cancel_on_kill:
             return
         try:
-            # The same request finds the one that Airflow has forgotten.
-            render_id = id or self.make().id
-            cancelled = self.hook.cancel_render(render_id)
+            with self.hook:
+                # The same request finds the one that Airflow has forgotten.
+                render_id = id or self.make().id
+                cancelled = self.hook.cancel_render(render_id)
         except RoughyError as error:
             self.log.warning("The render could not be cancelled: %s", error)
         else:
