@@ -60,10 +60,8 @@ def way(request: pytest.FixtureRequest) -> str:
 
 
 def operator(kind: str, asset_id: str, **options: Any) -> RoughyCutOperator | RoughyRenderOperator:
-    known = {"task_id": "make", "asset_id": asset_id, "poll_interval": 0.05, "timeout": 30}
-    if kind == "cut":
-        return RoughyCutOperator(**{**known, **options})
-    return RoughyRenderOperator(**{**known, "output": MP3, **options})
+    options = {"task_id": "make", "asset_id": asset_id, "poll_interval": 0.05, "timeout": 30, **options}
+    return RoughyCutOperator(**options) if kind == "cut" else RoughyRenderOperator(**{"output": MP3, **options})
 
 
 def made(roughy: Emulator, kind: str) -> list[dict[str, Any]]:
@@ -72,6 +70,11 @@ def made(roughy: Emulator, kind: str) -> list[dict[str, Any]]:
 
 def asked(roughy: Emulator, method: str, path: str) -> list[Any]:
     return [request for request in roughy.requests if request.method == method and request.path.startswith(path)]
+
+
+def is_idle(roughy: Emulator, path: str) -> bool:
+    """Whether something was looked at a while ago: in a request, asyncio takes a kill for a broken connection."""
+    return any(time.time() - look.started_at > 0.5 for look in asked(roughy, "GET", path))
 
 
 def in_turn(*steps: Callable[[], None]) -> Callable[[], None]:
@@ -170,10 +173,10 @@ def test_a_retry_finds_what_the_first_try_has_made(
 
 
 def test_after_a_kill_the_same_is_waited_for(roughy: Emulator, kind: str, way: str) -> None:
-    task = operator(kind, roughy.seed_asset(), **WAYS[way])
+    task = operator(kind, roughy.seed_asset(), poll_interval=20, **WAYS[way])
     ended = run_task(
         task,
-        kill_once=lambda: bool(asked(roughy, "GET", f"/v1/{kind}s")),
+        kill_once=lambda: is_idle(roughy, f"/v1/{kind}s"),
         before_resuming=lambda: settle(roughy, kind)(),
     )
     assert (ended.state, ended.result) == ("success", made(roughy, kind)[0]["id"])
@@ -419,11 +422,6 @@ def test_a_render_that_takes_too_long_is_cancelled_if_that_is_wanted(roughy: Emu
 def test_a_render_whose_worker_is_killed_is_cancelled_if_that_is_wanted(roughy: Emulator, cancel: bool) -> None:
     task = operator("render", roughy.seed_asset(), cancel_on_kill=cancel, poll_interval=20)
 
-    def waits() -> bool:
-        # Not in the middle of a request, where asyncio takes what a handler raises for a broken connection.
-        looks = asked(roughy, "GET", "/v1/renders")
-        return bool(looks) and time.time() - looks[0].started_at > 0.5
-
     class Killed(BaseException):
         pass
 
@@ -434,7 +432,8 @@ def test_a_render_whose_worker_is_killed_is_cancelled_if_that_is_wanted(roughy: 
 
     before = signal.signal(signal.SIGUSR1, die)
     try:
-        with whenever(waits, lambda: os.kill(os.getpid(), signal.SIGUSR1)), pytest.raises(Killed):
+        kill = whenever(lambda: is_idle(roughy, "/v1/renders"), lambda: os.kill(os.getpid(), signal.SIGUSR1))
+        with kill, pytest.raises(Killed):
             task.execute({})
     finally:
         signal.signal(signal.SIGUSR1, before)
@@ -500,7 +499,7 @@ def test_a_render_is_cancelled_in_the_triggerer_only_if_its_task_has_ended(
         trigger = RoughyRenderTrigger(
             render_id=render_id, deadline=time.time() + 60, poll_interval=0.05, cancel_on_kill=wanted
         )
-        trigger.task_instance = StoppedTask()
+        trigger.task_instance = StoppedTask()  # type: ignore[assignment]
         waiting = asyncio.ensure_future(trigger.run().__anext__())
         while not asked(roughy, "GET", f"/v1/renders/{render_id}"):  # noqa: ASYNC110 - the emulator's loop is another
             await asyncio.sleep(0.01)
