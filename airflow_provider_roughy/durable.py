@@ -57,6 +57,7 @@ def open_uploader(
     *,
     fresh: bool = False,
     all_sent: bool = False,
+    confirm: bool = True,
     log: Any = _log,
 ) -> RoughyUploader:
     """Return what moves a source's bytes to an asset; its ``upload()`` does so.
@@ -67,6 +68,7 @@ def open_uploader(
     :param on_progress: Called with the bytes handed over so far and the bytes in all, about once a MiB.
     :param fresh: Whether the asset was just created, so that its upload stands at 0.
     :param all_sent: Whether an earlier transfer to it ended unconfirmed.
+    :param confirm: Whether Roughy is asked if an acknowledged upload is complete.
     :param log: Where each pause is told.
     :raises RoughyUploadClosedError: If the asset waits for bytes and has no upload that could take them.
     :raises RoughyConfigurationError: If all its bytes have arrived.
@@ -87,6 +89,7 @@ def open_uploader(
         look=lambda: Arrival.of(client.once(api.get_asset(asset.id))),
         fresh=fresh,
         all_sent=all_sent,
+        confirm=confirm,
         on_progress=on_progress,
         log=log,
     )
@@ -102,13 +105,28 @@ class DurableUpload:
     :param client: Sends the requests.
     :param source: Where the bytes come from.
     :param memory: What one start leaves to the next; ``None`` where there will be no next one.
+    :param confirm: Whether Roughy is asked if an upload is complete that it has acknowledged to the last byte; if not,
+        the caller asks, for many at a time.
+    :param on_progress: Called with the bytes handed over so far and the bytes in all, about once a MiB; by default
+        they are told in the log.
     :param log: Where to say what happens: a logger of the standard library or of structlog.
     """
 
-    def __init__(self, client: Client, source: Source, *, memory: Memory | None = None, log: Any = _log) -> None:
+    def __init__(
+        self,
+        client: Client,
+        source: Source,
+        *,
+        memory: Memory | None = None,
+        confirm: bool = True,
+        on_progress: Callable[[int, int], None] | None = None,
+        log: Any = _log,
+    ) -> None:
         self._client = client
         self._source = source
         self._note = _Note(memory)
+        self._confirm = confirm
+        self._on_progress = on_progress
         self._log = log
         #: The asset that bytes are being sent to, and what moves them.
         self._asset: RoughyAsset | None = None
@@ -240,19 +258,21 @@ class DurableUpload:
             time.sleep(pause)
 
     def _send(self, asset: RoughyAsset) -> None:
-        progress = Progress(self._log, f"Asset {asset.id}", self._note.show_progress)
+        told = Progress(self._log, f"Asset {asset.id}", self._note.show_progress) if self._on_progress is None else None
         with self._source.open() as reader:
             self._uploader = open_uploader(
                 self._client,
                 asset,
                 reader,
-                progress,
+                self._on_progress or told,
                 fresh=self._fresh,
                 all_sent=not self._fresh and self._note.all_sent and self._note.asset_id == asset.id,
+                confirm=self._confirm,
                 log=self._log,
             )
             self._uploader.upload()
-        progress.finish(self._source.size)
+        if told is not None:
+            told.finish(self._source.size)
 
     @contextmanager
     def _answer_for(self, asset: RoughyAsset, wanted: dict[str, Any] | None) -> Iterator[None]:

@@ -24,6 +24,11 @@
     │   └── RoughyUntrustedUrlError *      a URL that must not see the key
     ├── RoughySourceError                  the source failed or changed while it was read
     │   └── RoughyUnusableSourceError *    missing, a directory, unreadable, too small, too big
+    ├── RoughyLedgerError                  the ledger could not be read or written just now
+    │   ├── RoughyUnusableLedgerError *    an unknown storage, a folder that must not be written
+    │   └── RoughyClaimedError             another run is ingesting the recording
+    ├── RoughyIngestError                  some recordings of a batch are not uploaded yet
+    │   └── RoughyIngestFailedError *      some failed or were refused, for good
     ├── RoughyTargetError                  what was downloaded could not be written: full disk, storage away
     │   ├── RoughyUnusableTargetError *    no name of a file, or nothing may be written there
     │   └── RoughyTargetExistsError *      another file is there, and must not be replaced
@@ -329,6 +334,34 @@ class RoughySourceError(RoughyError):
 
 class RoughyUnusableSourceError(RoughySourceError, AirflowFailException):
     """The source is missing, no file, unreadable, or not between 64 bytes and 50 GiB. Nothing was created."""
+
+
+class RoughyLedgerError(RoughyError):
+    """The ledger could not be read or written. Nothing is created at Roughy that it could not remember."""
+
+
+class RoughyUnusableLedgerError(RoughyLedgerError, AirflowFailException):
+    """The ledger is in a storage that Airflow does not know, or in a folder that must not be written."""
+
+
+class RoughyClaimedError(RoughyLedgerError):
+    """Another run is ingesting the recording, or has only just died of it: a later try finds out what came of it."""
+
+
+class RoughyIngestError(RoughyError):
+    """Some recordings of a batch are not uploaded yet. A new try takes up only those.
+
+    :param message: What happened to how many, and to some of them by name.
+    :param outcomes: What came of each: the XComs of :class:`~airflow_provider_roughy.operators.RoughyIngestOperator`.
+    """
+
+    def __init__(self, message: str, *, outcomes: Mapping[str, Any]) -> None:
+        self.outcomes = outcomes
+        super().__init__(message)
+
+
+class RoughyIngestFailedError(RoughyIngestError, AirflowFailException):
+    """Some recordings of a batch failed, were refused or are not paid for, and a new try would not change that."""
 
 
 class RoughyTargetError(RoughyError):

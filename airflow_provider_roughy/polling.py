@@ -126,6 +126,10 @@ class Watch:
             return self.missed(error)
         return self.saw(resource)
 
+    def take(self, answer: _Answer) -> Verdict | None:
+        """Judge what a look got, and return the verdict if it is final."""
+        return self.missed(answer) if isinstance(answer, RoughyError) else self.saw(answer)
+
     def saw(self, resource: Any) -> Verdict | None:
         """Judge a resource that was just read, and return the verdict if it is final."""
         verdict = Verdict.of(self.kind, resource)
@@ -222,6 +226,26 @@ def run_here(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
             raise
 
 
+async def look_at_batch(hook: RoughyHook, kind: Kind, ids: Sequence[str]) -> dict[str, Verdict]:
+    """Look once at a batch of resources.
+
+    :param hook: Names the connection.
+    :param kind: What they are.
+    :param ids: Which.
+    :returns: What is known of each, final or not. Those that could not be looked at are left out.
+    :raises RoughyError: If the connection cannot be read, or is unusable.
+    """
+    watches = [Watch(kind, id, log=_SILENT, one_of_many=True) for id in ids]
+    async with SharedPoll.joined(hook, kind) as poll:
+        answers = await poll.look(watches, after=0.0, interval=_LOOK_SECONDS)
+    found = {}
+    for id, watch, answer in zip(ids, watches, answers, strict=True):
+        verdict = watch.take(answer) or (None if isinstance(answer, RoughyError) else Verdict.of(kind, answer))
+        if verdict is not None:
+            found[id] = verdict
+    return found
+
+
 async def wait_for_batch(
     hook: RoughyHook,
     kind: Kind,
@@ -295,7 +319,7 @@ async def wait_until_all_final(
     left, pause = list(watches), max(0.0, not_before - time.time())
 
     def take(watch: Watch, answer: _Answer) -> None:
-        verdict = watch.missed(answer) if isinstance(answer, RoughyError) else watch.saw(answer)
+        verdict = watch.take(answer)
         if verdict is not None:
             verdicts[watch] = verdict
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+T = TypeVar("T")
 
 #: Seconds that the end of a transfer waits for its progress to be shown.
 _SHOW_SECONDS = 5.0
@@ -27,7 +29,7 @@ class Progress:
     def __init__(self, log: Any, what: str, show: Callable[[int, int], None] = lambda done, total: None) -> None:
         self._log = log
         self._what = what
-        self._shown = _Newest(lambda progress: show(*progress))
+        self._shown = Newest[tuple[int, int]](lambda progress: show(*progress))
         self._started = self._logged_at = time.monotonic()
         #: When the first block was handed over, and how far it was then: pauses before it are no slow link.
         self._first: tuple[float, int] | None = None
@@ -69,7 +71,7 @@ class Progress:
         self._shown.wait(_SHOW_SECONDS)
 
 
-class _Newest:
+class Newest(Generic[T]):
     """Shows the newest of many values in a thread of its own, and passes over those that are overtaken.
 
     Progress is told in the middle of a request's body, and Airflow's API, where it is shown, may hang for minutes.
@@ -77,13 +79,13 @@ class _Newest:
     :param show: Called with a value; what it raises is only logged.
     """
 
-    def __init__(self, show: Callable[[tuple[int, int]], None]) -> None:
+    def __init__(self, show: Callable[[T], None]) -> None:
         self._show = show
         self._lock = threading.Lock()
-        self._next: tuple[int, int] | None = None
+        self._next: T | None = None
         self._thread: threading.Thread | None = None
 
-    def put(self, value: tuple[int, int]) -> None:
+    def put(self, value: T) -> None:
         """Have a value shown soon, if no newer one comes first."""
         with self._lock:
             self._next = value

@@ -123,7 +123,7 @@ class Reader:
 
     def __init__(self, source: Source, file: IO[bytes]) -> None:
         self.source = source
-        self._file = file
+        self.file = file
 
     def blocks(self, offset: int, length: int) -> Iterator[bytes]:
         """Yield a part of it, block by block.
@@ -153,8 +153,8 @@ class Reader:
     def _read(self, place: int | None, length: int) -> bytes:
         try:
             if place is not None:
-                self._file.seek(place)
-            return self._file.read(length)
+                self.file.seek(place)
+            return self.file.read(length)
         except Exception as err:  # As in Source.open.
             raise RoughySourceError(f"Source {self.source.uri} cannot be read: {err}") from err
 
@@ -190,7 +190,7 @@ class LocalSource(Source):
         except OSError as err:
             # A network's file system that is away for a while: ESTALE, EIO, ETIMEDOUT and the like.
             raise RoughySourceError(f"Source {self.uri} cannot be looked at: {err}") from err
-        return {"uri": self.uri, "size": found.st_size, "mtime": str(found.st_mtime_ns)}
+        return local_fingerprint(self.uri, found)
 
     def _open(self) -> IO[bytes]:
         return open(self._path, "rb", buffering=0)
@@ -206,10 +206,7 @@ class StoredSource(Source):
     def __init__(self, uri: str, *, conn_id: str | None = None) -> None:
         self._uri = uri
         self._conn_id = conn_id
-        parts = urlsplit(uri)
-        super().__init__(
-            parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl() if parts.netloc else uri
-        )
+        super().__init__(without_secrets(uri))
 
     @cached_property
     def _path(self) -> ObjectStoragePath:
@@ -232,8 +229,32 @@ class StoredSource(Source):
             raise RoughyUnusableSourceError(f"Source {self.uri} is a directory, not a file")
         if not isinstance(info.get("size"), int):
             raise RoughyUnusableSourceError(f"Source {self.uri} does not tell its size")
-        version = next((name for name in _VERSIONS if info.get(name)), None)
-        return {"uri": self.uri, "size": info["size"], **({version.lower(): str(info[version])} if version else {})}
+        return stored_fingerprint(self.uri, info)
 
     def _open(self) -> IO[bytes]:
         return cast("IO[bytes]", self._path.open("rb", block_size=READ_AHEAD_BYTES))
+
+
+def local_fingerprint(uri: str, found: os.stat_result) -> dict[str, Any]:
+    """Return what tells this version of a file from another.
+
+    :param uri: What it is called.
+    :param found: What the file system tells of it.
+    """
+    return {"uri": uri, "size": found.st_size, "mtime": str(found.st_mtime_ns)}
+
+
+def stored_fingerprint(uri: str, info: dict[str, Any]) -> dict[str, Any]:
+    """Return what tells this version of an object from another.
+
+    :param uri: What it is called.
+    :param info: What its storage tells of it.
+    """
+    version = next((name for name in _VERSIONS if info.get(name)), None)
+    return {"uri": uri, "size": info["size"], **({version.lower(): str(info[version])} if version else {})}
+
+
+def without_secrets(uri: str) -> str:
+    """Return a URI without what may be a secret: who signs in, and a query."""
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl() if parts.netloc else uri

@@ -72,6 +72,7 @@ class RoughyUploader(Uploader):
         :class:`~airflow_provider_roughy.exceptions.RoughyNotFoundError` if there is no such asset.
     :param fresh: Whether the upload was only just opened, so that its offset is known to be 0.
     :param all_sent: Whether an earlier transfer to this upload ended unconfirmed.
+    :param confirm: Whether Roughy is asked if an acknowledged upload is complete; if not, the caller has to ask.
     :param backoff: The retry policy; its tries are counted anew whenever bytes arrived.
     :param on_progress: Called with the bytes handed over so far and the bytes in all, after each block.
     :param log: Where each pause is told.
@@ -86,12 +87,14 @@ class RoughyUploader(Uploader):
         look: Callable[[], Arrival],
         fresh: bool = False,
         all_sent: bool = False,
+        confirm: bool = True,
         backoff: Backoff | None = None,
         on_progress: Callable[[int, int], None] | None = None,
         log: Any = _log,
     ) -> None:
         self._wire = client
         self._look = look
+        self._confirm = confirm
         self._reader = reader
         self._tries = TransferTries(f"Upload of {reader.source.uri}", backoff, log)
         self._on_progress = on_progress or (lambda done, total: None)
@@ -249,6 +252,9 @@ class RoughyUploader(Uploader):
         if not self.acknowledged:
             self.acknowledged = self.end_was_sent = True
             self._tries.refill()
+        if not self._confirm:
+            self.offset = self.stop_at
+            return
         self._ask_roughy(RoughyProtocolError(f"{claim}, and the asset still waits for bytes"))
 
     def _ask_roughy(self, reason: RoughyError) -> None:

@@ -44,14 +44,21 @@ class Ended:
     event: dict[str, Any] | None = None
 
 
-class _TaskInstance:
-    """The little of a task instance that a rescheduling sensor asks for."""
+class TaskInstance:
+    """The little of a task instance that the tasks ask for."""
 
-    def __init__(self) -> None:
+    def __init__(self, run_id: str = "run") -> None:
         self.started = datetime.now(UTC)
         self.try_number = 1
         self.max_tries = 0
-        self.dag_id, self.run_id, self.task_id, self.map_index = "dag", "run", "task", -1
+        self.dag_id, self.run_id, self.task_id, self.map_index = "dag", run_id, "task", -1
+        self.xcoms: dict[str, str] = {}
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.xcoms[key] = json.dumps(value)
+
+    def xcom_pull(self, task_ids: str, key: str, map_indexes: int) -> Any:
+        return json.loads(self.xcoms[key]) if key in self.xcoms else None
 
     def get_first_reschedule_date(self, context: Any) -> datetime:
         return self.started
@@ -71,7 +78,7 @@ def run_task(
     :param context: What Airflow's context holds beside the task instance.
     :param kill_once: Kill what waits, the triggerer or the worker, as soon as this is true; then start it again.
     """
-    full: Any = {"ti": _TaskInstance(), **(context or {})}
+    full: Any = {"ti": TaskInstance(), **(context or {})}
     ended = Ended("success")
     pristine = deepcopy(task)
 

@@ -6,6 +6,7 @@ from airflow_provider_roughy.operators.cuts import (
     RoughyExportCutOperator,
     RoughyExportSubtitlesOperator,
 )
+from airflow_provider_roughy.operators.ingest import RoughyIngestOperator
 from airflow_provider_roughy.operators.renders import RoughyRenderOperator
 from airflow_provider_roughy.operators.uploads import RoughyCreateUploadOperator
 
@@ -15,5 +16,6 @@ __all__ = [
     "RoughyDeleteAssetOperator",
     "RoughyExportCutOperator",
     "RoughyExportSubtitlesOperator",
+    "RoughyIngestOperator",
     "RoughyRenderOperator",
 ]

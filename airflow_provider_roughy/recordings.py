@@ -1,0 +1,230 @@
+"""Which recordings there are to ingest: what folders, prefixes, globs and lists stand for. None of them is opened."""
+
+from __future__ import annotations
+
+import glob
+import os
+import socket
+import stat
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_roughy.exceptions import RoughySourceError, RoughyUnusableSourceError
+from airflow_provider_roughy.lifecycle import counted
+from airflow_provider_roughy.source import local_fingerprint, stored_fingerprint, without_secrets
+from airflow_provider_roughy.storage import as_text, local_path, stored_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+#: What storages call the time of the last change.
+_TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
+
+#: Names of audio and video. What is in a file, Roughy finds out by itself.
+MEDIA = tuple(
+    f"*.{extension}"
+    for extension in """
+        3gp aac ac3 aif aiff amr avi caf flac flv m2ts m4a m4v mka mkv mov mp3 mp4 mpeg mpg mts mxf oga ogg ogv opus ts
+        wav weba webm wma wmv
+    """.split()  # noqa: SIM905 - one a line would be a page.
+)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A file that was found, and not opened yet.
+
+    :param location: Where it is, as :func:`find_source` takes it.
+    :param fingerprint: What tells this version of it from another: ``uri``, ``size`` in bytes, and a version.
+    :param modified: When its content was written, in seconds since the epoch; ``None`` if the storage does not tell.
+    :param changed: When anything of it was changed last, likewise.
+    :param problem: Why it cannot be read, if it cannot.
+    :param conn_id: The Airflow connection of its storage.
+    """
+
+    location: str
+    fingerprint: dict[str, Any]
+    modified: float | None = None
+    changed: float | None = None
+    problem: str | None = None
+    conn_id: str | None = None
+
+    @property
+    def uri(self) -> str:
+        """What it is called in messages."""
+        return str(self.fingerprint["uri"])
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return int(self.fingerprint["size"])
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is there to be ingested.
+
+    :param recordings: The files, the oldest first.
+    :param left_out: How many files of folders are none by their names.
+    """
+
+    recordings: list[Recording]
+    left_out: int
+
+
+def find_recordings(
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    pattern: str | Sequence[str] = MEDIA,
+    recursive: bool = False,
+    conn_id: str | None = None,
+) -> Found:
+    """Look at folders, prefixes, globs and files, and return what there is.
+
+    :param sources: One, or a list. A folder or a prefix of an object storage stands for its files; a name with ``*``,
+        ``?`` or ``[`` that is no file itself, for those that it matches; and any other one for itself.
+    :param pattern: Which files of a folder are taken, by their names whatever their case; names that begin with a dot
+        are not. A file or a glob that is named is taken as it is.
+    :param recursive: Whether folders stand for what is in their folders, too. Links to folders are not followed.
+    :param conn_id: The Airflow connection of their storage.
+    :raises RoughyUnusableSourceError: If a folder or a single file is missing or unreadable, or a file is named twice.
+    :raises RoughySourceError: If the storage is away.
+    """
+    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
+    several = not isinstance(sources, (str, os.PathLike))
+    named = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
+    found: list[Recording] = []
+    left_out = 0
+
+    def is_media(name: str) -> bool:
+        nonlocal left_out
+        lower = name.lower()
+        taken = not name.startswith(".") and any(fnmatchcase(lower, each.lower()) for each in patterns)
+        left_out += not taken
+        return taken
+
+    for source in named:
+        text = str(source)
+        if not text:
+            raise RoughyUnusableSourceError("The source is empty")
+        path = local_path(text)
+        if path is not None:
+            found += _find_local(path, is_media, recursive=recursive, alone=not several)
+        else:
+            own_id = conn_id or getattr(source, "conn_id", None)
+            found += _find_stored(text, own_id, is_media, recursive=recursive, alone=not several)
+    twice = [name for name, count in Counter(recording.uri for recording in found).items() if count > 1]
+    if twice:
+        raise RoughyUnusableSourceError(f"The source names {counted(len(twice), 'file')} twice: {', '.join(twice[:5])}")
+    found.sort(key=lambda recording: (recording.modified or 0.0, recording.uri))
+    return Found(found, left_out)
+
+
+def _find_local(path: str, is_media: Callable[[str], bool], *, recursive: bool, alone: bool) -> list[Recording]:
+    path = os.path.abspath(path)
+    try:
+        if os.path.isdir(path):
+            return [_local_recording(file) for file in _walk(path, is_media, recursive)]
+        if glob.has_magic(path) and not os.path.lexists(path):
+            matched = glob.iglob(path, recursive=True)
+            return [_local_recording(file) for file in sorted(matched) if not os.path.isdir(file)]
+    except (OSError, ValueError) as err:
+        raise RoughyUnusableSourceError(f"Source {as_text(path)} cannot be listed: {err}") from err
+    recording = _local_recording(path)
+    if alone and recording.problem is not None:
+        raise RoughyUnusableSourceError(f"Source {recording.uri}: {recording.problem}")
+    return [recording]
+
+
+def _walk(folder: str, is_media: Callable[[str], bool], recursive: bool) -> Iterator[str]:
+    def fail(err: OSError) -> None:
+        raise err
+
+    for parent, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = sorted(name for name in folders if not name.startswith(".")) if recursive else []
+        yield from (os.path.join(parent, name) for name in sorted(files) if is_media(name))
+
+
+def _local_recording(path: str) -> Recording:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError) as err:
+        missing = f"it does not exist on this worker ({socket.gethostname()})"
+        reason = missing if isinstance(err, FileNotFoundError) else as_text(str(err))
+        return Recording(path, {"uri": as_text(path), "size": 0}, problem=reason)
+    problem = None if stat.S_ISREG(found.st_mode) else "it is no regular file"
+    # A copy may have the time of its original; when it was written here, only its inode tells.
+    changed = max(found.st_mtime, found.st_ctime)
+    return Recording(path, local_fingerprint(as_text(path), found), found.st_mtime, changed, problem)
+
+
+def _find_stored(
+    uri: str, conn_id: str | None, is_media: Callable[[str], bool], *, recursive: bool, alone: bool
+) -> list[Recording]:
+    shown = without_secrets(uri)
+    try:
+        path = stored_path(uri, conn_id)
+        fs = path.fs
+        fs.invalidate_cache()
+        bare = path.path.rstrip("/")
+        scheme, _, rest = uri.partition("://")
+        root = f"{scheme}://{''.join(rest.partition('/')[0].rpartition('@')[:2])}"
+        info = None if uri.endswith("/") else _info_of_file(fs, bare)
+        if info is not None:
+            taken = {bare: info}
+        elif glob.has_magic(bare):
+            taken = {name: info for name, info in fs.glob(bare, detail=True).items() if info.get("type") != "directory"}
+        else:
+            entries = fs.find(bare, maxdepth=None if recursive else 1, detail=True)
+            if not entries and not fs.isdir(bare):
+                if alone:
+                    raise RoughyUnusableSourceError(f"Source {shown} does not exist")
+                return [Recording(uri, {"uri": shown, "size": 0}, problem="it does not exist", conn_id=conn_id)]
+            taken = {
+                name: info
+                for name, info in entries.items()
+                # An object storage may keep an empty object for a folder.
+                if info.get("type") != "directory" and not name.endswith("/") and is_media(name.rpartition("/")[2])
+            }
+        fs.invalidate_cache()
+    except RoughyUnusableSourceError:
+        raise
+    except (ValueError, ImportError) as err:
+        raise RoughyUnusableSourceError(f"Source {shown}: {err}. Is the provider of that storage installed?") from err
+    except PermissionError as err:
+        raise RoughyUnusableSourceError(f"Source {shown} must not be listed: {err}") from err
+    except Exception as err:  # As in Source.open.
+        raise RoughySourceError(f"Source {shown} cannot be listed: {err}") from err
+    return [_stored_recording(root + name.lstrip("/"), info, conn_id) for name, info in taken.items()]
+
+
+def _info_of_file(fs: Any, path: str) -> dict[str, Any] | None:
+    try:
+        info: dict[str, Any] = fs.info(path)
+    except FileNotFoundError:
+        return None
+    return None if info.get("type") == "directory" else info
+
+
+def _stored_recording(uri: str, info: dict[str, Any], conn_id: str | None) -> Recording:
+    shown = without_secrets(uri)
+    if not isinstance(info.get("size"), int):
+        problem = "the storage does not tell its size"
+        return Recording(uri, {"uri": shown, "size": 0}, problem=problem, conn_id=conn_id)
+    modified = _modified(info)
+    return Recording(uri, stored_fingerprint(shown, info), modified, modified, conn_id=conn_id)
+
+
+def _modified(info: dict[str, Any]) -> float | None:
+    time: Any = next((info[name] for name in _TIMES if info.get(name)), None)
+    if isinstance(time, str):
+        with suppress(ValueError):
+            time = datetime.fromisoformat(time)
+    if isinstance(time, datetime):
+        return time.timestamp()
+    return float(time) if isinstance(time, (int, float)) else None
