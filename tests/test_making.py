@@ -184,11 +184,9 @@ def test_after_a_kill_the_same_is_waited_for(roughy: Emulator, kind: str, way: s
 
 
 @pytest.mark.parametrize("fault", [{"status": 500}, {"status": 429}, {"drop": True}, {"garbage": True}], ids=str)
-def test_a_passing_fault_of_a_look_is_waited_through(
-    roughy: Emulator, kind: str, way: str, fault: dict[str, Any]
-) -> None:
-    roughy.inject(Fault(method="GET", path=f"/v1/{kind}s/*", **fault))
-    ended = run(roughy, operator(kind, roughy.seed_asset(), **WAYS[way]), f"/v1/{kind}s", settle(roughy, kind))
+def test_a_passing_fault_of_a_look_is_waited_through(roughy: Emulator, way: str, fault: dict[str, Any]) -> None:
+    roughy.inject(Fault(method="GET", path="/v1/cuts/*", **fault))
+    ended = run(roughy, operator("cut", roughy.seed_asset(), **WAYS[way]), "/v1/cuts", settle(roughy, "cut"))
     assert ended.state == "success", ended.error
 
 
@@ -304,17 +302,18 @@ def test_an_asset_that_failed_burns_no_retries(roughy: Emulator, kind: str, way:
 )
 @pytest.mark.parametrize("moment", ["at first", "meanwhile"])
 def test_an_unpaid_asset_is_an_outcome_of_its_own(
-    roughy: Emulator, kind: str, way: str, moment: str, policy: Any, state: str, error: Any
+    roughy: Emulator, way: str, moment: str, policy: Any, state: str, error: Any
 ) -> None:
     asset_id = roughy.seed_asset("pending_payment" if moment == "at first" else "processing")
-    task = operator(kind, asset_id, on_pending_payment=policy, timeout=1.5 if policy == "wait" else 30, **WAYS[way])
+    limit = 1.5 if policy == "wait" else 30
+    task = operator("cut", asset_id, on_pending_payment=policy, timeout=limit, **WAYS[way])
     if moment == "at first":
         ended = run_task(task)
     else:
         ended = run(roughy, task, "/v1/assets", lambda: roughy.set_state(asset_id, "pending_payment"))
     assert (ended.state, type(ended.error)) == (state, error), ended.error
     assert ended.result is None
-    assert made(roughy, kind) == []
+    assert roughy.cuts == []
 
 
 def test_an_asset_that_is_paid_for_meanwhile_goes_on(roughy: Emulator, kind: str, way: str) -> None:
@@ -387,8 +386,8 @@ def test_a_wait_that_no_triggerer_took_burns_no_retries(roughy: Emulator, kind: 
 
 
 def test_an_event_of_an_older_version_has_no_deadline(roughy: Emulator, kind: str) -> None:
-    event = {"status": "succeeded", "kind": kind, "id": NOBODY, "state": "completed", "resource": {}}
-    event |= {"request_id": None, "error": None}
+    event: dict[str, Any] = {"status": "succeeded", "kind": kind, "id": NOBODY, "state": "completed"}
+    event |= {"resource": {}, "request_id": None, "error": None}
     assert operator(kind, NOBODY).execute_complete({}, event) == NOBODY
 
 
