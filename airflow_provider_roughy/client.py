@@ -35,13 +35,14 @@ from airflow_provider_roughy.retry import Backoff, Tries
 from airflow_provider_roughy.settings import DEFAULT_BASE_URL, Address, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import TracebackType
     from typing import Self
 
 __all__ = ["DEFAULT_BASE_URL", "AsyncClient", "Backoff", "Client", "Download", "Settings"]
 
 T = TypeVar("T")
+C = TypeVar("C", httpx.Client, httpx.AsyncClient)
 
 #: Seconds. A write is one block of an upload, so 60 s tolerate a link of about 17 KiB/s.
 _TIMEOUT = {"connect": 10.0, "read": 60.0, "write": 60.0, "pool": 60.0}
@@ -78,7 +79,7 @@ class Client:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._trust = _Trust(settings.verify)
-        self._http = _bounded(httpx.Client(verify=self._trust.context, **_options(settings)))
+        self._http = _bounded(_made(httpx.Client, self._trust, _options(settings)))
 
     def run(self, call: Call[T], *, backoff: Backoff | None = None) -> T:
         """Send a call, again where that is safe, and return its value.
@@ -117,7 +118,7 @@ class Client:
         """
         deadline = _Deadline.of(self.settings, request, within)
         try:
-            with _sending_within(deadline):
+            with _sending_within(request, deadline):
                 response = self._http.send(_build(self._http, self.settings, request, deadline), stream=True)
                 with closing(response):
                     body = _Body(request, response)
@@ -127,7 +128,7 @@ class Client:
         except httpx.HTTPError as err:
             if isinstance(err, httpx.ConnectError):
                 self._trust.renew()
-            raise _translate(request, httpx.URL(self.settings.base_url).host, err, deadline) from err
+            raise _translate(request, _host(self.settings), err, deadline) from err
 
     @contextmanager
     def download(self, url: str, *, headers: Mapping[str, str] | None = None) -> Iterator[Download]:
@@ -148,10 +149,11 @@ class Client:
             raise RoughyUntrustedUrlError(f"{request}: neither an https URL nor one of this machine")
         deadline = _Deadline(self.settings.timeout or _TOTAL)
         # A client of its own: no header, cookie or connection of the one with the key.
-        options = {**_options(self.settings), "headers": {"User-Agent": _user_agent(), "Accept-Encoding": "identity"}}
-        with _bounded(httpx.Client(verify=self._trust.context, timeout=deadline.seconds, **options)) as http:
+        headers_of_all = {"User-Agent": _user_agent(), "Accept-Encoding": "identity"}
+        options = {**_options(self.settings), "headers": headers_of_all, "timeout": deadline.seconds}
+        with _bounded(_made(httpx.Client, self._trust, options)) as http:
             try:
-                with _sending_within(deadline):
+                with _sending_within(request, deadline):
                     response = http.send(http.build_request("GET", url, headers=request.headers), stream=True)
                 with closing(response):
                     received = {name.lower(): value for name, value in response.headers.items()}
@@ -186,7 +188,7 @@ class AsyncClient:
     def __init__(self, settings: Settings, trust: _Trust) -> None:
         self.settings = settings
         self._trust = trust
-        self._http = httpx.AsyncClient(verify=trust.context, **_options(settings))
+        self._http = _made(httpx.AsyncClient, trust, _options(settings))
 
     @classmethod
     async def open(cls, settings: Settings) -> AsyncClient:
@@ -236,7 +238,7 @@ class AsyncClient:
             sent = sent or event.endswith("send_request_headers.started")
 
         try:
-            with _sending_within(deadline):
+            with _sending_within(request, deadline):
                 async with asyncio.timeout(deadline.seconds):
                     outgoing = _build(self._http, self.settings, request, deadline)
                     outgoing.extensions["trace"] = trace
@@ -251,7 +253,7 @@ class AsyncClient:
         except httpx.HTTPError as err:
             if isinstance(err, httpx.ConnectError):
                 await asyncio.to_thread(self._trust.renew)
-            raise _translate(request, httpx.URL(self.settings.base_url).host, err, deadline) from err
+            raise _translate(request, _host(self.settings), err, deadline) from err
         except TimeoutError as err:
             raise RoughyUnreachableError(f"{request}: {deadline}", sent=sent) from err
 
@@ -315,11 +317,16 @@ _exchange: ContextVar[_Deadline | None] = ContextVar("airflow_provider_roughy_ex
 
 
 @contextmanager
-def _sending_within(deadline: _Deadline) -> Iterator[None]:
-    """Hold the deadline, and keep httpx from logging each URL, which may be an upload's, into the task's log."""
+def _sending_within(request: Request, deadline: _Deadline) -> Iterator[None]:
+    """Hold the deadline, and keep httpx from logging each URL, which may be an upload's, into the task's log.
+
+    :raises RoughyConfigurationError: If the URL is one that nothing can be sent to.
+    """
     token = _exchange.set(deadline)
     try:
         yield
+    except (httpx.InvalidURL, UnicodeError) as err:
+        raise RoughyConfigurationError(f"{request}: {err}") from err
     finally:
         _exchange.reset(token)
 
@@ -422,8 +429,21 @@ class _Body:
 
     def reply(self) -> Reply:
         """Return the whole of it."""
-        headers = {name.lower(): value for name, value in self._response.headers.items()}
-        return Reply(self._response.status_code, headers, b"".join(self._parts))
+        headers, body = dict(self._response.headers), b"".join(self._parts)
+        for secret in self._secrets():
+            # An error quotes the reply, and a reply may quote the request.
+            headers = {name: value.replace(secret, "…") for name, value in headers.items()}
+            body = body.replace(secret.encode(), "…".encode())
+        return Reply(self._response.status_code, headers, body)
+
+    def _secrets(self) -> list[str]:
+        """Return what was sent and must not be told: the key, and the URL of an upload."""
+        sent = self._response.request
+        secrets = [sent.headers["Authorization"].removeprefix("Bearer ")]
+        if not self._request.target.startswith("/"):
+            secrets += [self._request.target, sent.url.raw_path.decode()]
+        # What is as short as this is no secret, and may be a part of anything.
+        return [secret for secret in secrets if len(secret) >= 8]
 
 
 def _blocks(request: Request, response: httpx.Response, seconds: float) -> Iterator[memoryview]:
@@ -503,6 +523,22 @@ def _translate(request: Request, host: str, err: httpx.HTTPError, deadline: _Dea
     return RoughyUnreachableError(f"{request}: no answer from {host}: {what}", sent=not isinstance(err, never_sent))
 
 
+def _host(settings: Settings) -> str:
+    own = Address.of(settings.base_url)
+    return own.host if own is not None else settings.base_url
+
+
+def _made(make: Callable[..., C], trust: _Trust, options: Mapping[str, Any]) -> C:
+    """Make a client of httpx.
+
+    :raises RoughyConfigurationError: If the environment names a proxy that is none.
+    """
+    try:
+        return make(verify=trust.context, **options)
+    except (ImportError, ValueError, httpx.InvalidURL) as err:
+        raise RoughyConfigurationError(f"The proxy settings of the environment cannot be used: {err}") from err
+
+
 def _options(settings: Settings) -> dict[str, Any]:
     return {
         "follow_redirects": False,
@@ -559,11 +595,12 @@ def _version(verify: bool | str) -> tuple[int, ...] | None:
 @lru_cache(maxsize=8)
 def _ssl_context(verify: bool | str, version: tuple[int, ...] | None) -> ssl.SSLContext:
     """Make a TLS context once for all clients: it is safe to share, and reading the CA bundle is dear."""
-    if isinstance(verify, str):
-        try:
-            if os.path.isdir(verify):
-                return ssl.create_default_context(capath=verify)
-            return ssl.create_default_context(cafile=verify)
-        except (OSError, ssl.SSLError) as err:
-            raise RoughyConfigurationError(f"verify in the extra is no CA bundle: {verify}: {err}") from err
-    return httpx.create_ssl_context(verify=verify)
+    try:
+        if not isinstance(verify, str):
+            return httpx.create_ssl_context(verify=verify)
+        if os.path.isdir(verify):
+            return ssl.create_default_context(capath=verify)
+        return ssl.create_default_context(cafile=verify)
+    except (OSError, ssl.SSLError) as err:
+        named = f"verify in the extra, {verify}," if isinstance(verify, str) else "SSL_CERT_FILE or SSL_CERT_DIR"
+        raise RoughyConfigurationError(f"{named} is no CA bundle: {err}") from err

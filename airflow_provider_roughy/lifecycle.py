@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
@@ -186,7 +187,7 @@ def as_seconds(name: str, value: float | timedelta) -> float:
     :raises ValueError: At DAG parse, if it is no time, or not above 0.
     """
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= sys.float_info.max:
         raise ValueError(f"{name} must be a number of seconds above 0, or a timedelta, not {value!r}")
     return float(seconds)
 

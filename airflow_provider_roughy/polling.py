@@ -710,8 +710,8 @@ class SharedPoll:
 
         :raises RoughyError: What was wrong.
         """
-        client = await self._opened()
         try:
+            client = await self._opened()
             try:
                 return await client.once(call, within=_LOOK_SECONDS)
             except RoughyAuthenticationError as error:

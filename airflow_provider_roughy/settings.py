@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow_provider_roughy.exceptions import RoughyConfigurationError, RoughyUntrustedUrlError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 #: Roughy in production (page "Quickstart").
 DEFAULT_BASE_URL = "https://api.roughy.ai"
@@ -59,6 +57,8 @@ class Settings:
 
         :raises RoughyConfigurationError: If one of them is unusable; the key is never shown.
         """
+        if not isinstance(extra, Mapping):
+            raise RoughyConfigurationError("the extra is no JSON object")
         key = (password or "").strip()
         if not key:
             raise RoughyConfigurationError("it has no API key: put the key (sk_…) into the password")

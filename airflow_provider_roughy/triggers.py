@@ -25,6 +25,10 @@ _KILL_SECONDS = 25.0
 _ENDED = ("failed", "removed", "skipped", "success")
 
 
+#: Seconds, 30 years: of much more, Airflow could make no date.
+_LONGEST_DEFERRAL = 1e9
+
+
 def ended_by_airflow(
     kind: Kind, next_method: str, next_kwargs: dict[str, Any] | None, *, id: str = ""
 ) -> Verdict | None:
@@ -100,7 +104,7 @@ class _WaitingTrigger(BaseTrigger):
         """
         task.log.info("Waiting in the triggerer for %s", self.subject)
         left = max(0.0, self.deadline - time.time())
-        timeout = timedelta(seconds=left + 2 * self.poll_interval + 60)
+        timeout = timedelta(seconds=min(left + 2 * self.poll_interval + 60, _LONGEST_DEFERRAL))
         task.defer(trigger=self, method_name="execute_complete", timeout=timeout)
 
 

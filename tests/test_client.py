@@ -21,6 +21,7 @@ import pytest
 import trustme
 
 from airflow_provider_roughy import __version__, api
+from airflow_provider_roughy import client as client_module
 from airflow_provider_roughy.client import AsyncClient, Backoff, Client, Settings
 from airflow_provider_roughy.emulator import Emulator, Fault
 from airflow_provider_roughy.exceptions import (
@@ -122,6 +123,7 @@ def test_the_extra_may_be_text_as_it_is_in_a_uri() -> None:
         ({"host": "https://gateway.example:70000"}, "no URL"),
         ({"host": "https://evil.example\\.roughy.ai"}, "no URL"),
         ({"host": "https://gate way.example"}, "no URL"),
+        ({"extra": ["timeout"]}, "no JSON object"),
         ({"extra": {"timeout": "soon"}}, "timeout"),
         ({"extra": {"timeout": -1}}, "timeout"),
         ({"extra": {"timeout": "inf"}}, "timeout"),
@@ -138,6 +140,15 @@ def test_a_connection_that_cannot_work_is_refused_in_words(fields: dict[str, Any
 def test_a_ca_bundle_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(RoughyConfigurationError, match="no CA bundle"):
         Client(connection(extra={"verify": str(tmp_path / "missing.pem")}))
+
+
+def test_a_ca_bundle_of_the_environment_that_is_none_is_named(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client_module._ssl_context.cache_clear()
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing.pem"))
+    with pytest.raises(RoughyConfigurationError, match="SSL_CERT_FILE"):
+        run(connection(), api.get_credit_balance())
 
 
 def test_settings_do_not_show_the_key() -> None:
@@ -238,6 +249,20 @@ def test_no_proxy_sees_what_is_meant_for_this_machine(
         base_url = roughy.url.replace("127.0.0.1", host)
         assert run(Settings(roughy.api_key, base_url=base_url), api.get_credit_balance()) == roughy.balance
     assert seen == []
+
+
+@pytest.mark.parametrize("proxy", ["gopher://user:password@proxy.example", "http://[:::]:1"])
+def test_a_proxy_that_is_none_is_named(run: Run, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("https_proxy", proxy)
+    with pytest.raises(RoughyConfigurationError, match="proxy") as refused:
+        run(Settings("sk_key"), api.get_credit_balance())
+    assert "password" not in str(refused.value)
+
+
+@pytest.mark.parametrize("host", ["[::::]", "xn--a", "a..b", "a" * 64, "gateway.example/" + "p" * 70_000])
+def test_a_host_that_nobody_can_be_asked_at_is_named(run: Run, host: str) -> None:
+    with pytest.raises(RoughyError, match="GET "):
+        run(Settings("sk_key", base_url=f"https://{host}"), api.get_credit_balance())
 
 
 def test_https_goes_through_a_proxy_in_a_tunnel(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -543,6 +568,21 @@ def test_a_packed_reply_is_read(once: Callable[..., Any]) -> None:
 def test_a_reply_that_cannot_be_unpacked_breaks_the_contract(once: Callable[..., Any], reply: bytes) -> None:
     with listener(reply) as (port, _), pytest.raises(RoughyProtocolError):
         once(Settings("sk_key", base_url=f"http://127.0.0.1:{port}"), api.get_credit_balance())
+
+
+@pytest.mark.parametrize("quoted", ["the key", "the URL", "its path"])
+def test_a_reply_that_repeats_a_secret_does_not_tell_it(
+    roughy: Emulator, settings: Settings, once: Callable[..., Any], quoted: str
+) -> None:
+    path = "/v1/uploads/needle?signature=needle"
+    words = {"the key": settings.api_key, "the URL": roughy.url + path, "its path": path}[quoted]
+    body = {"error": {"code": "forbidden", "message": f"Nobody may {words} that"}}
+    roughy.inject(Fault(method="DELETE", status=403, body=body, reply_headers={"X-Request-Id": f"of {words}"}))
+    with pytest.raises(RoughyAuthenticationError, match="Nobody may … that") as refused:
+        once(settings, api.cancel_upload(roughy.url + path))
+    told = json.dumps(refused.value.to_dict()) + str(refused.value)
+    assert "needle" not in told
+    assert settings.api_key not in told
 
 
 def test_once_is_once(roughy: Emulator, settings: Settings, once: Callable[..., Any]) -> None:

@@ -15,6 +15,7 @@ import pytest
 from airflow_provider_roughy.emulator import Choices, Emulator, Fault
 from airflow_provider_roughy.exceptions import (
     RoughyAuthenticationError,
+    RoughyConfigurationError,
     RoughyInsufficientCreditsError,
     RoughyUnconfirmedUploadError,
     RoughyUnreachableError,
@@ -280,6 +281,17 @@ def test_an_upload_that_must_not_see_the_key_leaves_no_asset(
     roughy.inject(Fault(method="POST", path="/v1/assets", status=201, body=body))
     ended = upload(store, recording)
     assert (ended.state, type(ended.error)) == ("failed", RoughyUntrustedUrlError)
+    assert roughy.assets == []
+
+
+def test_an_upload_that_nothing_can_be_sent_to_leaves_no_asset(
+    roughy: Emulator, store: Store, recording: Path, hook: RoughyHook
+) -> None:
+    asset_id = roughy.seed_asset(state="pending_upload", size_bytes=3 * MIB)
+    body = {**hook.get_asset(asset_id).to_dict(), "upload_url": f"{roughy.url}/v1/uploads/{'1' * 70_000}"}
+    roughy.inject(Fault(method="POST", path="/v1/assets", status=201, body=body))
+    ended = upload(store, recording)
+    assert (ended.state, type(ended.error)) == ("failed", RoughyConfigurationError)
     assert roughy.assets == []
 
 

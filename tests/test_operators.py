@@ -185,21 +185,28 @@ def test_a_kill_ends_the_wait_where_an_event_loop_runs_already(roughy: Emulator,
 
 
 @pytest.mark.parametrize("name", ["timeout", "poll_interval"])
-@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "30", True, timedelta(0)], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [0, -1, float("nan"), float("inf"), pytest.param(10**400, id="10**400"), "30", True, timedelta(0)],
+    ids=repr,
+)
 def test_a_time_that_is_none_is_refused_when_the_dag_is_read(audio: Path, name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{name} must be a number of seconds above 0, or a timedelta"):
         RoughyCreateUploadOperator(task_id="upload", source=audio, **{name: value})
 
 
 @pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
-def test_times_may_be_a_timedelta(roughy: Emulator, audio: Path, deferrable: bool) -> None:
+@pytest.mark.parametrize("timeout", [timedelta(seconds=20), timedelta.max, 1e15], ids=str)
+def test_times_may_be_a_timedelta_and_long(
+    roughy: Emulator, audio: Path, deferrable: bool, timeout: timedelta | float
+) -> None:
     roughy.progression = "polls=2"
     ended = upload(
         audio,
         wait_for_completion=True,
         deferrable=deferrable,
         poll_interval=timedelta(milliseconds=50),
-        timeout=timedelta(seconds=20),
+        timeout=timeout,
     )
     assert ended.state == "success", ended.error
 
