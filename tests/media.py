@@ -7,6 +7,7 @@ import math
 import os
 import random
 import wave
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,45 @@ def make_video(
     return path
 
 
+def make_talk(
+    path: Path,
+    loud: Sequence[tuple[float, float]],
+    seconds: float,
+    format: str = "mp4",
+    size: tuple[int, int] = (64, 36),
+    rate: Fraction = Fraction(25),
+) -> Path:
+    """Write a recording that is loud, and white if it has a picture, at times, and otherwise silent and black.
+
+    :param path: where to.
+    :param loud: begin and end of each such time in seconds.
+    :param seconds: length of the whole.
+    :param format: a key of :data:`VIDEO` for containers that take AAC, or of :data:`AUDIO`.
+    :param size: width and height of the picture in pixels.
+    :param rate: frames a second.
+    """
+
+    def is_loud(at: Fraction | float) -> bool:
+        return any(begin <= at < end for begin, end in loud)
+
+    container_format, codec = AUDIO.get(format) or VIDEO[format]
+    with av.open(str(path), "w", format=container_format) as container:
+        picture: Any = container.add_stream(codec, rate=rate) if format in VIDEO else None
+        sound: Any = container.add_stream("aac" if picture else codec, rate=SAMPLE_RATE)
+        sound.layout = "mono"
+        if picture:
+            picture.width, picture.height, picture.pix_fmt = *size, "yuv420p"
+            for number in range(round(seconds * rate)):
+                frame = av.VideoFrame(*size, "yuv420p")
+                for plane, grey in zip(frame.planes, (235 if is_loud(number / rate) else 16, 128, 128), strict=True):
+                    plane.update(bytes([grey]) * plane.buffer_size)
+                frame.pts, frame.time_base = number, 1 / rate
+                container.mux(picture.encode(frame))
+            container.mux(picture.encode(None))
+        _encode_sine(container, sound, seconds, is_loud)
+    return path
+
+
 def make_long_audio(path: Path, seconds: float) -> Path:
     """Write silence of any length quickly: a WAV of 8 bits at 8 kHz, 8000 bytes a second."""
     with wave.open(str(path), "wb") as file:
@@ -118,13 +158,19 @@ def truncate(path: Path, share: float = 0.5) -> Path:
     return path
 
 
-def _encode_sine(container: av.container.OutputContainer, stream: av.AudioStream, seconds: float) -> None:
+def _encode_sine(
+    container: av.container.OutputContainer,
+    stream: av.AudioStream,
+    seconds: float,
+    is_loud: Callable[[float], bool] = lambda at: True,
+) -> None:
     total = round(seconds * SAMPLE_RATE)
     wanted = stream.codec_context.format.name
     resampler = av.AudioResampler(format=wanted, layout=stream.layout.name, rate=SAMPLE_RATE)
     for start in range(0, total, 1024):
         count = min(1024, total - start)
-        samples = array.array("h", (int(12000 * math.sin(0.0576 * (start + i))) for i in range(count)))
+        sine = (int(12000 * math.sin(0.0576 * (start + i))) for i in range(count))
+        samples = array.array("h", (is_loud((start + i) / SAMPLE_RATE) * each for i, each in enumerate(sine)))
         frame = av.AudioFrame(format="s16", layout="mono", samples=count)
         frame.planes[0].update(samples.tobytes().ljust(frame.planes[0].buffer_size, b"\0"))
         frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, start, Fraction(1, SAMPLE_RATE)

@@ -18,6 +18,14 @@ from typing import BinaryIO
 import av
 
 
+class MediaProblem(Exception):
+    """Nothing can be made of this media: one line for the user."""
+
+
+class Stopped(Exception):
+    """The work was given up half way."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """What a file is.
@@ -220,7 +228,7 @@ def measure(path: Path, *, stop: Callable[[], bool] = lambda: False) -> Measured
 
 def _demux(path: Path, tagged: bool, stop: Callable[[], bool]) -> Measured:
     with av.open(f"file:{path}") as container:
-        media = [s for s in container.streams if s.type in ("audio", "video") and not _is_cover(s)]
+        media = [s for s in container.streams if s.type in ("audio", "video") and not is_cover(s)]
         if not media:
             return Measured(problem="The file holds neither audio nor video.")
         main = next((stream.index for stream in media if stream.type == "audio"), media[0].index)
@@ -266,7 +274,7 @@ def _is_short(present: float, declared: float) -> bool:
     return declared - present > max(0.25, declared * 0.02)
 
 
-def _is_cover(stream: av.stream.Stream) -> bool:
+def is_cover(stream: av.stream.Stream) -> bool:
     """Tell a cover picture, which a container shows as a video stream, from a film."""
     return bool(getattr(stream, "disposition", 0) & 0x400)
 

@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from airflow_provider_roughy.emulator.choices import Choices
+from airflow_provider_roughy.emulator.editing import Segment, edit
 from airflow_provider_roughy.emulator.wire import Reader, as_text, uuid7
 
 from .assets import SEEDED_DURATION, Asset, Assets
@@ -29,14 +30,16 @@ class Cut(Job):
     """One cut.
 
     :param script: as it was sent.
-    :param segments: what is kept; see :meth:`kept`.
+    :param segments: what is kept, as JSON; see :meth:`kept`.
+    :param frame_rate: of the recording's picture, a fraction as text; ``None`` if there is none.
     """
 
     script: str | None = None
     segments: str | None = None
+    frame_rate: str | None = None
 
     @property
-    def kept(self) -> list[tuple[Fraction, Fraction]]:
+    def kept(self) -> list[Segment]:
         """What is kept of the recording: begin and end of each segment in seconds, in order."""
         return [(Fraction(begin), Fraction(end)) for begin, end in json.loads(self.segments or "[]")]
 
@@ -51,7 +54,7 @@ class Cuts(Jobs[Cut]):
     def __init__(
         self, database: Database, clock: Clock, files: Files, history: History, assets: Assets, choices: Choices
     ) -> None:
-        columns = "script TEXT, segments TEXT"
+        columns = "script TEXT, segments TEXT, frame_rate TEXT"
         super().__init__(database, clock, files, history, assets, choices, columns=columns)
 
     def create(self, account: int, asset_id: str, script: str | None) -> tuple[Cut, bool]:
@@ -83,7 +86,13 @@ class Cuts(Jobs[Cut]):
         )
 
     def _make(self, job: Cut, asset: Asset) -> dict[str, Any]:
-        return self._seeded_result(job)
+        path = self._files.path(asset.id)
+        if not path.exists():
+            return self._seeded_result(job)
+        found = edit(path, job.script, lambda: self._is_given_up(job.id))
+        rate = None if found.frame_rate is None else str(found.frame_rate)
+        segments = [[str(begin), str(end)] for begin, end in found.segments]
+        return {"segments": json.dumps(segments), "frame_rate": rate}
 
     def _seeded_result(self, job: Cut) -> dict[str, Any]:
         """Keep the whole recording."""

@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from typing import Any, ClassVar, Generic, TypeVar
 
 from airflow_provider_roughy.emulator.choices import Choices
+from airflow_provider_roughy.emulator.media import MediaProblem, Stopped
 from airflow_provider_roughy.emulator.wire import ApiError, Reader, as_text, read
 
 from .assets import Asset, Assets
@@ -36,14 +37,6 @@ COLUMNS = """
 _log = logging.getLogger(__name__)
 _DECREED: dict[str, Reader[Any]] = {"error_code": as_text(1, 256), "error_message": as_text(0, 10_000)}
 _OPEN = "state IN ('pending', 'processing')"
-
-
-class MediaProblem(Exception):
-    """The work cannot be done with this media: one line for the user."""
-
-
-class GivenUp(Exception):
-    """The work was stopped half way, because the emulator closes or the job is gone."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -199,7 +192,7 @@ class Jobs(abc.ABC, Generic[J]):
         """Do the work, in a thread; return the columns that hold the result.
 
         :raises MediaProblem: when it cannot be done.
-        :raises GivenUp: when :meth:`_is_given_up` said so.
+        :raises Stopped: when :meth:`_is_given_up` said so.
         """
 
     @abc.abstractmethod
@@ -221,7 +214,7 @@ class Jobs(abc.ABC, Generic[J]):
             result = self._make(job, self._assets.known(job.asset_id))
         except MediaProblem as problem:
             result = {"problem": str(problem)}
-        except (GivenUp, UnknownId):
+        except (Stopped, UnknownId):
             return
         except Exception:
             _log.exception("%s %s", self.NAME, job_id)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from airflow_provider_roughy.emulator.choices import Choices
+from airflow_provider_roughy.emulator.media import MediaProblem
+from airflow_provider_roughy.emulator.rendering import render
 from airflow_provider_roughy.emulator.wire import (
     ApiError,
     Fields,
@@ -28,7 +29,7 @@ from .cuts import Cuts
 from .database import Database
 from .files import Files
 from .history import History
-from .jobs import Job, Jobs, MediaProblem
+from .jobs import Job, Jobs
 
 #: Format -> whether it has a picture (render page).
 FORMATS: Mapping[str, bool] = {"mp4": True, "mov": True, "m4a": False, "mp3": False}
@@ -166,8 +167,8 @@ class Renders(Jobs[Render]):
         :raises ApiError: the 409 when it is finished.
         """
         with self._database.change():
-            render = self.get(account, render_id)
-            if render.state not in ("pending", "processing"):
+            found = self.get(account, render_id)
+            if found.state not in ("pending", "processing"):
                 raise ApiError(409, "The render is finished.")
             if self._choices.cancelled_render == "removed":
                 self._remove(render_id)
@@ -180,9 +181,15 @@ class Renders(Jobs[Render]):
             self._files.remove(render_id)
 
     def _make(self, job: Render, asset: Asset) -> dict[str, Any]:
-        if not self._files.path(asset.id).exists():
+        source, target = self._files.path(asset.id), self._files.path(job.id)
+        if not source.exists():
             raise MediaProblem("The asset has no bytes: it was put there without any.")
-        shutil.copyfile(self._files.path(asset.id), self._files.path(job.id))
+        segments = None if job.cut_id is None else self._cuts.known(job.cut_id).kept
+        try:
+            render(source, target, segments, job.wanted, lambda: self._is_given_up(job.id))
+        except BaseException:
+            self._files.remove(job.id)
+            raise
         return {"size_bytes": self._files.size(job.id)}
 
     def _seeded_result(self, job: Render) -> dict[str, Any]:
@@ -222,7 +229,7 @@ class Renders(Jobs[Render]):
         with self._database.change():
             if cut_id is not None:
                 asset_id = self._cuts.known(cut_id).asset_id
-            render = self._new(self._seeded_asset(asset_id), output, cut_id)
+            seeded = self._new(self._seeded_asset(asset_id), output, cut_id)
             if content is not None:
-                self._files.path(render.id).write_bytes(content)
-            return self._seed(render, state, fields)
+                self._files.path(seeded.id).write_bytes(content)
+            return self._seed(seeded, state, fields)

@@ -1,0 +1,167 @@
+"""Cutting: which stretches of a recording are worth keeping. Silence goes, and a script changes what is left.
+
+There is nothing here that understands speech. A script has its effect through its hash: it decides which of the
+stretches stay and how much of the last one, so that two scripts make two cuts, and one script always the same.
+"""
+
+from __future__ import annotations
+
+import array
+import dataclasses
+import hashlib
+import math
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+
+from .media import MediaProblem, Stopped, is_cover
+
+#: Begin and end in seconds from the start of the recording.
+Segment = tuple[Fraction, Fraction]
+
+#: Silence is what stays this far below the loudest moment, as a share of its amplitude (-40 dB), for so long.
+QUIET_SHARE = 0.01
+SILENCE_SECONDS = Fraction(1, 2)
+
+#: Sound keeps so much of the silence around it, so that no word is clipped.
+MARGIN_SECONDS = Fraction(1, 10)
+
+#: Loudness is measured in windows of 20 ms at 8 kHz.
+_RATE, _WINDOW = 8000, 160
+
+#: Cuts of a recording without a picture fall on whole milliseconds.
+_MILLISECOND = Fraction(1, 1000)
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+    """What is kept of a recording.
+
+    :param segments: in order, on whole frames, or milliseconds if there is no picture.
+    :param frame_rate: of the picture, in frames a second; ``None`` if there is none.
+    :param duration: of the whole recording in seconds.
+    """
+
+    segments: list[Segment]
+    frame_rate: Fraction | None
+    duration: Fraction
+
+
+def edit(path: Path, script: str | None, stop: Callable[[], bool]) -> Edit:
+    """Cut a recording. Blocks; call it in a thread.
+
+    :param path: the recording.
+    :param script: changes what is kept.
+    :param stop: asked now and then; true ends the work.
+    :raises MediaProblem: when it cannot be read.
+    :raises Stopped: when ``stop`` said so.
+    """
+    try:
+        with av.open(f"file:{path}") as container:
+            picture = next((s for s in container.streams.video if not is_cover(s)), None)
+            frame_rate = None if picture is None else picture_rate(picture)
+            duration = Fraction(container.duration or 0, av.time_base)
+            sound = container.streams.audio[0] if container.streams.audio else None
+            loudness = [] if sound is None else list(_loudness(container, sound, stop))
+            late = Fraction(0) if sound is None else _late(container, sound)
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise MediaProblem(f"The media could not be read: {type(error).__name__}.") from error
+    step = _MILLISECOND if frame_rate is None else 1 / frame_rate
+    duration = whole_steps(max(duration, Fraction(len(loudness) * _WINDOW, _RATE)), step)
+    stretches = ((begin + late, end + late) for begin, end in _stretches(loudness))
+    # Where nothing is louder than the rest, or there is no sound, all is kept.
+    segments = _snapped(stretches, step, duration) or [(Fraction(0), duration)]
+    return Edit(segments if script is None else _by_script(segments, script, step), frame_rate, duration)
+
+
+def picture_rate(stream: av.VideoStream) -> Fraction:
+    """Return the frames a second of a picture."""
+    return Fraction(stream.average_rate or stream.guessed_rate or 25).limit_denominator(1001)
+
+
+def whole_steps(duration: Fraction, step: Fraction) -> Fraction:
+    """Return a duration without its last, incomplete step, but one step at least.
+
+    :param duration: in seconds.
+    :param step: length of a frame or millisecond, in seconds.
+    """
+    # Containers round their durations, to a microsecond at best.
+    return max(1, math.floor((duration + Fraction(1, 10_000)) / step)) * step
+
+
+def start_of(container: av.container.InputContainer) -> Fraction:
+    """Return the time stamp of a recording's first moment, in seconds."""
+    return Fraction(container.start_time or 0, av.time_base)
+
+
+def _late(container: av.container.InputContainer, sound: av.AudioStream) -> Fraction:
+    """Return how long after the recording's first moment its sound begins, in seconds."""
+    if sound.start_time is None or sound.time_base is None:
+        return Fraction(0)
+    return sound.start_time * sound.time_base - start_of(container)
+
+
+def _loudness(
+    container: av.container.InputContainer, sound: av.AudioStream, stop: Callable[[], bool]
+) -> Iterator[float]:
+    """Yield the root mean square of each window of the sound."""
+    resampler = av.AudioResampler(format="s16", layout="mono", rate=_RATE)
+    waiting: array.array[int] = array.array("h")
+    for number, packet in enumerate(container.demux(sound)):
+        if number % 500 == 0 and stop():
+            raise Stopped
+        try:
+            frames = packet.decode()
+        except av.InvalidDataError:
+            continue
+        for frame in frames:
+            for each in resampler.resample(frame):
+                waiting.frombytes(bytes(each.planes[0])[: each.samples * 2])
+        while len(waiting) >= _WINDOW:
+            window = waiting[:_WINDOW]
+            del waiting[:_WINDOW]
+            yield math.sqrt(sum(map(operator.mul, window, window)) / _WINDOW)
+
+
+def _stretches(loudness: list[float]) -> Iterator[Segment]:
+    """Yield what lies between silences, with its margins."""
+    limit = max(loudness, default=0.0) * QUIET_SHARE
+    window = Fraction(_WINDOW, _RATE)
+    begin: Fraction | None = None
+    last = Fraction(0)
+    for number, level in enumerate(loudness):
+        at = number * window
+        if level > limit:
+            begin = at if begin is None else begin
+            last = at + window
+        elif begin is not None and at + window - last >= SILENCE_SECONDS:
+            yield begin - MARGIN_SECONDS, last + MARGIN_SECONDS
+            begin = None
+    if begin is not None:
+        yield begin - MARGIN_SECONDS, last + MARGIN_SECONDS
+
+
+def _snapped(stretches: Iterable[Segment], step: Fraction, duration: Fraction) -> list[Segment]:
+    """Widen segments to whole steps, within the recording."""
+    segments: list[Segment] = []
+    for begin, end in stretches:
+        begin, end = max(Fraction(0), math.floor(begin / step) * step), min(duration, math.ceil(end / step) * step)
+        if segments and begin <= segments[-1][1]:
+            begin = segments.pop()[0]
+        if begin < end:
+            segments.append((begin, end))
+    return segments
+
+
+def _by_script(segments: list[Segment], script: str, step: Fraction) -> list[Segment]:
+    digest = hashlib.sha256(script.encode()).digest()
+    kept = [each for number, each in enumerate(segments) if digest[number % 31] & 1] or [
+        segments[digest[0] % len(segments)]
+    ]
+    begin, end = kept[-1]
+    # From a third of it to two thirds.
+    steps = math.ceil((end - begin) / step * Fraction(256 + digest[31], 3 * 256))
+    return [*kept[:-1], (begin, begin + max(1, steps) * step)]

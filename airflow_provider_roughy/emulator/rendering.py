@@ -1,0 +1,254 @@
+"""Rendering: a media file of a recording, whole or as a cut of it (render page)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+
+from .editing import Segment, picture_rate, start_of, whole_steps
+from .media import MediaProblem, Stopped, is_cover
+
+#: Format -> the muxer's name, its options, the codec of the sound.
+_CONTAINERS: Mapping[str, tuple[str, dict[str, str], str]] = {
+    "mp4": ("mp4", {"movflags": "faststart"}, "aac"),
+    "mov": ("mov", {"movflags": "faststart"}, "aac"),
+    "m4a": ("ipod", {"movflags": "faststart"}, "aac"),
+    "mp3": ("mp3", {}, "libmp3lame"),
+}
+#: Length of the shorter edge.
+_EDGES = {"720p": 720, "1080p": 1080, "4k": 2160}
+
+#: Bits a second of sound when nothing is asked for.
+_AUDIO_BITRATE = 192_000
+
+#: Samples of a frame that goes to the encoder, which makes its own of them.
+_BLOCK = 4096
+
+
+def render(
+    source: Path, target: Path, segments: Sequence[Segment] | None, output: Mapping[str, Any], stop: Callable[[], bool]
+) -> None:
+    """Write a media file. Blocks; call it in a thread.
+
+    :param source: the recording.
+    :param target: the file to write.
+    :param segments: what is kept, in order; ``None`` for all.
+    :param output: as the API has it: ``format``, ``resolution``, ``video_bitrate``, ``audio_bitrate``, ``frame_rate``.
+    :param stop: asked now and then; true ends the work.
+    :raises MediaProblem: when the recording cannot be read, or has nothing of what is asked for.
+    :raises Stopped: when ``stop`` said so.
+    """
+    muxer, options, codec = _CONTAINERS[output["format"]]
+    try:
+        with (
+            av.open(f"file:{source}") as recording,
+            av.open(f"file:{target}", "w", format=muxer, options=options) as container,
+        ):
+            _render(recording, container, codec, segments, output, stop)
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise MediaProblem(f"The media could not be rendered: {type(error).__name__}.") from error
+
+
+def _render(
+    recording: av.container.InputContainer,
+    container: av.container.OutputContainer,
+    codec: str,
+    segments: Sequence[Segment] | None,
+    output: Mapping[str, Any],
+    stop: Callable[[], bool],
+) -> None:
+    wants_picture = output["format"] in ("mp4", "mov")
+    start = start_of(recording)
+    tracks: dict[int, _Picture | _Sound] = {}
+    picture = next((stream for stream in recording.streams.video if not is_cover(stream)), None)
+    if segments is None:
+        duration = Fraction(recording.duration or 0, av.time_base)
+        if picture is not None:
+            duration = whole_steps(duration, 1 / picture_rate(picture))
+        segments = [(Fraction(0), duration)]
+    if picture is not None and wants_picture:
+        tracks[picture.index] = _Picture(picture, container, segments, start, output)
+    if recording.streams.audio:
+        sound = recording.streams.audio[0]
+        tracks[sound.index] = _Sound(sound, container, codec, segments, start, output)
+    if not tracks:
+        raise MediaProblem("The recording has no sound.")
+    wanted = [recording.streams[index] for index in tracks]
+    for number, packet in enumerate(recording.demux(wanted)):
+        if number % 100 == 0 and stop():
+            raise Stopped
+        try:
+            frames = packet.decode()
+        except av.InvalidDataError:
+            continue
+        for frame in frames:
+            tracks[packet.stream.index].take(frame)
+        if all(track.is_complete for track in tracks.values()):
+            break
+    for track in tracks.values():
+        track.finish()
+
+
+class _Picture:
+    """The picture: every moment of the result shows what the recording shows at the moment that it comes from.
+
+    :param start: time stamp of the recording's first moment, in seconds.
+    """
+
+    def __init__(
+        self,
+        source: av.VideoStream,
+        container: av.container.OutputContainer,
+        segments: Sequence[Segment],
+        start: Fraction,
+        output: Mapping[str, Any],
+    ) -> None:
+        rate = Fraction(output["frame_rate"] or picture_rate(source)).limit_denominator(1001)
+        self._container = container
+        self._time_base = 1 / rate
+        self._start = start
+        # Time stamps may be rounded: a frame counts from half a frame before.
+        self._early = 1 / picture_rate(source) / 2
+        self._moments = _moments(segments, 1 / rate)
+        self._due = next(self._moments, None)
+        self._made = 0
+        self._shown: av.VideoFrame | None = None
+        self._stream: av.VideoStream = container.add_stream("libx264", rate=rate)
+        self._stream.width, self._stream.height = _size(source.width, source.height, output["resolution"])
+        self._stream.pix_fmt = "yuv420p"
+        # Speed before size: this is no studio.
+        self._stream.options = {"preset": "ultrafast"}
+        if output["video_bitrate"]:
+            self._stream.bit_rate = min(output["video_bitrate"] * 1_000_000, source.bit_rate or math.inf)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing more of the recording is needed."""
+        return self._due is None
+
+    def take(self, frame: Any) -> None:
+        """Take the next frame of the recording."""
+        if frame.pts is None or frame.time_base is None:
+            return
+        at = frame.pts * frame.time_base - self._start - self._early
+        while self._due is not None and self._due < at and self._shown is not None:
+            self._show(self._shown)
+        self._shown = frame
+
+    def _show(self, shown: av.VideoFrame) -> None:
+        frame = shown.reformat(self._stream.width, self._stream.height, "yuv420p")
+        frame.pts, frame.time_base = self._made, self._time_base
+        # The encoder decides.
+        frame.pict_type = av.video.frame.PictureType.NONE
+        self._container.mux(self._stream.encode(frame))
+        self._made += 1
+        self._due = next(self._moments, None)
+
+    def finish(self) -> None:
+        """Show the last frame until the end."""
+        if self._shown is None:
+            raise MediaProblem("The picture could not be decoded.")
+        while self._due is not None:
+            self._show(self._shown)
+        self._container.mux(self._stream.encode(None))
+
+
+class _Sound:
+    """The sound: the samples of the segments, one after the other; silence where the recording has none."""
+
+    def __init__(
+        self,
+        source: av.AudioStream,
+        container: av.container.OutputContainer,
+        codec: str,
+        segments: Sequence[Segment],
+        start: Fraction,
+        output: Mapping[str, Any],
+    ) -> None:
+        self._container = container
+        self._start = start
+        self._rate = 44_100 if source.rate == 44_100 else 48_000
+        self._layout = "mono" if source.channels == 1 else "stereo"
+        self._bytes = 2 if source.channels == 1 else 4
+        self._resampler = av.AudioResampler(format="s16", layout=self._layout, rate=self._rate)
+        self._segments = [(round(begin * self._rate), round(end * self._rate)) for begin, end in segments]
+        self._at: int | None = None
+        self._waiting = bytearray()
+        self._made = 0
+        stream: Any = container.add_stream(codec, rate=self._rate)
+        stream.layout = self._layout
+        asked = output["audio_bitrate"] * 1000 if output["audio_bitrate"] else _AUDIO_BITRATE
+        stream.bit_rate = min(asked, source.bit_rate or asked)
+        self._stream: av.AudioStream = stream
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing more of the recording is needed."""
+        return not self._segments
+
+    def take(self, frame: Any) -> None:
+        """Take the next frame of the recording."""
+        if self._at is None and frame.pts is not None and frame.time_base is not None:
+            self._at = round((frame.pts * frame.time_base - self._start) * self._rate)
+        for each in self._resampler.resample(frame):
+            self._take(each)
+
+    def _take(self, frame: av.AudioFrame) -> None:
+        at, samples = self._at or 0, bytes(frame.planes[0])[: frame.samples * self._bytes]
+        self._at = at + frame.samples
+        while self._segments and self._segments[0][0] < self._at:
+            begin, end = self._segments[0]
+            if begin < at:
+                # Nothing was recorded before.
+                self._waiting += bytes((min(at, end) - begin) * self._bytes)
+                begin = min(at, end)
+            stop = min(end, self._at)
+            self._waiting += samples[(begin - at) * self._bytes : (stop - at) * self._bytes]
+            self._segments[0] = (stop, end)
+            if stop < end:
+                break
+            self._segments.pop(0)
+        while len(self._waiting) >= _BLOCK * self._bytes:
+            self._encode(_BLOCK)
+
+    def _encode(self, samples: int) -> None:
+        frame = av.AudioFrame(format="s16", layout=self._layout, samples=samples)
+        block = bytes(self._waiting[: samples * self._bytes])
+        del self._waiting[: samples * self._bytes]
+        frame.planes[0].update(block.ljust(frame.planes[0].buffer_size, b"\0"))
+        frame.sample_rate, frame.pts, frame.time_base = self._rate, self._made, Fraction(1, self._rate)
+        self._container.mux(self._stream.encode(frame))
+        self._made += samples
+
+    def finish(self) -> None:
+        """Fill what the recording lacks with silence."""
+        for each in self._resampler.resample(None):
+            self._take(each)
+        self._waiting += bytes(sum(end - begin for begin, end in self._segments) * self._bytes)
+        self._segments = []
+        while self._waiting:
+            self._encode(min(_BLOCK, len(self._waiting) // self._bytes))
+        self._container.mux(self._stream.encode(None))
+
+
+def _moments(segments: Sequence[Segment], step: Fraction) -> Iterator[Fraction]:
+    """Yield, for each frame of the result, the moment of the recording that it shows."""
+    made, before = 0, Fraction(0)
+    for begin, end in segments:
+        length = end - begin
+        while made * step < before + length:
+            yield begin + made * step - before
+            made += 1
+        before += length
+
+
+def _size(width: int, height: int, resolution: str | None) -> tuple[int, int]:
+    """Return width and height, even numbers: the shorter edge as asked for, and never longer than it was."""
+    shorter = min(width, height)
+    scale = Fraction(min(shorter, _EDGES[resolution]) if resolution else shorter, shorter)
+    return max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
