@@ -36,6 +36,7 @@ ONCE = {
     "emulator",
     "test_api.py",
     "test_client.py",
+    "test_download.py",
     "test_lies.py",
     "test_lifecycle.py",
     "test_polling_in_time.py",

@@ -331,7 +331,7 @@ def test_what_never_ends_is_named(
     error = refuse(hook, asset_id, tmp_path, RoughyDownloadError, "after 8 attempts without progress")
     assert words in str(error)
     assert f"Download of Asset {asset_id} gave up at " in str(error)
-    assert "secret" not in str(error)
+    assert "s1gned" not in str(error)
 
 
 def test_a_body_of_unknown_length_is_not_taken(
@@ -565,12 +565,12 @@ def test_neither_link_nor_key_is_ever_told(
     caplog.set_level(logging.DEBUG)
     storage.answers = [Answer(cut_after=500), Answer(status=403), Answer(drop=True), Answer(status=416)]
     uri = hook.download(tmp_path / "talk.mp3", asset_id=asset_id)
-    storage.manner = Answer(status=403, body=b"<StringToSign>secret</StringToSign>")
+    storage.manner = Answer(status=403, body=b"<StringToSign>s1gned</StringToSign>")
     with pytest.raises(RoughyDownloadError) as error:
         hook.download(tmp_path / "talk.mp3", asset_id=asset_id)
     told = caplog.text + "".join(capfd.readouterr()) + uri
     told += repr(error.value) + repr(error.value.__cause__) + repr(error.value.__dict__)
     assert "gave up" in told
     assert "its link has expired; going on with a fresh one" in told
-    for secret in ("secret", urlsplit(storage.url).query, hook.settings.api_key):
+    for secret in ("s1gned", urlsplit(storage.url).query, hook.settings.api_key):
         assert secret not in told

@@ -87,6 +87,7 @@ ROOMS: dict[str, set[str]] = {
         "lifecycle",
         "polling",
         "probe",
+        "progress",
         "recordings",
         "source",
         "target",

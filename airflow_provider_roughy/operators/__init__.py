@@ -6,6 +6,7 @@ from airflow_provider_roughy.operators.cuts import (
     RoughyExportCutOperator,
     RoughyExportSubtitlesOperator,
 )
+from airflow_provider_roughy.operators.downloads import RoughyDownloadOperator
 from airflow_provider_roughy.operators.ingest import RoughyIngestOperator
 from airflow_provider_roughy.operators.renders import RoughyRenderOperator
 from airflow_provider_roughy.operators.uploads import RoughyCreateUploadOperator
@@ -14,6 +15,7 @@ __all__ = [
     "RoughyCreateUploadOperator",
     "RoughyCutOperator",
     "RoughyDeleteAssetOperator",
+    "RoughyDownloadOperator",
     "RoughyExportCutOperator",
     "RoughyExportSubtitlesOperator",
     "RoughyIngestOperator",

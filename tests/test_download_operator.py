@@ -1,0 +1,183 @@
+"""Download, run as Airflow runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_roughy.compat import DAG, ObjectStoragePath
+from airflow_provider_roughy.emulator import Emulator, Fault
+from airflow_provider_roughy.exceptions import (
+    RoughyAssetFailedError,
+    RoughyConfigurationError,
+    RoughyDownloadError,
+    RoughyNotFoundError,
+    RoughyNotReadyError,
+    RoughyPaymentRequiredError,
+    RoughyTargetExistsError,
+    RoughyUnusableTargetError,
+)
+from airflow_provider_roughy.operators import RoughyDownloadOperator
+from tests.running import Ended, run_task
+from tests.storage import Answer, Storage
+from tests.uploading import MIB
+
+CONTENT = os.urandom(3 * MIB)
+
+pytestmark = pytest.mark.usefixtures("connection")
+
+
+def download(target: Path | str | ObjectStoragePath, **options: Any) -> Ended:
+    return run_task(RoughyDownloadOperator(task_id="download", target=target, **options))
+
+
+def test_the_result_is_the_targets_uri(roughy: Emulator, tmp_path: Path) -> None:
+    asset_id = roughy.seed_asset(content=CONTENT, extension="wav")
+    render_id = roughy.seed_render(content=CONTENT[::-1], output={"format": "m4a"})
+    ended = download(f"{tmp_path}/new/", asset_id=asset_id)
+    assert ended.result == f"{tmp_path}/new/{asset_id}.wav", ended.error
+    assert Path(ended.result).read_bytes() == CONTENT
+    ended = download(f"file://{tmp_path}/new", render_id=render_id)
+    assert ended.result == f"file://{tmp_path}/new/{render_id}.m4a", ended.error
+    assert (tmp_path / "new" / f"{render_id}.m4a").read_bytes() == CONTENT[::-1]
+    assert json.loads(json.dumps(ended.result)) == ended.result
+
+
+def test_an_object_storage_path_is_a_target(roughy: Emulator, tmp_path: Path) -> None:
+    ended = download(ObjectStoragePath(f"file://{tmp_path}/talk.mp3"), asset_id=roughy.seed_asset(content=CONTENT))
+    assert ended.state == "success", ended.error
+    assert (tmp_path / "talk.mp3").read_bytes() == CONTENT
+
+
+def test_its_fields_are_templates() -> None:
+    operator = RoughyDownloadOperator(
+        task_id="download",
+        target="s3://out/{{ ds }}/",
+        render_id="{{ ti.render }}",
+        target_conn_id="{{ params.conn }}",
+        roughy_conn_id="{{ params.roughy }}",
+        dag=DAG("templates", schedule=None),
+    )
+    context: Any = {"ds": "2026-11-26", "ti": {"render": "id"}, "params": {"conn": "aws", "roughy": "staging"}}
+    operator.render_template_fields(context)
+    assert (operator.target, operator.render_id) == ("s3://out/2026-11-26/", "id")
+    assert (operator.target_conn_id, operator.roughy_conn_id) == ("aws", "staging")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "either asset_id or render_id"),
+        ({"asset_id": "a", "render_id": "b"}, "either asset_id or render_id"),
+        ({"asset_id": "a", "overwrite": "never"}, "overwrite must be one of"),
+    ],
+)
+def test_what_cannot_work_is_said_when_the_dag_is_read(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        RoughyDownloadOperator(task_id="download", target="x", **options)
+
+
+@pytest.mark.parametrize(
+    ("state", "ends", "error"),
+    [
+        ("processing", "up_for_retry", RoughyNotReadyError),
+        ("pending_payment", "failed", RoughyPaymentRequiredError),
+        ("failed", "failed", RoughyAssetFailedError),
+    ],
+)
+def test_what_is_not_ready_may_be_retried_and_what_never_will_be_is_not(
+    roughy: Emulator, tmp_path: Path, state: str, ends: str, error: type[Exception]
+) -> None:
+    roughy.progression = "manual"
+    ended = download(tmp_path / "talk.mp3", asset_id=roughy.seed_asset(state))
+    assert (ended.state, type(ended.error)) == (ends, error)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"asset_id": "no id"}, RoughyConfigurationError),
+        ({"asset_id": ""}, RoughyConfigurationError),
+        ({"asset_id": "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"}, RoughyNotFoundError),
+        ({"render_id": "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"}, RoughyNotFoundError),
+    ],
+)
+def test_what_no_retry_can_mend_burns_none(tmp_path: Path, options: dict[str, Any], error: type[Exception]) -> None:
+    ended = download(tmp_path / "talk.mp3", **options)
+    assert (ended.state, type(ended.error)) == ("failed", error)
+
+
+def test_a_target_that_cannot_be_written_burns_no_retries(roughy: Emulator, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"another")
+    asset_id = roughy.seed_asset(content=CONTENT)
+    ended = download(tmp_path / "file" / "talk.mp3", asset_id=asset_id)
+    assert (ended.state, type(ended.error)) == ("failed", RoughyUnusableTargetError)
+    ended = download(tmp_path / "file", asset_id=asset_id, overwrite="fail")
+    assert (ended.state, type(ended.error)) == ("failed", RoughyTargetExistsError)
+    assert (tmp_path / "file").read_bytes() == b"another"
+
+
+@pytest.mark.parametrize("overwrite", ["replace", "skip", "fail"])
+def test_a_retry_after_success_succeeds(roughy: Emulator, tmp_path: Path, overwrite: str) -> None:
+    asset_id = roughy.seed_asset(content=CONTENT)
+    for _ in range(2):
+        ended = download(tmp_path / "talk.mp3", asset_id=asset_id, overwrite=overwrite)
+        assert ended.result == str(tmp_path / "talk.mp3"), ended.error
+    assert (tmp_path / "talk.mp3").read_bytes() == CONTENT
+
+
+def stalled(roughy: Emulator, storage: Storage) -> str:
+    """Return an asset whose storage stops in mid-way, once."""
+    asset_id = roughy.seed_asset(content=CONTENT)
+    body = roughy.asset(asset_id)
+    names = ("id", "project_id", "type", "state", "extension", "content_type", "language", "created_at", "size_bytes")
+    facts = {name: body[name] for name in names} | {"duration_seconds": "1.0", "download_url": storage.url}
+    roughy.inject(Fault(method="GET", path="/v1/assets/*", times=None, status=200, body=facts))
+    storage.answers = [Answer(stall_after=MIB)]
+    return asset_id
+
+
+def test_a_task_that_is_killed_leaves_nothing_and_the_next_try_succeeds(roughy: Emulator, tmp_path: Path) -> None:
+    with Storage(CONTENT) as storage:
+        asset_id = stalled(roughy, storage)
+        left: list[Path] = []
+        ended = run_task(
+            RoughyDownloadOperator(task_id="download", target=tmp_path / "talk.mp3", asset_id=asset_id),
+            kill_once=lambda: any(path.stat().st_size for path in tmp_path.iterdir()),
+            before_resuming=lambda: left.extend(tmp_path.iterdir()),
+        )
+    assert left == []
+    assert ended.result == str(tmp_path / "talk.mp3"), ended.error
+    assert storage.ranges == [None, None]
+    assert (tmp_path / "talk.mp3").read_bytes() == CONTENT
+
+
+def test_a_kill_that_airflow_announces_ends_the_download(roughy: Emulator, tmp_path: Path) -> None:
+    with Storage(CONTENT) as storage:
+        asset_id = stalled(roughy, storage)
+        storage.answers.clear()
+        operator = RoughyDownloadOperator(task_id="download", target=tmp_path / "talk.mp3", asset_id=asset_id)
+        storage.on_sent = lambda sent: operator.on_kill() if sent == MIB else None
+        with pytest.raises(RoughyDownloadError, match="The task was killed at"):
+            operator.execute({})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_secret_is_told(
+    roughy: Emulator, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    with Storage(CONTENT) as storage:
+        asset_id = stalled(roughy, storage)
+        storage.answers = [Answer(cut_after=MIB), Answer(status=403), Answer(drop=True)]
+        ended = download(tmp_path / "talk.mp3", asset_id=asset_id)
+        assert all("authorization" not in asked.headers for asked in storage.asked)
+    assert ended.state == "success", ended.error
+    told = "".join(capfd.readouterr()) + caplog.text + ended.result
+    assert "its link has expired" in told
+    for secret in ("X-Amz-Signature", "s1gned", roughy.api_key):
+        assert secret not in told
