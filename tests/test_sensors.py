@@ -34,7 +34,7 @@ from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.sensors import RoughyAssetSensor
 from airflow_provider_roughy.triggers import RoughyAssetTrigger
 from tests.live.link import HoldingLink, Stop
-from tests.running import Ended, run_task
+from tests.running import Ended, run_task, whenever
 
 NOBODY = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"
 MODES: dict[str, dict[str, Any]] = {
@@ -128,7 +128,7 @@ def test_an_outcome_is_the_same_in_every_mode(
         becoming(roughy, asset_id, row.becomes)
         ended = run_task(task)
     elif moment == "later":
-        ended = run_later(task, mode, lambda: becoming(roughy, asset_id, row.becomes))
+        ended = run_later(roughy, task, mode, lambda: becoming(roughy, asset_id, row.becomes))
     else:
         ended = run_task(
             task,
@@ -149,16 +149,12 @@ def test_an_outcome_is_the_same_in_every_mode(
     assert (ended.waited == "triggerer") == (mode == "deferrable" and waits)
 
 
-def run_later(task: RoughyAssetSensor, mode: str, change: Callable[[], None]) -> Ended:
+def run_later(roughy: Emulator, task: RoughyAssetSensor, mode: str, change: Callable[[], None]) -> Ended:
     """Run a task whose asset changes only after its first look."""
     if mode != "poke":
         return run_task(task, before_resuming=once(change))
-    timer = threading.Timer(0.2, change)
-    timer.start()
-    try:
+    with whenever(lambda: any(request.seconds for request in roughy.requests), change):
         return run_task(task)
-    finally:
-        timer.join()
 
 
 def once(change: Callable[[], None]) -> Callable[[], None]:
@@ -178,7 +174,7 @@ def test_an_unknown_state_is_waited_through(
     roughy.progression = "manual"
     asset_id = roughy.seed_asset(state="processing")
     roughy.set_state(asset_id, "marinating")
-    ended = run_later(sensor(mode, asset_id), mode, lambda: roughy.set_state(asset_id, "ready"))
+    ended = run_later(roughy, sensor(mode, asset_id), mode, lambda: roughy.set_state(asset_id, "ready"))
     assert ended.state == "success"
     # Airflow's task log goes to the standard output, or to the root logger, by its version.
     output = capsys.readouterr()
@@ -198,7 +194,7 @@ def test_a_passing_fault_of_a_look_is_waited_through(
     roughy.progression = "manual"
     asset_id = roughy.seed_asset(state="processing")
     roughy.inject(Fault(method="GET", path="/v1/assets/*", nth=nth, times=1, **fault))
-    ended = run_later(sensor(mode, asset_id), mode, lambda: roughy.set_state(asset_id, "ready"))
+    ended = run_later(roughy, sensor(mode, asset_id), mode, lambda: roughy.set_state(asset_id, "ready"))
     assert ended.state == "success"
 
 
