@@ -165,6 +165,14 @@ class Choices:
     """What the lists of cuts and renders answer for a project or asset that is not the account's. Inferred: the
     list of assets documents 404 for a project."""
 
+    unfinished_cut_code: str = "conflict"
+    """Error code of the 409 for the export of a cut that is not completed. Inferred: ``conflict`` is a "state-machine
+    violation without a finer code"; ``cut_not_proposed`` exists in the enum, and nothing says what it means."""
+
+    frame_rate_required_status: Literal[409, 422] = 409
+    """Status of ``frame_rate_required``: a timeline with frames of a recording without any, and no ``frame_rate`` in
+    the query. Unknown; that a format which does not exist is 409 ``unsupported_format`` is inferred."""
+
     foreign_cut_status: Literal[404, 422] = 404
     """Status of a render whose ``cut_id`` is no cut of its asset. Unknown: documented is that it must be one."""
 

@@ -180,12 +180,13 @@ class Steering:
     def seed_cut(
         self, /, state: str = "completed", *, asset_id: str | None = None, script: str | None = None, **fields: Any
     ) -> str:
-        """Put a new cut straight into a state; it keeps the whole recording.
+        """Put a new cut straight into a state; unless told otherwise, it keeps the whole recording.
 
         :param state: any word; the API's own states get the fields that belong to them.
         :param asset_id: of which asset; by default a new one that is ready.
         :param script: what it was made with.
-        :param fields: ``error_code``, ``error_message``.
+        :param fields: ``segments`` (pairs of begin and end in seconds), ``frame_rate``, ``error_code``,
+            ``error_message``.
         :returns: its id.
         :raises KeyError: when there is no such asset.
         :raises ValueError: for another field, or a value of a wrong type.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+from fractions import Fraction
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from airflow_provider_roughy.emulator import captions, timelines
 from airflow_provider_roughy.emulator.store import Cut, Store
 from airflow_provider_roughy.emulator.store.cuts import as_script
-from airflow_provider_roughy.emulator.wire import Fields, as_uuid
+from airflow_provider_roughy.emulator.wire import ApiError, Fields, as_text, as_uuid
 
 from .endpoint import Endpoint, base_url, look, look_at, page, path_id, read_object
 from .jobs import job_fields, job_filters
@@ -26,6 +29,8 @@ class Cuts:
         return [
             Endpoint("/v1/cuts", {"GET": self.list, "POST": self.create}),
             Endpoint("/v1/cuts/{cut_id}", {"GET": self.get}),
+            Endpoint("/v1/cuts/{cut_id}/export", {"GET": self.export}),
+            Endpoint("/v1/cuts/{cut_id}/subtitle/export", {"GET": self.export_subtitle}),
         ]
 
     async def create(self, request: Request, account: int) -> Response:
@@ -52,6 +57,59 @@ class Cuts:
         await look_at(self._store, self._store.cuts, cut_id)
         return JSONResponse(self._detail(self._store.cuts.get(account, cut_id, poll=True)))
 
+    async def export(self, request: Request, account: int) -> Response:
+        """Return a timeline file for an editing program, by ``format`` and ``frame_rate``."""
+        fields = Fields("query", request.query_params)
+        rate = fields.optional("frame_rate", lambda value: timelines.parse_rate(str(value)))
+        cut, format = await self._for_export(request, account, fields, timelines.WRITERS)
+        asset = self._store.assets.get(account, cut.asset_id)
+        own_rate = None if cut.frame_rate is None else Fraction(cut.frame_rate)
+        timeline = timelines.Timeline(
+            name=f"Cut {cut.id}",
+            media=f"{asset.id}.{asset.extension or 'media'}",
+            segments=cut.kept,
+            duration=max(Fraction(asset.duration_seconds or 0), cut.kept[-1][1]),
+            has_picture=own_rate is not None,
+            frame_rate=rate or own_rate,
+        )
+        write, content_type = timelines.WRITERS[format]
+        try:
+            return _file(cut, format, write(timeline), content_type)
+        except timelines.RateNeeded:
+            status = self._store.choices.frame_rate_required_status
+            raise ApiError(status, "The recording has no frame rate: name one.", code="frame_rate_required") from None
+        except timelines.RateUnknown:
+            message = "The format has no timecode for this frame rate: name another one."
+            raise ApiError(409, message, code="unsupported_format") from None
+
+    async def export_subtitle(self, request: Request, account: int) -> Response:
+        """Return a caption file, by ``format``."""
+        fields = Fields("query", request.query_params)
+        cut, format = await self._for_export(request, account, fields, captions.WRITERS)
+        write, content_type = captions.WRITERS[format]
+        return _file(cut, format, write(captions.captions(cut.kept, cut.script)), content_type)
+
+    async def _for_export(
+        self, request: Request, account: int, fields: Fields, formats: Container[str]
+    ) -> tuple[Cut, str]:
+        """Return the completed cut and the format that are asked for, or raise what is wrong with them."""
+        cut_id = path_id(request, "cut_id")
+        format = fields.required("format", as_text(1, 64))
+        fields.check()
+        await look_at(self._store, self._store.cuts, cut_id)
+        cut = self._store.cuts.get(account, cut_id)
+        if format not in formats:
+            raise ApiError(409, "The format is not available for this cut.", code="unsupported_format")
+        if cut.state != "completed":
+            code = self._store.choices.unfinished_cut_code
+            raise ApiError(409, "The cut is not completed.", code=code)
+        return cut, format
+
     @staticmethod
     def _detail(cut: Cut) -> dict[str, Any]:
         return job_fields(cut) | {"script": cut.script}
+
+
+def _file(cut: Cut, format: str, content: str, content_type: str) -> Response:
+    headers = {"Content-Type": content_type, "Content-Disposition": f'attachment; filename="{cut.id}.{format}"'}
+    return Response(content, headers=headers)

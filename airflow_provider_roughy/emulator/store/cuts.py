@@ -6,10 +6,11 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 from airflow_provider_roughy.emulator.choices import Choices
 from airflow_provider_roughy.emulator.editing import Segment, edit
+from airflow_provider_roughy.emulator.timelines import parse_rate
 from airflow_provider_roughy.emulator.wire import Reader, as_text, uuid7
 
 from .assets import SEEDED_DURATION, Asset, Assets
@@ -22,7 +23,26 @@ from .jobs import Job, Jobs
 #: Longest script in characters (API page "Cut an asset").
 SCRIPT_CHARACTERS = 100_000
 
+#: Frames a second of videos that are put there without any bytes.
+SEEDED_RATE = "25"
+
 as_script: Reader[str] = as_text(0, SCRIPT_CHARACTERS)
+
+
+def _as_segments(value: object) -> str:
+    """Return segments as they are kept: JSON of begin and end in seconds, as text."""
+    try:
+        segments = [(Fraction(begin), Fraction(end)) for begin, end in value]  # type: ignore[attr-defined]
+    except (TypeError, ValueError, ArithmeticError):
+        segments = []
+    moments = [moment for segment in segments for moment in segment]
+    if not segments or moments != sorted(set(moments)) or moments[0] < 0:
+        raise ValueError("Input should be pairs of begin and end in seconds, in order")
+    return json.dumps([[str(begin), str(end)] for begin, end in segments])
+
+
+def _as_frame_rate(value: object) -> str:
+    return str(parse_rate(str(value)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +69,7 @@ class Cuts(Jobs[Cut]):
 
     NAME = "Cut"
     TABLE = "cuts"
+    DECREED: ClassVar[Mapping[str, Reader[Any]]] = {"segments": _as_segments, "frame_rate": _as_frame_rate}
     _row = Cut
 
     def __init__(
@@ -97,7 +118,8 @@ class Cuts(Jobs[Cut]):
     def _seeded_result(self, job: Cut) -> dict[str, Any]:
         """Keep the whole recording."""
         asset = self._assets.known(job.asset_id)
-        return {"segments": json.dumps([["0", asset.duration_seconds or SEEDED_DURATION]])}
+        segments = [["0", asset.duration_seconds or SEEDED_DURATION]]
+        return {"segments": json.dumps(segments), "frame_rate": SEEDED_RATE if asset.type == "video" else None}
 
     @property
     def _failed_code(self) -> str:
