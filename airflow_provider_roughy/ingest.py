@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from airflow_provider_roughy.hooks import RoughyHook
     from airflow_provider_roughy.lifecycle import OnPendingPayment
     from airflow_provider_roughy.recordings import Found, Recording
+    from airflow_provider_roughy.source import Source
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -80,6 +81,8 @@ _OF_ALL = (
     RoughyLedgerError,
     RoughyUntrustedUrlError,
 )
+#: States of an entry whose recording is not wholly uploaded, as far as anybody knows.
+_OPEN = {"claimed", "uploading"}
 #: States of an entry that ends: nobody has to look at it again.
 _ENDED = {"ready", "failed", "refused", "gone", "uploaded"}
 
@@ -99,6 +102,15 @@ class Owner:
 
     def __str__(self) -> str:
         return f"{self.series}, run {self.run}"
+
+    @classmethod
+    def of(cls, ti: Any) -> Owner:
+        """Name a task of a run of a DAG, whichever try.
+
+        :param ti: The task instance.
+        """
+        place = "" if ti.map_index in (None, -1) else f"[{ti.map_index}]"
+        return cls(series=f"{ti.dag_id}.{ti.task_id}", run=f"{ti.run_id}{place}")
 
 
 @dataclass
@@ -531,7 +543,7 @@ class Batch:
 
     def _memory_of(self, item: _Item) -> Memory | None:
         if self._ledger is not None:
-            return _EntryMemory(self._ledger, item, self._lease)
+            return _EntryMemory(self._ledger, item, self._lease, self._owner)
         return None if self._store is None else _Part(self._store, item.key)
 
     def _leave_entry(self, item: _Item, error: RoughyError) -> None:
@@ -546,29 +558,7 @@ class Batch:
             self._ledger.drop(item.entry)
 
     def _claimed(self, item: _Item) -> bool:
-        """Make an item's entry this run's, if nobody else was faster."""
-        if self._ledger is None or item.entry is not None:
-            return True
-        entry = Entry(item.key, source=item.name, wanted=item.wanted, series=self._owner.series, owner=str(self._owner))
-        before = item.takes_over
-        if before is None:
-            item.entry = self._ledger.claim(entry)
-            return item.entry is not None
-        item.entry = self._ledger.claim(
-            replace(
-                entry,
-                asset_id=before.asset_id,
-                state=before.state,
-                all_sent=before.all_sent,
-                generation=before.generation + 1,
-            )
-        )
-        if item.entry is not None and before.asset_id is None:
-            # Its owner may have come to life again, and have made an asset in the meantime.
-            now = self._ledger.read(before.key, before.generation)
-            if now is not None and now.asset_id is not None:
-                item.entry = self._ledger.write(replace(item.entry, asset_id=now.asset_id, state=now.state))
-        return item.entry is not None
+        return self._ledger is None or _claimed(self._ledger, item, self._owner)
 
     def _take_trouble(self, item: _Item, error: RoughyError, failed_in_a_row: int) -> bool:
         """Take note of a recording that did not arrive, and say whether it is trouble of all.
@@ -700,6 +690,64 @@ class Batch:
             yield from pool.map(do, values)
 
 
+@contextmanager
+def remembered(
+    ledger: Ledger, source: Source, *, owner: Owner, project_id: str, language: str | None
+) -> Iterator[Memory]:
+    """Claim one recording, and give its entry to a :class:`~airflow_provider_roughy.durable.DurableUpload` to go by.
+
+    :param ledger: What remembers.
+    :param source: The recording.
+    :param owner: Whose the claim is.
+    :param project_id: The project of a new asset.
+    :param language: The language spoken.
+    :raises RoughyClaimedError: If another run, which is alive, is about to upload it.
+    :raises RoughyLedgerError: If the ledger cannot be used.
+    """
+    ledger.check()
+    item = _Item(None, {**source.fingerprint, "project_id": project_id, "language": language})
+    with ledger.lease(str(owner)) as lease:
+        found = ledger.latest(item.key)
+        if found is None:
+            if not _claimed(ledger, item, owner):
+                raise RoughyClaimedError(f"{item.name}: another run was faster to claim it")
+        elif found.owner == str(owner):
+            item.entry = found
+        elif found.state in _OPEN and (ledger.alive_until(found.owner) or 0.0) > time.time():
+            raise RoughyClaimedError(f"{item.name}: {found.owner} is about to upload it")
+        else:
+            item.takes_over = found
+        yield _EntryMemory(ledger, item, lease, owner)
+        if item.entry is not None:
+            ledger.close(replace(item.entry, state="uploaded"))
+
+
+def _claimed(ledger: Ledger, item: _Item, owner: Owner) -> bool:
+    """Make an item's entry an owner's, if nobody else was faster."""
+    if item.entry is not None:
+        return True
+    entry = Entry(item.key, source=item.name, wanted=item.wanted, series=owner.series, owner=str(owner))
+    before = item.takes_over
+    if before is None:
+        item.entry = ledger.claim(entry)
+        return item.entry is not None
+    item.entry = ledger.claim(
+        replace(
+            entry,
+            asset_id=before.asset_id,
+            state=before.state,
+            all_sent=before.all_sent,
+            generation=before.generation + 1,
+        )
+    )
+    if item.entry is not None and before.asset_id is None:
+        # Its owner may have come to life again, and have made an asset in the meantime.
+        now = ledger.read(before.key, before.generation)
+        if now is not None and now.asset_id is not None:
+            item.entry = ledger.write(replace(item.entry, asset_id=now.asset_id, state=now.state))
+    return item.entry is not None
+
+
 class _Stopped(Exception):
     """Ends an upload in the middle, because the batch was told to stop."""
 
@@ -792,8 +840,7 @@ class _Transfers:
                 self._failed_in_a_row = 0
             with self._lock:
                 self.done += 1
-                self._sent.pop(item, None)
-                self._sent_before += item.size
+                self._sent_before += self._sent.pop(item, 0)
 
     def _progressed(self, item: _Item, done: int) -> None:
         if self._stop.is_set():
@@ -817,22 +864,27 @@ class _EntryMemory:
     :param ledger: Where.
     :param item: Whose entry.
     :param lease: Whether nobody can have taken it over.
+    :param owner: Whose the claim is.
     """
 
-    def __init__(self, ledger: Ledger, item: _Item, lease: Lease | None) -> None:
+    def __init__(self, ledger: Ledger, item: _Item, lease: Lease | None, owner: Owner) -> None:
         self._ledger = ledger
         self._item = item
         self._lease = lease
+        self._owner = owner
 
     def get(self, key: str) -> Any:
-        entry = self._item.entry
+        entry = self._item.entry or self._item.takes_over
         if key != "roughy_upload" or entry is None or entry.asset_id is None:
             return None
         return {"asset_id": entry.asset_id, "wanted": entry.wanted, "all_sent": entry.all_sent}
 
     def set(self, key: str, value: Any) -> None:
-        if key != "roughy_upload" or self._item.entry is None:
+        if key != "roughy_upload":
             return
+        # What another run has ended is claimed only if it has to be uploaded anew.
+        if not _claimed(self._ledger, self._item, self._owner) or self._item.entry is None:
+            raise RoughyClaimedError(f"{self._item.name}: another run was faster to claim it")
         entry = replace(
             self._item.entry,
             asset_id=value["asset_id"],

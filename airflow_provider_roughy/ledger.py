@@ -206,6 +206,17 @@ class Ledger:
             "cut left it like that, remove it; a recording that had an asset by then would be uploaded again"
         )
 
+    def latest(self, key: str) -> Entry | None:
+        """Read an entry as its last claim left it, without a list.
+
+        :returns: ``None`` if there is none.
+        :raises RoughyLedgerError: If it cannot be read.
+        """
+        found, generation = None, 1
+        while (entry := self.read(key, generation)) is not None:
+            found, generation = entry, generation + 1
+        return found
+
     def claim(self, entry: Entry) -> Entry | None:
         """Claim a recording, if nobody else has.
 
@@ -244,6 +255,8 @@ class Ledger:
 
         :raises RoughyLedgerError: If the ledger cannot be written.
         """
+        if self.is_taken_over(entry):
+            return
         with self._errors():
             # The first claim last: as long as it is there, nobody can make it anew.
             for generation in range(entry.generation, 0, -1):
@@ -357,21 +370,25 @@ class Lease:
         self.ended = threading.Event()
         #: Whether it goes on after the end of the work.
         self.extended = False
-        self._renewed = time.monotonic()
+        self._until = time.time() + LEASE_SECONDS
+        self._lapsed = False
 
     @property
     def is_sure(self) -> bool:
-        """Whether nobody can have taken over anything yet."""
-        return time.monotonic() - self._renewed < LEASE_SECONDS / 2
+        """Whether nobody can have taken over anything, since the first sign of life."""
+        self._lapsed = self._lapsed or time.time() > self._until - LEASE_SECONDS / 2
+        return not self._lapsed
 
     def renew(self) -> None:
         """Give a sign of life.
 
         :raises RoughyLedgerError: If it cannot be written.
         """
-        started = time.monotonic()
-        self._ledger.keep_alive(self.owner, time.time() + LEASE_SECONDS)
-        self._renewed = started
+        until = time.time() + LEASE_SECONDS
+        self._ledger.keep_alive(self.owner, until)
+        # One that came late does not mend what may have been taken over before it.
+        if self.is_sure:
+            self._until = until
 
     def extend(self, until: float) -> None:
         """Be believed alive after the end of the work, as one that waits elsewhere.

@@ -37,6 +37,7 @@ ONCE = {
     "test_api.py",
     "test_client.py",
     "test_download.py",
+    "test_ingest_properties.py",
     "test_lies.py",
     "test_lifecycle.py",
     "test_polling_in_time.py",

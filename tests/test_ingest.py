@@ -17,6 +17,7 @@ from airflow_provider_roughy import ledger as ledger_module
 from airflow_provider_roughy.emulator import Emulator, Fault
 from airflow_provider_roughy.exceptions import (
     RoughyAuthenticationError,
+    RoughyClaimedError,
     RoughyConfigurationError,
     RoughyIngestError,
     RoughyIngestFailedError,
@@ -28,7 +29,7 @@ from airflow_provider_roughy.exceptions import (
 )
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.ledger import Ledger
-from airflow_provider_roughy.operators import RoughyIngestOperator
+from airflow_provider_roughy.operators import RoughyCreateUploadOperator, RoughyIngestOperator
 from tests import media
 from tests.running import Ended, TaskInstance, run_task, whenever
 from tests.uploading import Store, arrived, asked
@@ -450,6 +451,67 @@ def test_without_any_memory_a_try_that_fails_leaves_no_half_upload(
     roughy.inject(Fault(method="HEAD", status=503, times=None))
     nights.run(parallel=1)
     assert [asset["state"] for asset in roughy.assets] == ["ready"]
+
+
+# ---- One recording by itself, with the same ledger
+
+
+def upload_one(source: Path, ledger: Path, *, run: str = "night 1", dag: str = "other") -> Ended:
+    ti = TaskInstance(run_id=run)
+    ti.dag_id = dag
+    task = RoughyCreateUploadOperator(task_id="upload", source=str(source), ledger=str(ledger))
+    return run_task(task, context={"ti": ti})
+
+
+def test_a_recording_is_uploaded_once_whoever_uploads_it(
+    roughy: Emulator, folder: Path, tmp_path: Path, nights: Nights
+) -> None:
+    alone = upload_one(folder / "a.mp3", tmp_path / "ledger")
+    assert upload_one(folder / "a.mp3", tmp_path / "ledger", run="night 2").result == alone.result
+    assert (len(nights.run().result), nights.told["known"], len(roughy.assets)) == (2, 1, 3)
+    roughy.clear_requests()
+    batched = upload_one(folder / "b.mp3", tmp_path / "ledger").result
+    assert nights.told["sources"][batched] == str(folder / "b.mp3")
+    assert asked(roughy, "POST") == asked(roughy, "PATCH") == 0
+
+
+def test_a_ledger_makes_an_upload_outlive_its_try_on_every_airflow(
+    roughy: Emulator, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("random.uniform", lambda low, high: 0.001)
+    roughy.inject(Fault(method="PATCH", cut_after=10_000, times=None))
+    roughy.inject(Fault(method="HEAD", status=503, times=None))
+    assert upload_one(folder / "a.mp3", tmp_path / "ledger").state == "up_for_retry"
+    roughy.clear_faults()
+    ended = upload_one(folder / "a.mp3", tmp_path / "ledger")
+    assert (len(roughy.assets), ended.result) == (1, roughy.assets[0]["id"])
+    assert arrived(roughy, ended.result, folder / "a.mp3")
+
+
+def test_a_recording_that_somebody_is_about_to_upload_is_left_to_them(
+    roughy: Emulator, folder: Path, tmp_path: Path
+) -> None:
+    ledger = Ledger(tmp_path / "ledger")
+    upload_one(folder / "a.mp3", tmp_path / "ledger")
+    (entry,) = ledger.entries()
+    ledger.forget(entry.key)
+    assert ledger.claim(replace(entry, owner="another run", asset_id=None, state="claimed")) is not None
+    ledger.keep_alive("another run", time.time() + 1000)
+    ended = upload_one(folder / "a.mp3", tmp_path / "ledger", run="night 2")
+    assert (ended.state, type(ended.error)) == ("up_for_retry", RoughyClaimedError)
+    ledger.keep_alive("another run", 0.0)
+    assert upload_one(folder / "a.mp3", tmp_path / "ledger", run="night 2").state == "success"
+    assert len(roughy.assets) == 2
+
+
+def test_a_recording_whose_asset_was_deleted_is_uploaded_anew_by_itself(
+    roughy: Emulator, folder: Path, tmp_path: Path, hook: RoughyHook
+) -> None:
+    first = upload_one(folder / "a.mp3", tmp_path / "ledger").result
+    hook.delete_asset(first)
+    second = upload_one(folder / "a.mp3", tmp_path / "ledger", run="night 2").result
+    assert second != first
+    assert upload_one(folder / "a.mp3", tmp_path / "ledger", run="night 3").result == second
 
 
 # ---- Plan before pay

@@ -8,16 +8,21 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
 
 from airflow_provider_roughy.emulator import Emulator, Fault
 from airflow_provider_roughy.exceptions import RoughySourceError, RoughyUnusableSourceError
+from airflow_provider_roughy.ledger import Entry, Ledger, entry_key
+from airflow_provider_roughy.operators import RoughyIngestOperator
 from airflow_provider_roughy.source import BLOCK_BYTES, READ_AHEAD_BYTES
 from tests import uploading
-from tests.running import Ended
+from tests.running import Ended, TaskInstance, run_task
 from tests.uploading import MIB, Store, sent
 
 WHY = "the group s3 is installed for the newest Airflow only"
@@ -201,6 +206,8 @@ def watch(event, args):
         before.append(peak())  # The bytes are about to move.
 
 from airflow_provider_roughy.operators import RoughyCreateUploadOperator
+from airflow_provider_roughy.ledger import Entry, Ledger, entry_key
+from airflow_provider_roughy.operators import RoughyIngestOperator
 from airflow_provider_roughy.source import BLOCK_BYTES, READ_AHEAD_BYTES
 from tests.running import run_task
 
@@ -231,3 +238,105 @@ def test_an_object_is_streamed_and_never_lands_on_the_workers_disk(
     assert told["grown"] < 48 * MIB
     assert told["written"] == []
     assert list(tmp_path.iterdir()) == []
+
+
+# ---- Batches
+
+
+@pytest.fixture
+def bucket(s3: str, put: Put, roughy: Emulator, recordings: dict[str, Path]) -> Iterator[Any]:
+    """The bucket, with two recordings and a folder's placeholder under ``incoming/``."""
+    roughy.progression = "immediate"
+    client = boto3.client(
+        "s3", endpoint_url=s3, aws_access_key_id="key", aws_secret_access_key="secret", region_name="us-east-1"
+    )
+    for name in ("", "Folge #1.mp3", "b%20.mp3", "deep/c.mp3", "notes.txt"):
+        body = recordings["audio"].read_bytes() if name.endswith("mp3") else b""
+        client.put_object(Bucket="recordings", Key=f"incoming/{name}", Body=body)
+    yield client
+    for item in client.list_objects_v2(Bucket="recordings").get("Contents", []):
+        client.delete_object(Bucket="recordings", Key=item["Key"])
+
+
+def ingest(run: str, **options: Any) -> tuple[Ended, dict[str, Any]]:
+    ti = TaskInstance(run_id=run)
+    options = {
+        "source": "s3://recordings/incoming/",
+        "source_conn_id": "s3",
+        "ledger": "s3://s3@recordings/ledger",
+        "poll_interval": 0.2,
+        "timeout": 60,
+        **options,
+    }
+    ended = run_task(RoughyIngestOperator(task_id="ingest", **options), context={"ti": ti})
+    return ended, {name: json.loads(value) for name, value in ti.xcoms.items()}
+
+
+def test_a_night_in_object_storage(roughy: Emulator, bucket: Any) -> None:
+    first, told = ingest("night 1")
+    assert (first.state, len(first.result)) == ("success", 2)
+    assert sorted(told["sources"].values()) == [
+        "s3://recordings/incoming/Folge #1.mp3",
+        "s3://recordings/incoming/b%20.mp3",
+    ]
+    roughy.clear_requests()
+    second, told = ingest("night 2", recursive=True)
+    assert (len(second.result), told["known"]) == (1, 2)
+    assert sent(roughy) > 0
+    _, told = ingest("night 3", source="s3://recordings/incoming/*.mp3")
+    assert told["known"] == 2
+    _, told = ingest("night 4", source=["s3://recordings/incoming/deep/c.mp3", "s3://recordings/incoming/no.mp3"])
+    assert (told["known"], list(told["refused"])) == (1, ["s3://recordings/incoming/no.mp3"])
+    assert len(roughy.assets) == 3
+
+
+def test_a_claim_in_s3_is_one_runs_only(roughy: Emulator, bucket: Any) -> None:
+    ledger = Ledger("s3://recordings/ledger", conn_id="s3")
+    ledger.check()
+    wanted = {"uri": "s3://recordings/a", "size": 64, "project_id": "p", "language": None}
+    entry = Entry(entry_key(wanted), source="s3://recordings/a", wanted=wanted, owner="night 1")
+    start = Barrier(8)
+
+    def claim(number: int) -> Entry | None:
+        start.wait()
+        return ledger.claim(replace(entry, owner=f"run {number}"))
+
+    with ThreadPoolExecutor(8) as pool:
+        (claimed,) = filter(None, pool.map(claim, range(8)))
+    assert ledger.latest(entry.key) == claimed
+    assert ledger.names({entry.key}).open == {entry.key}
+    ledger.close(replace(claimed, state="ready"))
+    assert ledger.names({entry.key}).open == set()
+    assert [found.state for found in ledger.entries()] == ["ready"]
+    assert ledger.forget(entry.key)
+    assert ledger.latest(entry.key) is None
+
+
+def test_an_upload_in_object_storage_is_gone_on_with_by_another_worker(
+    roughy: Emulator, bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("random.uniform", lambda low, high: 0.001)
+    roughy.inject(Fault(method="PATCH", cut_after=10_000, times=None))
+    roughy.inject(Fault(method="HEAD", status=503, times=None))
+    assert ingest("night 1")[0].state == "up_for_retry"
+    roughy.clear_faults()
+    ended, _ = ingest("night 1")
+    assert (ended.state, len(ended.result), len(roughy.assets)) == ("success", 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"ledger": "s3://s3@nobucket/ledger"}, "nobucket"),
+        ({"source": "s3://recordings/nothing/"}, "does not exist"),
+        ({"source": "s3://recordings/ledgers/", "ledger": "s3://s3@recordings/ledgers/x"}, "is in the source"),
+    ],
+)
+def test_what_is_not_there_is_told_before_anything_is_created(
+    roughy: Emulator, bucket: Any, options: dict[str, str], words: str
+) -> None:
+    bucket.put_object(Bucket="recordings", Key="ledgers/x.mp3", Body=b"")
+    ended, _ = ingest("night 1", **options)
+    assert ended.state == "failed"
+    assert words in str(ended.error)
+    assert roughy.requests == []

@@ -228,11 +228,9 @@ class RoughyIngestOperator(BaseOperator):
         return self._end(context, batch)
 
     def _batch(self, context: Context) -> Batch:
-        ti = context["ti"]
-        place = "" if ti.map_index in (None, -1) else f"[{ti.map_index}]"
         return Batch(
             self.hook,
-            owner=Owner(series=f"{ti.dag_id}.{ti.task_id}", run=f"{ti.run_id}{place}"),
+            owner=Owner.of(context["ti"]),
             project_id=self.hook.get_project_id(self.project_id),
             language=language_code(self.language) if self.language else None,
             on_pending_payment=self.on_pending_payment,

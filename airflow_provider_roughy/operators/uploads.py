@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy.api import language_code
 from airflow_provider_roughy.compat import BaseOperator, conf
 from airflow_provider_roughy.hooks import RoughyHook
+from airflow_provider_roughy.ingest import Owner, remembered
+from airflow_provider_roughy.ledger import Ledger
 from airflow_provider_roughy.lifecycle import (
     ASSET,
     OnPendingPayment,
@@ -22,11 +25,12 @@ from airflow_provider_roughy.triggers import RoughyAssetTrigger, ended_by_airflo
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from datetime import timedelta
 
     from airflow_provider_roughy.compat import Context
-    from airflow_provider_roughy.durable import DurableUpload
+    from airflow_provider_roughy.durable import DurableUpload, Memory
+    from airflow_provider_roughy.source import Source
 
 
 class RoughyCreateUploadOperator(BaseOperator):
@@ -46,7 +50,8 @@ class RoughyCreateUploadOperator(BaseOperator):
     already, nothing is sent. If the asset is gone or failed at Roughy, or the source, the project or the language has
     changed, it starts anew, and cancels the old upload if that is still open. Before 3.3 there is no such store: a try
     that fails discards its asset, so that no orphan stays, and the next one starts anew. Only a refused key, and bytes
-    that may all have arrived, leave it where it is; ``asset_id`` resumes it.
+    that may all have arrived, leave it where it is; ``asset_id`` resumes it. With a ``ledger`` it is on every version
+    as on 3.3.
 
     What it cannot do: ``POST /v1/assets`` has no idempotency key. If its reply is lost, or the worker dies between the
     reply and the note of it, an empty asset stays in ``pending_upload``, which costs nothing, and the next try makes
@@ -77,6 +82,11 @@ class RoughyCreateUploadOperator(BaseOperator):
         Airflow's ``[sensors] default_timeout``. A timeout is no reason to upload again, so it burns no retries.
         Airflow's ``execution_timeout`` bounds upload and wait together, in the triggerer as well.
     :param durable: Whether a later start of the task may go on with an earlier one's upload (Airflow 3.3 and later).
+    :param ledger: A folder that remembers what has been ingested, as of
+        :class:`~airflow_provider_roughy.operators.RoughyIngestOperator`, which may share it. Then a later start goes on
+        with an earlier one's upload on every version of Airflow, and the same recording is not uploaded again by
+        another run, another task or another DAG: they return its asset. (templated)
+    :param ledger_conn_id: The Airflow connection of the ledger's storage. (templated)
     :param roughy_conn_id: The Airflow connection. (templated)
     :param deferrable: With ``wait_for_completion``: whether to wait in the triggerer, which takes no worker slot.
     """
@@ -86,6 +96,8 @@ class RoughyCreateUploadOperator(BaseOperator):
         "project_id",
         "language",
         "source_conn_id",
+        "ledger",
+        "ledger_conn_id",
         "asset_id",
         "roughy_conn_id",
     )
@@ -104,6 +116,8 @@ class RoughyCreateUploadOperator(BaseOperator):
         poll_interval: float | timedelta = 30.0,
         timeout: float | timedelta | None = None,
         durable: bool = True,
+        ledger: str | os.PathLike[str] | None = None,
+        ledger_conn_id: str | None = None,
         roughy_conn_id: str = RoughyHook.default_conn_name,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
@@ -122,6 +136,8 @@ class RoughyCreateUploadOperator(BaseOperator):
             "timeout", conf.getfloat("sensors", "default_timeout") if timeout is None else timeout
         )
         self.durable = durable
+        self.ledger = ledger
+        self.ledger_conn_id = ledger_conn_id
         self.roughy_conn_id = roughy_conn_id
         self.deferrable = deferrable
         #: The upload under way.
@@ -145,14 +161,29 @@ class RoughyCreateUploadOperator(BaseOperator):
         return asset_id
 
     def _upload(self, context: Context) -> str:
-        memory = context.get("task_state_store") if self.durable else None
         source = find_source(self.source, conn_id=self.source_conn_id)
         language = language_code(self.language) if self.language else None
+        if self.asset_id:
+            return self._run(source, None, lambda upload: upload.resume(str(self.asset_id)))
+        project_id = self.hook.get_project_id(self.project_id)
+        with ExitStack() as stack:
+            memory: Memory | None = context.get("task_state_store") if self.durable else None
+            if self.ledger is not None:
+                memory = stack.enter_context(
+                    remembered(
+                        Ledger(self.ledger, conn_id=self.ledger_conn_id),
+                        source,
+                        owner=Owner.of(context["ti"]),
+                        project_id=project_id,
+                        language=language,
+                    )
+                )
+            return self._run(source, memory, lambda upload: upload.run(project_id, language))
+
+    def _run(self, source: Source, memory: Memory | None, start: Callable[[DurableUpload], str]) -> str:
         self._running = self.hook.durable_upload(source, memory=memory, log=self.log)
         try:
-            if self.asset_id:
-                return self._running.resume(self.asset_id)
-            return self._running.run(self.hook.get_project_id(self.project_id), language)
+            return start(self._running)
         finally:
             self._running = None
 
