@@ -31,8 +31,9 @@ class Progress:
         self._what = what
         self._shown = Newest[tuple[int, int]](lambda progress: show(*progress))
         self._started = self._logged_at = time.monotonic()
-        #: When the first block was handed over, and how far it was then: pauses before it are no slow link.
-        self._first: tuple[float, int] | None = None
+        self._done: int | None = None
+        #: When the request under way had handed over its first block, and how far the transfer was then.
+        self._since, self._from = self._started, 0
         self._logged = 0
 
     def __call__(self, done: int, total: int) -> None:
@@ -42,24 +43,25 @@ class Progress:
         :param total: Bytes in all.
         """
         now = time.monotonic()
-        if self._first is None:
-            self._first, self._logged = (now, done), done
+        begins = self._done is None or done <= self._done
+        self._done = done
+        if begins:
+            # Neither the pause before a request nor what it repeats says how fast the link is.
+            self._since, self._from = now, done
             return
         quiet = now - self._logged_at
         if done >= total or not (quiet >= 30 or (quiet >= 1 and abs(done - self._logged) >= total / 10)):
             return
         self._logged_at, self._logged = now, done
-        since, first = self._first
-        rate = max(done - first, 0) / max(now - since, 1e-3)
-        left = f"{(total - done) / rate:.0f} s left" if rate else "stalled"
+        rate = (done - self._from) / max(now - self._since, 1e-3)
         self._log.info(
-            "%s: %s of %s (%.0f %%), %s/s, %s",
+            "%s: %s of %s (%.0f %%), %s/s, %.0f s left",
             self._what,
             bytes_in_words(done),
             bytes_in_words(total),
             100 * done / total,
             bytes_in_words(rate),
-            left,
+            (total - done) / rate,
         )
         self._shown.put((done, total))
 
