@@ -109,6 +109,32 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    """The URL of an S3."""
+    moto = pytest.importorskip("moto.server", reason="the group s3 is installed for the newest Airflow only")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A client of it, with an empty bucket ``recordings``. Airflow's connection ``s3`` leads there as well."""
+    login = {"login": "key", "password": "secret"}
+    extra = {"endpoint_url": s3_url, "region_name": "us-east-1"}
+    monkeypatch.setenv("AIRFLOW_CONN_S3", json.dumps({"conn_type": "aws", **login, "extra": extra}))
+    client = pytest.importorskip("boto3").client(
+        "s3", endpoint_url=s3_url, aws_access_key_id="key", aws_secret_access_key="secret", region_name="us-east-1"
+    )
+    client.create_bucket(Bucket="recordings")
+    for each in client.list_objects_v2(Bucket="recordings").get("Contents", []):
+        client.delete_object(Bucket="recordings", Key=each["Key"])
+    return client
+
+
+@pytest.fixture(scope="session")
 def airflow_db() -> None:
     """Airflow's metadata database, made once, and its DAGs: the examples."""
     shutil.copytree(Path(__file__).parent.parent / "example_dags", DAGS_FOLDER, dirs_exist_ok=True)

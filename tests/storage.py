@@ -10,8 +10,24 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import md5
+from typing import Any
 
+from airflow_provider_roughy.emulator import Emulator, Fault
 from tests.proxy import Link
+
+#: What Roughy says of an asset beside its links.
+_FACTS = (
+    "id",
+    "project_id",
+    "type",
+    "state",
+    "extension",
+    "content_type",
+    "duration_seconds",
+    "language",
+    "created_at",
+    "size_bytes",
+)
 
 
 @dataclass(frozen=True)
@@ -143,3 +159,17 @@ class Storage(Link):
     def _reset(client: socket.socket) -> None:
         # Lingering for no time makes close() a reset.
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def lead(
+    roughy: Emulator, asset_id: str, storage: Storage, *, nth: int = 1, times: int | None = None, **fields: Any
+) -> None:
+    """Lead the link of an asset to a storage.
+
+    :param nth: From which reading of an asset on.
+    :param times: How often; ``None`` for ever.
+    :param fields: What Roughy says of it instead.
+    """
+    facts = roughy.asset(asset_id)
+    honest = {name: facts[name] for name in _FACTS} | {"download_url": storage.url, "cuttable": True}
+    roughy.inject(Fault(method="GET", path="/v1/assets/*", nth=nth, times=times, status=200, body=honest | fields))

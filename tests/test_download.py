@@ -34,6 +34,7 @@ from airflow_provider_roughy.exceptions import (
 )
 from airflow_provider_roughy.hooks import RoughyHook
 from tests.storage import Answer, Storage
+from tests.storage import lead as lead_to
 from tests.uploading import MIB
 
 SIZE = 3 * MIB + 7
@@ -63,15 +64,9 @@ def asset_id(roughy: Emulator) -> str:
 
 
 @pytest.fixture
-def lead(roughy: Emulator, hook: RoughyHook, asset_id: str, storage: Storage) -> Callable[..., None]:
-    """Lead the asset's link to the storage, from its nth reading on."""
-    honest = hook.get_asset(asset_id).to_dict() | {"download_url": storage.url, "upload_url": None}
-
-    def lead(*, nth: int = 1, times: int | None = None, **fields: Any) -> None:
-        roughy.inject(Fault(**GET, nth=nth, times=times, status=200, body=honest | fields))
-
-    roughy.clear_requests()
-    return lead
+def lead(roughy: Emulator, asset_id: str, storage: Storage) -> Callable[..., None]:
+    """Lead the asset's link to the storage."""
+    return partial(lead_to, roughy, asset_id, storage)
 
 
 def fetch(hook: RoughyHook, asset_id: str, folder: Path, **options: Any) -> Path:
@@ -306,6 +301,17 @@ def test_how_often_a_link_is_renewed_is_bounded(
     assert sum(request.method == "GET" for request in roughy.requests) <= 10
 
 
+def test_how_often_roughy_is_asked_for_a_link_is_bounded(
+    roughy: Emulator, hook: RoughyHook, asset_id: str, storage: Storage, lead: Any, tmp_path: Path
+) -> None:
+    """A gateway answers in its place."""
+    lead(times=1)
+    roughy.inject(Fault(**GET, nth=2, times=None, status=403, body="<html>Sign in</html>"))
+    storage.answers = [Answer(cut_after=500), Answer(status=403)]
+    refuse(hook, asset_id, tmp_path, RoughyDownloadError, "after 8 attempts without progress: GET /v1/assets/")
+    assert sum(request.method == "GET" for request in roughy.requests) <= 10
+
+
 # ---- What never ends is named
 
 
@@ -318,6 +324,7 @@ def test_how_often_a_link_is_renewed_is_bounded(
         (Answer(body=CONTENT + b"x", chunked=True), f"more than the {SIZE} bytes that were promised"),
         (Answer(headers={"Content-Encoding": "gzip"}), "packed as 'gzip', which was not asked for"),
         (Answer(headers={"Content-Type": "text/html; charset=utf-8"}), "a page and not the file"),
+        (Answer(body=b"", chunked=True), f"ended at 0 of {SIZE} bytes"),
         (Answer(status=500), "500"),
         (Answer(status=302), "a redirect, which is not followed"),
         (Answer(headers={"ETag": None}, cut_after=500), f"{SIZE - 500} bytes are missing from 127.0.0.1"),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_roughy.compat import DAG, ObjectStoragePath
-from airflow_provider_roughy.emulator import Emulator, Fault
+from airflow_provider_roughy.emulator import Emulator
 from airflow_provider_roughy.exceptions import (
     RoughyAssetFailedError,
     RoughyConfigurationError,
@@ -23,7 +23,7 @@ from airflow_provider_roughy.exceptions import (
 )
 from airflow_provider_roughy.operators import RoughyDownloadOperator
 from tests.running import Ended, run_task
-from tests.storage import Answer, Storage
+from tests.storage import Answer, Storage, lead
 from tests.uploading import MIB
 
 CONTENT = os.urandom(3 * MIB)
@@ -133,10 +133,7 @@ def test_a_retry_after_success_succeeds(roughy: Emulator, tmp_path: Path, overwr
 def stalled(roughy: Emulator, storage: Storage) -> str:
     """Return an asset whose storage stops in mid-way, once."""
     asset_id = roughy.seed_asset(content=CONTENT)
-    body = roughy.asset(asset_id)
-    names = ("id", "project_id", "type", "state", "extension", "content_type", "language", "created_at", "size_bytes")
-    facts = {name: body[name] for name in names} | {"duration_seconds": "1.0", "download_url": storage.url}
-    roughy.inject(Fault(method="GET", path="/v1/assets/*", times=None, status=200, body=facts))
+    lead(roughy, asset_id, storage)
     storage.answers = [Answer(stall_after=MIB)]
     return asset_id
 

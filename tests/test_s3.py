@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -25,39 +25,19 @@ from tests import uploading
 from tests.running import Ended, TaskInstance, run_task
 from tests.uploading import MIB, Store, sent
 
-WHY = "the group s3 is installed for the newest Airflow only"
-moto_server = pytest.importorskip("moto.server", reason=WHY)
-boto3 = pytest.importorskip("boto3", reason=WHY)
-s3fs = pytest.importorskip("s3fs", reason=WHY)
+s3fs = pytest.importorskip("s3fs", reason="the group s3 is installed for the newest Airflow only")
 
 SIZE = 24 * MIB + 13
 
 Put = Callable[[bytes], None]
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """The URL of an S3."""
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def put(s3: str, monkeypatch: pytest.MonkeyPatch) -> Put:
-    """Put an object at ``s3://recordings/talk.mp3``, which Airflow's connection ``s3`` leads to."""
-    login = {"login": "key", "password": "secret"}
-    extra = {"endpoint_url": s3, "region_name": "us-east-1"}
-    monkeypatch.setenv("AIRFLOW_CONN_S3", json.dumps({"conn_type": "aws", **login, "extra": extra}))
-    client = boto3.client(
-        "s3", endpoint_url=s3, aws_access_key_id="key", aws_secret_access_key="secret", region_name="us-east-1"
-    )
-    client.create_bucket(Bucket="recordings")
+def put(s3: Any) -> Put:
+    """Put an object at ``s3://recordings/talk.mp3``."""
 
     def put(content: bytes) -> None:
-        client.put_object(Bucket="recordings", Key="talk.mp3", Body=content)
+        s3.put_object(Bucket="recordings", Key="talk.mp3", Body=content)
 
     return put
 
@@ -244,18 +224,13 @@ def test_an_object_is_streamed_and_never_lands_on_the_workers_disk(
 
 
 @pytest.fixture
-def bucket(s3: str, put: Put, roughy: Emulator, recordings: dict[str, Path]) -> Iterator[Any]:
+def bucket(s3: Any, roughy: Emulator, recordings: dict[str, Path]) -> Any:
     """The bucket, with two recordings and a folder's placeholder under ``incoming/``."""
     roughy.progression = "immediate"
-    client = boto3.client(
-        "s3", endpoint_url=s3, aws_access_key_id="key", aws_secret_access_key="secret", region_name="us-east-1"
-    )
     for name in ("", "Folge #1.mp3", "b%20.mp3", "deep/c.mp3", "notes.txt"):
         body = recordings["audio"].read_bytes() if name.endswith("mp3") else b""
-        client.put_object(Bucket="recordings", Key=f"incoming/{name}", Body=body)
-    yield client
-    for item in client.list_objects_v2(Bucket="recordings").get("Contents", []):
-        client.delete_object(Bucket="recordings", Key=item["Key"])
+        s3.put_object(Bucket="recordings", Key=f"incoming/{name}", Body=body)
+    return s3
 
 
 def ingest(run: str, **options: Any) -> tuple[Ended, dict[str, Any]]:

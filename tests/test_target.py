@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -322,24 +323,24 @@ def test_what_a_killed_worker_left_is_taken_over(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"talk.mp3": OLD}
 
 
-def test_a_lock_that_was_waited_for_is_no_claim_to_a_finished_file(
+def test_a_file_that_was_finished_before_its_lock_was_taken_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Opened while another writes it, locked when that one has given it its name."""
-    with find_target(tmp_path / "talk.mp3", name="x").open() as first:
-        first.write(NEW)
-        lock = fcntl.flock
+    """The second one has opened what the first one writes, and gets its lock when that has its name."""
+    target, lock = find_target(tmp_path / "talk.mp3", name="x"), fcntl.flock
+    with ExitStack() as first:
+        first.enter_context(target.open()).write(NEW)
 
         def finish_first(file: int, operation: int) -> None:
             monkeypatch.setattr(fcntl, "flock", lock)
-            first.finish()
+            first.close()
             lock(file, operation)
 
         monkeypatch.setattr(fcntl, "flock", finish_first)
-        with find_target(tmp_path / "other.mp3", name="x").open() as second:
+        with target.open() as second:
             second.write(OLD)
-        monkeypatch.setattr(first, "finish", lambda: None)
-    assert (tmp_path / "talk.mp3").read_bytes() == NEW
+            assert (tmp_path / "talk.mp3").read_bytes() == NEW
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"talk.mp3": OLD}
 
 
 def test_how_often_others_are_looked_at_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
