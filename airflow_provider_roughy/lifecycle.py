@@ -66,8 +66,8 @@ class Kind:
     """A kind of resource that can be waited for.
 
     :param name: What Roughy calls it.
-    :param outcomes: The state table.
-    :param working: The state in which most of those that are waited for are.
+    :param outcomes: The state table; states of waiting in the order in which they follow each other.
+    :param working: The state in which one that has never been seen most likely is.
     :param get: Reads one, by its id.
     :param failed: The error of one that failed, called with its id.
     :param unpaid: The error of one that is not paid for, called with its id; ``None`` for a kind that costs nothing.
@@ -88,6 +88,18 @@ class Kind:
         """The states in which there is nothing left to wait for, the usual one first."""
         usual_first = sorted(self.outcomes.items(), key=lambda row: row[1] is not Outcome.SUCCEEDED)
         return tuple(state for state, outcome in usual_first if outcome is not Outcome.WAITING)
+
+    def may_be_in(self, state: str, *, seen: str | None) -> bool:
+        """Whether one that waits may be on the list of a state: as seen last, or in one of waiting that follows.
+
+        :param state: Whose list.
+        :param seen: In which state it was seen last, ``None`` if it never was.
+        """
+        seen = seen or self.working
+        if seen == state or self.outcomes.get(seen) is not Outcome.WAITING:
+            return seen == state
+        waiting = [each for each, outcome in self.outcomes.items() if outcome is Outcome.WAITING]
+        return state in waiting[waiting.index(seen) :]
 
     def read(self, id: str) -> Call[Any]:
         """Read one, and take no answer about another one.
@@ -133,7 +145,7 @@ _OF_WORK = {
 CUT = Kind(
     name="cut",
     outcomes=_OF_WORK,
-    working="processing",
+    working="pending",
     get=api.get_cut,
     failed=RoughyCutFailedError,
     list=api.list_cuts,
@@ -143,7 +155,7 @@ RENDER = Kind(
     name="render",
     # Not in the API's list of states, but there is an event of that name (page "Webhooks").
     outcomes=_OF_WORK | {"cancelled": Outcome.FAILED},
-    working="processing",
+    working="pending",
     get=api.get_render,
     failed=RoughyRenderFailedError,
     list=api.list_renders,

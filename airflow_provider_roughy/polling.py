@@ -608,15 +608,16 @@ class SharedPoll:
             return
         doubted = nlargest(max(1, len(due) // _DOUBTED), due, key=lambda look: look.watch.unchanged)
         doubtful = {look.id for look in doubted if look.watch.unchanged >= _BELIEVED}
-        by_state: dict[str, set[_Look]] = {}
-        for look in self._looks:
-            # A newcomer's is most likely in work.
-            if not look.answer.done() and look.id not in doubtful:
-                by_state.setdefault(look.watch.state or self._kind.working, set()).add(look)
         try:
-            for state, looks in by_state.items():
-                if state in self._kind.outcomes:
-                    await self._read_list(self._kind.list, state, looks, due)
+            for state in self._kind.outcomes:
+                looks = {
+                    look
+                    for look in self._looks
+                    if not look.answer.done()
+                    and look.id not in doubtful
+                    and self._kind.may_be_in(state, seen=look.watch.state)
+                }
+                await self._read_list(self._kind.list, state, looks, due)
             for state in self._kind.ends:
                 ended = {look for look in due if look.watch.one_of_many and not look.answer.done()}
                 await self._read_list(self._kind.list, state, ended, due, empty_pages=_EMPTY_PAGES)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote
 
 import pytest
 
 from airflow_provider_roughy.api import RoughyAsset
-from airflow_provider_roughy.emulator import Emulator, Fault
+from airflow_provider_roughy.emulator import Choices, Emulator, Fault
 from airflow_provider_roughy.exceptions import (
+    RoughyAssetFailedError,
+    RoughyAssetProcessingError,
     RoughyConfigurationError,
+    RoughyError,
     RoughyInsufficientCreditsError,
     RoughyNotFoundError,
+    RoughyPaymentRequiredError,
     RoughyProtocolError,
 )
 from airflow_provider_roughy.hooks import RoughyHook
@@ -108,6 +113,106 @@ def test_projects(hook: RoughyHook, roughy: Emulator) -> None:
     assert made.name == "Episode 42"
     assert hook.get_project(made.id) == made
     assert [project.id for project in hook.list_projects()] == [made.id, roughy.project_id]
+
+
+def test_a_project_can_be_changed_and_removed(hook: RoughyHook, roughy: Emulator) -> None:
+    made = hook.create_project("Episode 42")
+    assert hook.update_project(made.id, name="Episode 43").name == "Episode 43"
+    archived = hook.update_project(made.id, state="archived")
+    assert (archived.name, archived.state) == ("Episode 43", "archived")
+    assert [project.id for project in hook.list_projects("archived")] == [made.id]
+    with pytest.raises(RoughyConfigurationError, match="Nothing to change"):
+        hook.update_project(made.id)
+    asset_id = roughy.seed_asset(project_id=made.id)
+    assert hook.delete_project(made.id) is True
+    assert asset_id not in {asset["id"] for asset in roughy.assets}
+    assert hook.delete_project(made.id) is False
+    with pytest.raises(RoughyNotFoundError):
+        hook.delete_project(made.id, missing_ok=False)
+
+
+def test_the_credit_ledger_tells_where_the_balance_comes_from(
+    hook: RoughyHook, roughy: Emulator, recordings: dict[str, Path]
+) -> None:
+    asset = hook.create_asset(None, recordings["audio"].stat().st_size)
+    hook.upload(asset, recordings["audio"])
+    roughy.top_up(7)
+    entries = list(hook.list_credit_entries())
+    assert [(entry.type, entry.delta) for entry in entries[:2]] == [("topup", 7), ("consume_asset", -1)]
+    assert entries[1].asset_id == asset.id
+    assert sum(entry.delta for entry in entries) == hook.get_credit_balance()
+
+
+def test_the_owner_of_the_key_is_known(hook: RoughyHook) -> None:
+    profile = hook.get_profile()
+    assert "@" in profile.email
+    assert profile.to_dict()["id"] == profile.id
+
+
+def test_cuts_and_renders_are_listed_over_all_pages(hook: RoughyHook, roughy: Emulator) -> None:
+    roughy.progression = "manual"
+    one, other = roughy.seed_asset(), roughy.seed_asset()
+    cuts = [roughy.seed_cut(asset_id=one, script=str(number)) for number in range(101)]
+    pending = roughy.seed_cut("processing", asset_id=other)
+    renders = [roughy.seed_render(asset_id=one), roughy.seed_render("failed", asset_id=other)]
+    assert [cut.id for cut in hook.list_cuts(asset_id=one)] == cuts[::-1]
+    assert [cut.id for cut in hook.list_cuts(project_id=roughy.project_id)] == [pending, *cuts[::-1]]
+    assert [cut.id for cut in hook.list_cuts(state="processing")] == [pending]
+    assert [render.id for render in hook.list_renders()] == renders[::-1]
+    assert [render.id for render in hook.list_renders(asset_id=one, state="completed")] == renders[:1]
+
+
+def test_the_same_request_finds_the_same_cut_and_the_same_render(hook: RoughyHook, roughy: Emulator) -> None:
+    asset_id = roughy.seed_asset()
+    assert hook.create_cut(asset_id).id == hook.create_cut(asset_id).id != hook.create_cut(asset_id, "short").id
+    output = {"format": "mp3"}
+    assert hook.create_render(asset_id, output).id == hook.create_render(asset_id, output).id
+    assert hook.create_render(asset_id, {"format": "m4a"}).output["format"] == "m4a"
+    assert (len(roughy.cuts), len(roughy.renders)) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "words"),
+    [
+        ("pending_upload", RoughyAssetProcessingError, "Wait until the asset is ready"),
+        ("processing", RoughyAssetProcessingError, "Wait until the asset is ready"),
+        ("pending_payment", RoughyPaymentRequiredError, "Top up the credits"),
+        ("failed", RoughyAssetFailedError, "asset_failed"),
+    ],
+)
+def test_an_asset_that_is_no_good_yet_is_named(
+    hook: RoughyHook, roughy: Emulator, state: str, error: type[RoughyError], words: str
+) -> None:
+    roughy.progression = "manual"
+    asset_id = roughy.seed_asset(state)
+    for make in (lambda: hook.create_cut(asset_id), lambda: hook.create_render(asset_id, {"format": "mp3"})):
+        with pytest.raises(error, match=words) as raised:
+            make()
+        assert type(raised.value) is error
+        assert getattr(raised.value, "retry_after", 1) == 1
+        assert getattr(raised.value, "asset_id", asset_id) == asset_id
+
+
+@pytest.mark.parametrize("known", ["delete", "post"])
+@pytest.mark.parametrize("becomes", ["failed", "cancelled", "removed"])
+def test_a_render_is_cancelled_in_whichever_way_roughy_knows(
+    connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch, known: Any, becomes: Any
+) -> None:
+    with Emulator(progression="manual", choices=Choices(render_cancel=known, cancelled_render=becomes)) as roughy:
+        monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps(roughy.airflow_connection))
+        with RoughyHook() as hook:
+            render_id = roughy.seed_render("processing")
+            assert hook.cancel_render(render_id) is True
+            assert [render["state"] for render in roughy.renders] == [] if becomes == "removed" else [becomes]
+            assert hook.cancel_render(render_id) is False
+
+
+def test_a_render_that_is_made_is_not_cancelled(hook: RoughyHook, roughy: Emulator) -> None:
+    render_id = roughy.seed_render()
+    assert hook.cancel_render(render_id) is False
+    assert hook.get_render(render_id).state == "completed"
+    assert hook.cancel_render(NOBODY) is False
+    assert [request.method for request in roughy.requests] == ["GET", "GET", "GET"]
 
 
 def test_an_asset_needs_a_project(connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

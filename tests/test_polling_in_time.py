@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from airflow_provider_roughy.hooks import RoughyHook
-from airflow_provider_roughy.lifecycle import ASSET, OnPendingPayment, Outcome, Verdict
+from airflow_provider_roughy.lifecycle import ASSET, CUT, RENDER, Kind, OnPendingPayment, Outcome, Verdict
 from airflow_provider_roughy.polling import SharedPoll, Watch, wait_until_final
 from tests.virtual import EPOCH, Asked, Roughy, Rule, Trickling, asset, error, reply, virtual
 
@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 
 
 async def wait(
-    id: str, *, interval: float = 30, until: float = 3600, policy: OnPendingPayment = "fail"
+    id: str, *, kind: Kind = ASSET, interval: float = 30, until: float = 3600, policy: OnPendingPayment = "fail"
 ) -> tuple[Verdict, float]:
-    """Wait for an asset, and return the verdict and when it was there, in seconds since the start."""
-    watch = Watch(ASSET, id, on_pending_payment=policy, log=log)
+    """Wait for a resource, and return the verdict and when it was there, in seconds since the start."""
+    watch = Watch(kind, id, on_pending_payment=policy, log=log)
     verdict = await wait_until_final(RoughyHook(), watch, poll_interval=interval, deadline=EPOCH + until)
     return verdict, asyncio.get_running_loop().time()
 
@@ -212,6 +212,21 @@ def test_a_thousand_waiters_cost_few_requests_a_round(virtual: Roughy) -> None:
     rounds = sum(1 for before, after in pairwise(steady) if after.at - before.at > 5) + 1
     assert rounds >= 45
     assert len(steady) / rounds <= 12
+
+
+@pytest.mark.parametrize("kind", [CUT, RENDER], ids=lambda kind: kind.name)
+def test_a_thousand_cuts_or_renders_cost_as_little(virtual: Roughy, kind: Kind) -> None:
+    """Also in the round in which all of them begin to be worked on, and in the first one, which knows no state yet."""
+    ids = virtual.add(1000, (30 * 9, "processing"), (30 * 60, "completed"), first="pending")
+    wait_for_all(virtual, ids, kind=kind, until=30 * 50)
+    rounds: list[list[Asked]] = []
+    for asked in virtual.asked:
+        if asked.at < 30 * 49:
+            if not rounds or asked.at - rounds[-1][-1].at > 5:
+                rounds.append([])
+            rounds[-1].append(asked)
+    assert len(rounds) >= 46
+    assert max(len(each) for each in rounds) <= 12
 
 
 # ---- What one answer says of others

@@ -19,6 +19,7 @@ from airflow_provider_roughy.compat import (
     AirflowException,
     AirflowSensorTimeout,
     AirflowSkipException,
+    BaseOperator,
     TaskDeferred,
 )
 from airflow_provider_roughy.emulator import Emulator, Fault
@@ -26,12 +27,14 @@ from airflow_provider_roughy.exceptions import (
     RoughyAssetFailedError,
     RoughyAuthenticationError,
     RoughyConfigurationError,
+    RoughyCutFailedError,
     RoughyNotFoundError,
     RoughyPaymentRequiredError,
+    RoughyRenderFailedError,
     RoughyTimeoutError,
 )
 from airflow_provider_roughy.hooks import RoughyHook
-from airflow_provider_roughy.sensors import RoughyAssetSensor
+from airflow_provider_roughy.sensors import RoughyAssetSensor, RoughyCutSensor, RoughyRenderSensor
 from airflow_provider_roughy.triggers import RoughyAssetTrigger
 from tests.live.link import HoldingLink, Stop
 from tests.running import Ended, run_task, whenever
@@ -149,7 +152,7 @@ def test_an_outcome_is_the_same_in_every_mode(
     assert (ended.waited == "triggerer") == (mode == "deferrable" and waits)
 
 
-def run_later(roughy: Emulator, task: RoughyAssetSensor, mode: str, change: Callable[[], None]) -> Ended:
+def run_later(roughy: Emulator, task: BaseOperator, mode: str, change: Callable[[], None]) -> Ended:
     """Run a task whose asset changes only after its first look."""
     if mode != "poke":
         return run_task(task, before_resuming=once(change))
@@ -247,6 +250,99 @@ def test_an_id_that_is_none_fails_at_once(roughy: Emulator, mode: str, value: st
 def test_a_policy_that_does_not_exist_is_refused_when_the_dag_is_read() -> None:
     with pytest.raises(ValueError, match="on_pending_payment"):
         sensor("poke", NOBODY, on_pending_payment="ignore")
+
+
+# ---- Cuts and renders
+
+
+@dataclass(frozen=True)
+class Work:
+    """A kind of what is made of an asset.
+
+    :param seed: Puts one into a state, and returns its id.
+    :param read: Reads its fields.
+    """
+
+    sensor: type[RoughyCutSensor | RoughyRenderSensor]
+    failed: type[BaseException]
+    seed: Callable[[Emulator, str], str]
+    read: Callable[[RoughyHook, str], dict[str, Any]]
+
+
+WORK = {
+    "cut": Work(
+        RoughyCutSensor,
+        RoughyCutFailedError,
+        lambda roughy, state: roughy.seed_cut(state, script="short"),
+        lambda hook, id: hook.get_cut(id).to_dict(),
+    ),
+    "render": Work(
+        RoughyRenderSensor,
+        RoughyRenderFailedError,
+        lambda roughy, state: roughy.seed_render(state, content=b"media"),
+        lambda hook, id: hook.get_render(id).to_dict(),
+    ),
+}
+
+
+def work_sensor(mode: str, kind: str, id: str, **options: Any) -> BaseOperator:
+    known = {"task_id": "wait", "poke_interval": 0.05, "timeout": 20, **MODES[mode], f"{kind}_id": id}
+    return WORK[kind].sensor(**{**known, **options})
+
+
+@pytest.mark.parametrize("moment", ["at first look", "later"])
+@pytest.mark.parametrize(
+    ("kind", "becomes"),
+    [*((kind, end) for kind in WORK for end in ("completed", "failed", "gone")), ("render", "cancelled")],
+)
+def test_what_became_of_a_cut_or_a_render_is_the_same_in_every_mode(
+    roughy: Emulator, mode: str, kind: str, becomes: str, moment: str
+) -> None:
+    roughy.progression = "manual"
+    work = WORK[kind]
+    id = work.seed(roughy, "processing")
+
+    def become() -> None:
+        if becomes == "gone":
+            roughy.inject(Fault(method="GET", path=f"/v1/{kind}s/{id}", status=404, times=None))
+        else:
+            roughy.set_state(id, becomes)
+
+    task = work_sensor(mode, kind, id)
+    if moment == "at first look":
+        become()
+        ended = run_task(task)
+    else:
+        ended = run_later(roughy, task, mode, become)
+
+    assert ended.state == ("success" if becomes == "completed" else "failed"), ended.error
+    assert (ended.waited == "triggerer") == (mode == "deferrable" and moment == "later")
+    if becomes == "completed":
+        with RoughyHook() as hook:
+            assert ended.result == work.read(hook, id)
+        assert ended.result["state"] == "completed"
+        assert "download_url" not in ended.result
+    else:
+        assert type(ended.error) is (RoughyNotFoundError if becomes == "gone" else work.failed)
+        assert id in str(ended.error)
+        assert run_task(work_sensor(mode, kind, id, soft_fail=True)).state == "skipped"
+
+
+@pytest.mark.parametrize("kind", WORK)
+def test_a_cut_or_a_render_that_takes_too_long_burns_no_retries(roughy: Emulator, kind: str) -> None:
+    roughy.progression = "manual"
+    id = WORK[kind].seed(roughy, "processing")
+    ended = run_task(work_sensor("deferrable", kind, id, timeout=0.4))
+    assert (ended.state, type(ended.error)) == ("failed", RoughyTimeoutError)
+    assert f"{kind.capitalize()} {id} was not done in time: it was still processing" in str(ended.error)
+
+
+@pytest.mark.parametrize("kind", WORK)
+def test_an_id_of_a_cut_or_a_render_that_is_none_fails_at_once(roughy: Emulator, mode: str, kind: str) -> None:
+    ended = run_task(work_sensor(mode, kind, "None"))
+    assert (ended.state, type(ended.error)) == ("failed", RoughyConfigurationError)
+    assert f"{kind}_id must be a UUID" in str(ended.error)
+    assert roughy.requests == []
 
 
 # ---- The trigger

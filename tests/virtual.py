@@ -86,9 +86,9 @@ Rule = Callable[[Asked, httpx.Request], Awaitable[httpx.Response | None]]
 
 @dataclass
 class Roughy:
-    """An API in the event loop: assets that change their state at known times, and rules that come first.
+    """An API in the event loop: resources that change their state at known times, and rules that come first.
 
-    :param states: By asset, pairs of a time in seconds and the state from then on.
+    :param states: By resource, pairs of a time in seconds and the state from then on.
     :param rules: Asked in turn.
     """
 
@@ -97,10 +97,10 @@ class Roughy:
     rules: list[Rule] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
 
-    def add(self, count: int, *changes: tuple[float, str]) -> list[str]:
-        """Add assets that are processing, and change as told."""
+    def add(self, count: int, *changes: tuple[float, str], first: str = "processing") -> list[str]:
+        """Add resources that are processing, or in another state at first, and change as told."""
         ids = [f"019de7f7-3a52-74d1-9eeb-{len(self.states) + number:012x}" for number in range(count)]
-        self.states |= {id: [(0.0, "processing"), *changes] for id in ids}
+        self.states |= {id: [(0.0, first), *changes] for id in ids}
         return ids
 
     def state(self, id: str, *, at: float | None = None) -> str:
@@ -108,7 +108,7 @@ class Roughy:
         return [state for since, state in self.states[id] if since <= now][-1]
 
     async def handle(self, request: httpx.Request) -> httpx.Response:
-        path = request.url.path.removeprefix("/v1/assets").strip("/") or "list"
+        path = request.url.path.removeprefix("/v1/").partition("/")[2] or "list"
         key = request.headers.get("authorization", "").removeprefix("Bearer ")
         asked = Asked(self.loop.time(), path, request.url.host, key)
         self.asked.append(asked)
@@ -134,11 +134,11 @@ class Roughy:
 
 
 def asset(id: str, state: str) -> dict[str, Any]:
-    """Make an asset, as a list shows it."""
+    """Make an asset as a list shows it, with what else a cut and a render have."""
     empty = ("type", "extension", "size_bytes", "content_type", "duration_seconds", "language", "upload_url")
-    return {"id": id, "project_id": id, "state": state, "created_at": "2026-05-02T08:54:52Z"} | (
-        dict.fromkeys((*empty, "error_code", "error_message"))
-    )
+    known: dict[str, Any] = {"id": id, "project_id": id, "state": state, "created_at": "2026-05-02T08:54:52Z"}
+    known |= {"asset_id": id, "output": {}}
+    return known | dict.fromkeys((*empty, "error_code", "error_message"))
 
 
 class Trickling(httpx.AsyncByteStream):
