@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from airflow_provider_roughy.client import AsyncClient, Client
     from airflow_provider_roughy.compat import Connection, ObjectStoragePath
     from airflow_provider_roughy.durable import Memory
+    from airflow_provider_roughy.ledger import Entry, Ledger
     from airflow_provider_roughy.target import Overwrite
 
 T = TypeVar("T")
@@ -321,6 +322,43 @@ class RoughyHook(BaseHook):
                 raise
             return False
         return True
+
+    # ---- What has been ingested
+
+    def recheck_ledger(self, ledger: Ledger, *, forget: bool = False) -> list[Entry]:
+        """Ask Roughy for the assets that a ledger knows, and return the entries of those that are there no longer.
+
+        They cost a list of each project's assets, 100 a page, and a request for each that is not on it. An entry is
+        forgotten by hand with ``ledger.forget(entry.key)``.
+
+        :param ledger: What has been ingested.
+        :param forget: Whether to forget them, so that the next run ingests their recordings again.
+        :raises RoughyLedgerError: If the ledger cannot be read or written.
+        :raises RoughyError: If Roughy cannot be asked.
+        """
+        there: dict[str, set[str]] = {}
+        gone = []
+        for entry in ledger.entries():
+            if entry.asset_id is None:
+                continue
+            project_id = str(entry.wanted["project_id"])
+            if project_id not in there:
+                there[project_id] = self._assets_of(project_id)
+            if entry.asset_id in there[project_id]:
+                continue
+            try:
+                self.get_asset(entry.asset_id)
+            except RoughyNotFoundError:
+                gone.append(entry)
+                if forget:
+                    ledger.forget(entry.key)
+        return gone
+
+    def _assets_of(self, project_id: str) -> set[str]:
+        try:
+            return {asset.id for asset in self.list_assets(project_id=project_id)}
+        except RoughyNotFoundError:
+            return set()
 
     # ---- Cuts
 

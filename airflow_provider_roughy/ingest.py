@@ -20,15 +20,14 @@ Trouble of one recording is its own. Trouble of all (the key, the credits, Rough
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from airflow_provider_roughy.abreast import Abreast, OnProgress
 from airflow_provider_roughy.api import MAX_UPLOAD_BYTES, MIN_UPLOAD_BYTES
 from airflow_provider_roughy.durable import DurableUpload
 from airflow_provider_roughy.exceptions import (
@@ -44,10 +43,10 @@ from airflow_provider_roughy.exceptions import (
     RoughyUnsupportedMediaError,
     RoughyUntrustedUrlError,
     RoughyUnusableSourceError,
-    RoughyUploadError,
 )
 from airflow_provider_roughy.ledger import Entry, Lease, Ledger, entry_key
 from airflow_provider_roughy.lifecycle import ASSET, Arrival, Outcome, Verdict, counted
+from airflow_provider_roughy.memory import Claim, LockedMemory, Owner, PartOfMemory
 from airflow_provider_roughy.polling import look_at_batch, run_here
 from airflow_provider_roughy.progress import Newest, bytes_in_words
 from airflow_provider_roughy.source import find_source
@@ -57,22 +56,14 @@ if TYPE_CHECKING:
     from airflow_provider_roughy.hooks import RoughyHook
     from airflow_provider_roughy.lifecycle import OnPendingPayment
     from airflow_provider_roughy.recordings import Found, Recording
-    from airflow_provider_roughy.source import Source
 
 T = TypeVar("T")
 U = TypeVar("U")
 
-#: Called with the bytes handed over so far and the bytes in all.
-OnProgress = Callable[[int, int], None]
-
 #: Recordings in a row, none that went well among them, whose trouble is taken for that of all.
 _ALL_FAIL = 5
-#: Seconds between two lines of progress, and how much must have happened by then.
-_TELL_SECONDS, _TELL_SHARE = 10.0, 0.05
 #: Entries of the ledger that are read or written at once.
 _AT_ONCE = 16
-#: Seconds that an upload has to end after the batch was told to stop.
-_STOP_SECONDS = 5.0
 #: Trouble that all others would meet as well.
 _OF_ALL = (
     RoughyAuthenticationError,
@@ -81,36 +72,10 @@ _OF_ALL = (
     RoughyLedgerError,
     RoughyUntrustedUrlError,
 )
-#: States of an entry whose recording is not wholly uploaded, as far as anybody knows.
-_OPEN = {"claimed", "uploading"}
 #: States of an entry that ends: nobody has to look at it again.
 _ENDED = {"ready", "failed", "refused", "gone", "uploaded"}
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Owner:
-    """Whose the claims of a batch are, whichever try.
-
-    :param series: What runs again and again, such as a task of a DAG.
-    :param run: Which run of it.
-    """
-
-    series: str
-    run: str
-
-    def __str__(self) -> str:
-        return f"{self.series}, run {self.run}"
-
-    @classmethod
-    def of(cls, ti: Any) -> Owner:
-        """Name a task of a run of a DAG, whichever try.
-
-        :param ti: The task instance.
-        """
-        place = "" if ti.map_index in (None, -1) else f"[{ti.map_index}]"
-        return cls(series=f"{ti.dag_id}.{ti.task_id}", run=f"{ti.run_id}{place}")
 
 
 @dataclass
@@ -164,16 +129,14 @@ class _Item:
 
     :param recording: The file; ``None`` if it was not found this time.
     :param wanted: What makes it this recording.
-    :param entry: Its entry, once it is this run's.
-    :param takes_over: The entry of a dead run that this one takes over.
+    :param claim: Its entry in the ledger, if there is one.
     :param asset_id: Its asset, once it has one.
     :param credits: What it costs, if that was looked at.
     """
 
     recording: Recording | None
     wanted: dict[str, Any]
-    entry: Entry | None = None
-    takes_over: Entry | None = None
+    claim: Claim | None = None
     asset_id: str | None = None
     credits: int | None = None
 
@@ -223,7 +186,7 @@ class Batch:
         self._language = language
         self._on_pending_payment = on_pending_payment
         self._ledger = ledger
-        self._store = None if store is None else _Locked(store)
+        self._store = None if store is None else LockedMemory(store)
         self._parallel = parallel
         self._log = log
         self._lease: Lease | None = None
@@ -238,7 +201,7 @@ class Batch:
         self.trouble: RoughyError | None = None
         #: Whether something was waited for in vain.
         self.timed_out = False
-        self._transfers: _Transfers | None = None
+        self._transfers: Abreast[_Item] | None = None
         self._running: dict[_Item, DurableUpload] = {}
 
     @contextmanager
@@ -303,7 +266,7 @@ class Batch:
                 left.append(entry)
             elif item is not None or entry.series == self._owner.series:
                 if entry.owner not in alive:
-                    alive[entry.owner] = (ledger.alive_until(entry.owner) or 0.0) > time.time()
+                    alive[entry.owner] = ledger.is_alive(entry.owner)
                 if not alive[entry.owner]:
                     left.append(entry)
                 elif item is not None:
@@ -317,7 +280,7 @@ class Batch:
                 items.pop(entry.key, None)
         for key in [*done, *ended]:
             self.report.known += items.pop(key, None) is not None
-        self._take_up(ledger, left, items)
+        self._take_up(left, items)
 
     def _leave_to_its_run(self, item: _Item, entry: Entry) -> None:
         if entry.asset_id is not None:
@@ -325,7 +288,7 @@ class Batch:
         else:
             self.report.postponed[item.name] = f"{entry.owner} is about to upload it"
 
-    def _take_up(self, ledger: Ledger, left: list[Entry], items: dict[str, _Item]) -> None:
+    def _take_up(self, left: list[Entry], items: dict[str, _Item]) -> None:
         """Decide about entries that nobody else will see to.
 
         :param left: They; this run's, or those of runs that are dead.
@@ -336,13 +299,13 @@ class Batch:
         for entry in left:
             mine = entry.owner == str(self._owner)
             item = items.get(entry.key) or _Item(None, entry.wanted)
-            item.entry, item.takes_over = (entry, None) if mine else (None, entry)
+            item.claim = self._claim(entry.wanted, **{"entry" if mine else "takes_over": entry})
             item.asset_id = entry.asset_id
             verdict = verdicts.get(entry.asset_id or "")
             if entry.asset_id is None or self._is_unsent(entry, verdict):
                 # What was found is sent. Of what was not, a dead run's is left to whoever finds it.
                 if item.recording is None and mine:
-                    self._discard(ledger, entry)
+                    self._discard(item)
                 continue
             items.pop(entry.key, None)
             if verdict is None:
@@ -351,7 +314,7 @@ class Batch:
             if not mine and entry.state == verdict.state == "pending_payment":
                 unpaid += 1
                 continue
-            if self._claimed(item):
+            if item.claim is not None and item.claim.take():
                 self._under_way[verdict.id] = item
                 self.report.sources[verdict.id] = item.name
                 self.settle([verdict])
@@ -365,23 +328,22 @@ class Batch:
             return False
         return verdict.state == "pending_upload" or (verdict.outcome is Outcome.REFUSED and entry.state == "uploading")
 
-    def _discard(self, ledger: Ledger, entry: Entry) -> None:
+    def _discard(self, item: _Item) -> None:
         """Cancel the upload of a recording that was changed, or is there no longer."""
-        if entry.asset_id is None:
-            ledger.drop(entry)
-            return
-        try:
-            asset = self._hook.get_asset(entry.asset_id)
-            if Arrival.of(asset) is Arrival.ARRIVED:
+        assert item.claim is not None
+        if item.asset_id is not None:
+            try:
+                asset = self._hook.get_asset(item.asset_id)
+                if Arrival.of(asset) is Arrival.ARRIVED:
+                    return
+                self._hook.cancel_upload(asset)
+            except RoughyNotFoundError:
+                pass
+            except RoughyError as err:
+                self._log.warning("The upload of %s could not be cancelled: %s", item.name, err)
                 return
-            self._hook.cancel_upload(asset)
-        except RoughyNotFoundError:
-            pass
-        except RoughyError as err:
-            self._log.warning("The upload of %s could not be cancelled: %s", entry.source, err)
-            return
-        self._log.info("Cancelled the upload of %s, which was changed or is there no longer", entry.source)
-        ledger.drop(entry)
+            self._log.info("Cancelled the upload of %s, which was changed or is there no longer", item.name)
+        item.claim.drop()
 
     def plan(self, *, max_credits: int | None, credits_if_unknown: int) -> None:
         """Find out what the uploads cost, and postpone what does not fit, the oldest going first.
@@ -464,12 +426,12 @@ class Batch:
         for upload in list(self._running.values()):
             upload.abandon()
 
-    def _send_all(self, items: list[_Item], send: Send) -> None:
+    def _send_all(self, items: list[_Item], send: Callable[[_Item, OnProgress], None]) -> None:
         if not items:
             return
         # Here, and not by several threads at once: it asks Airflow for the connection.
         self._hook.get_conn()
-        transfers = self._transfers = _Transfers(items, send, self._take_trouble)
+        transfers = self._transfers = Abreast(items, send, self._take_trouble)
         total = sum(item.size for item in items)
         shown: Newest[dict[str, Any]] = Newest(self._show_progress)
 
@@ -505,9 +467,11 @@ class Batch:
     def _send(self, item: _Item, on_progress: OnProgress) -> None:
         """Upload a recording."""
         assert item.recording is not None
-        if not self._claimed(item):
-            self.report.postponed[item.name] = "another run was faster"
-            return
+        if self._ledger is not None:
+            item.claim = item.claim or self._claim(item.wanted)
+            if not item.claim.take():
+                self.report.postponed[item.name] = "another run was faster"
+                return
         try:
             source = find_source(item.recording.location, conn_id=item.recording.conn_id)
             if source.fingerprint != item.recording.fingerprint:
@@ -542,23 +506,24 @@ class Batch:
             raise
 
     def _memory_of(self, item: _Item) -> Memory | None:
-        if self._ledger is not None:
-            return _EntryMemory(self._ledger, item, self._lease, self._owner)
-        return None if self._store is None else _Part(self._store, item.key)
+        if item.claim is not None:
+            return item.claim
+        return None if self._store is None else PartOfMemory(self._store, item.key)
+
+    def _claim(self, wanted: dict[str, Any], **entry: Entry) -> Claim:
+        assert self._ledger is not None
+        return Claim(self._ledger, self._owner, wanted, lease=self._lease, **entry)
 
     def _leave_entry(self, item: _Item, error: RoughyError) -> None:
         """Leave the entry of a recording that did not arrive as the next run should find it."""
-        if self._ledger is None or item.entry is None:
+        if item.claim is None or item.claim.entry is None:
             return
         too_odd = not MIN_UPLOAD_BYTES <= item.size <= MAX_UPLOAD_BYTES
         if isinstance(error, RoughyUnsupportedMediaError) or too_odd:
-            self._ledger.close(replace(item.entry, state="refused", reason=str(error)))
-        elif error.final and item.entry.asset_id is None and not isinstance(error, RoughyLedgerError):
+            item.claim.end("refused", str(error))
+        elif error.final and item.claim.entry.asset_id is None and not isinstance(error, RoughyLedgerError):
             # Nothing was made, and a file that cannot be read today may be tomorrow.
-            self._ledger.drop(item.entry)
-
-    def _claimed(self, item: _Item) -> bool:
-        return self._ledger is None or _claimed(self._ledger, item, self._owner)
+            item.claim.drop()
 
     def _take_trouble(self, item: _Item, error: RoughyError, failed_in_a_row: int) -> bool:
         """Take note of a recording that did not arrive, and say whether it is trouble of all.
@@ -616,7 +581,8 @@ class Batch:
         names = ledger.names(())
         for entry in self._each(lambda key: ledger.read(key, names.generations.get(key, 1)), sorted(names.open)):
             if entry is not None and entry.asset_id in ids and entry.owner == str(self._owner):
-                self._under_way[entry.asset_id or ""] = _Item(None, entry.wanted, entry=entry, asset_id=entry.asset_id)
+                claim = self._claim(entry.wanted, entry=entry)
+                self._under_way[entry.asset_id or ""] = _Item(None, entry.wanted, claim, asset_id=entry.asset_id)
 
     def settle(self, verdicts: Sequence[Verdict]) -> None:
         """Take note of what came of assets; what is still waited for stays under way.
@@ -624,22 +590,29 @@ class Batch:
         :param verdicts: On each.
         :raises RoughyLedgerError: If the ledger cannot be written; what is reported by then is not lost.
         """
-        ended: list[Entry] = []
+        ends: list[tuple[Claim, str, str | None]] = []
         for verdict in verdicts:
-            state, reason = verdict.state or "", None
             if not verdict.is_final(self._on_pending_payment):
                 continue
             item = self._under_way.pop(verdict.id)
+            state, reason = verdict.state or "", None
             if verdict.outcome is Outcome.SUCCEEDED:
                 self.report.ready.append(verdict.id)
             elif verdict.outcome is Outcome.PAYMENT_REQUIRED:
                 self.report.pending_payment.append(verdict.id)
             else:
                 state, reason = self._report_failure(verdict)
-            if item.entry is not None and state:
-                ended.append(replace(item.entry, state=state, reason=reason))
-        if self._ledger is not None:
-            list(self._each(self._write_end, ended))
+            if item.claim is not None and state:
+                ends.append((item.claim, state, reason))
+
+        def write(end: tuple[Claim, str, str | None]) -> None:
+            claim, state, reason = end
+            if state in _ENDED:
+                claim.end(state, reason)
+            else:
+                claim.leave(state)
+
+        list(self._each(write, ends))
 
     def _report_failure(self, verdict: Verdict) -> tuple[str, str | None]:
         try:
@@ -654,13 +627,6 @@ class Batch:
             self.report.unfinished[verdict.id] = str(error)
             self.timed_out = self.timed_out or verdict.outcome is Outcome.TIMED_OUT
         return "", None
-
-    def _write_end(self, entry: Entry) -> None:
-        assert self._ledger is not None
-        if entry.state in _ENDED:
-            self._ledger.close(entry)
-        else:
-            self._ledger.write(entry)
 
     def _report_end(self, entry: Entry) -> None:
         """Report what an earlier try of this run has found."""
@@ -688,249 +654,6 @@ class Batch:
             return
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="roughy-ledger") as pool:
             yield from pool.map(do, values)
-
-
-@contextmanager
-def remembered(
-    ledger: Ledger, source: Source, *, owner: Owner, project_id: str, language: str | None
-) -> Iterator[Memory]:
-    """Claim one recording, and give its entry to a :class:`~airflow_provider_roughy.durable.DurableUpload` to go by.
-
-    :param ledger: What remembers.
-    :param source: The recording.
-    :param owner: Whose the claim is.
-    :param project_id: The project of a new asset.
-    :param language: The language spoken.
-    :raises RoughyClaimedError: If another run, which is alive, is about to upload it.
-    :raises RoughyLedgerError: If the ledger cannot be used.
-    """
-    ledger.check()
-    item = _Item(None, {**source.fingerprint, "project_id": project_id, "language": language})
-    with ledger.lease(str(owner)) as lease:
-        found = ledger.latest(item.key)
-        if found is None:
-            if not _claimed(ledger, item, owner):
-                raise RoughyClaimedError(f"{item.name}: another run was faster to claim it")
-        elif found.owner == str(owner):
-            item.entry = found
-        elif found.state in _OPEN and (ledger.alive_until(found.owner) or 0.0) > time.time():
-            raise RoughyClaimedError(f"{item.name}: {found.owner} is about to upload it")
-        else:
-            item.takes_over = found
-        yield _EntryMemory(ledger, item, lease, owner)
-        if item.entry is not None:
-            ledger.close(replace(item.entry, state="uploaded"))
-
-
-def _claimed(ledger: Ledger, item: _Item, owner: Owner) -> bool:
-    """Make an item's entry an owner's, if nobody else was faster."""
-    if item.entry is not None:
-        return True
-    entry = Entry(item.key, source=item.name, wanted=item.wanted, series=owner.series, owner=str(owner))
-    before = item.takes_over
-    if before is None:
-        item.entry = ledger.claim(entry)
-        return item.entry is not None
-    item.entry = ledger.claim(
-        replace(
-            entry,
-            asset_id=before.asset_id,
-            state=before.state,
-            all_sent=before.all_sent,
-            generation=before.generation + 1,
-        )
-    )
-    if item.entry is not None and before.asset_id is None:
-        # Its owner may have come to life again, and have made an asset in the meantime.
-        now = ledger.read(before.key, before.generation)
-        if now is not None and now.asset_id is not None:
-            item.entry = ledger.write(replace(item.entry, asset_id=now.asset_id, state=now.state))
-    return item.entry is not None
-
-
-class _Stopped(Exception):
-    """Ends an upload in the middle, because the batch was told to stop."""
-
-
-class _Transfers:
-    """Uploads side by side, in daemon threads: one that hangs must not keep a killed task alive.
-
-    :param items: What to send, in this order.
-    :param send: Sends one.
-    :param take_trouble: Called with one that did not arrive, why, and how many in a row did not; returns whether to
-        begin no more.
-    """
-
-    def __init__(self, items: list[_Item], send: Send, take_trouble: Callable[[_Item, RoughyError, int], bool]) -> None:
-        self._send = send
-        self._take_trouble = take_trouble
-        #: What was not begun.
-        self.left = deque(items)
-        self.done = 0
-        self._sent: dict[_Item, int] = {}
-        self._sent_before = 0
-        self._failed_in_a_row = 0
-        self._lock = threading.Lock()
-        self._ended = threading.Event()
-        self._stop = threading.Event()
-        self._crash: BaseException | None = None
-
-    def run(self, parallel: int, tell: Callable[[float, int], None]) -> None:
-        """Send all, and wait for it.
-
-        :param parallel: How many at once.
-        :param tell: Called now and then with the seconds and the bytes so far.
-        """
-        threads = [
-            threading.Thread(target=self._work, name=f"roughy-upload-{number}", daemon=True)
-            for number in range(min(parallel, len(self.left)))
-        ]
-        started = told_at = time.monotonic()
-        total, told = len(self.left), 0
-        for thread in threads:
-            thread.start()
-        try:
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(0.5)
-                    now = time.monotonic()
-                    if now - told_at >= _TELL_SECONDS or (
-                        now - told_at >= 1 and self.done - told >= max(1, total * _TELL_SHARE)
-                    ):
-                        told_at, told = now, self.done
-                        tell(now - started, self.sent)
-        except BaseException:
-            self.stop()
-            deadline = time.monotonic() + _STOP_SECONDS
-            for thread in threads:
-                thread.join(max(0.0, deadline - time.monotonic()))
-            raise
-        if self._crash is not None:
-            raise self._crash
-        tell(time.monotonic() - started, self.sent)
-
-    def stop(self) -> None:
-        """Begin no more, and end those under way at their next block."""
-        self._stop.set()
-        self._ended.set()
-
-    @property
-    def sent(self) -> int:
-        """The bytes handed over so far."""
-        with self._lock:
-            return self._sent_before + sum(self._sent.values())
-
-    def _work(self) -> None:
-        while not self._ended.is_set():
-            with self._lock:
-                if not self.left:
-                    return
-                item = self.left.popleft()
-            try:
-                self._send(item, lambda done, total, item=item: self._progressed(item, done))  # type: ignore[misc]
-            except RoughyError as error:
-                self._failed(item, error)
-            except _Stopped:
-                return
-            except BaseException as error:
-                self._crash = error
-                self._ended.set()
-                return
-            else:
-                self._failed_in_a_row = 0
-            with self._lock:
-                self.done += 1
-                self._sent_before += self._sent.pop(item, 0)
-
-    def _progressed(self, item: _Item, done: int) -> None:
-        if self._stop.is_set():
-            raise _Stopped
-        with self._lock:
-            self._sent[item] = done
-
-    def _failed(self, item: _Item, error: RoughyError) -> None:
-        with self._lock:
-            self._failed_in_a_row += error.transient or isinstance(error, RoughyUploadError)
-            if self._take_trouble(item, error, self._failed_in_a_row):
-                self._ended.set()
-
-
-Send = Callable[[_Item, OnProgress], None]
-
-
-class _EntryMemory:
-    """Keeps word of an upload in the ledger.
-
-    :param ledger: Where.
-    :param item: Whose entry.
-    :param lease: Whether nobody can have taken it over.
-    :param owner: Whose the claim is.
-    """
-
-    def __init__(self, ledger: Ledger, item: _Item, lease: Lease | None, owner: Owner) -> None:
-        self._ledger = ledger
-        self._item = item
-        self._lease = lease
-        self._owner = owner
-
-    def get(self, key: str) -> Any:
-        entry = self._item.entry or self._item.takes_over
-        if key != "roughy_upload" or entry is None or entry.asset_id is None:
-            return None
-        return {"asset_id": entry.asset_id, "wanted": entry.wanted, "all_sent": entry.all_sent}
-
-    def set(self, key: str, value: Any) -> None:
-        if key != "roughy_upload":
-            return
-        # What another run has ended is claimed only if it has to be uploaded anew.
-        if not _claimed(self._ledger, self._item, self._owner) or self._item.entry is None:
-            raise RoughyClaimedError(f"{self._item.name}: another run was faster to claim it")
-        entry = replace(
-            self._item.entry,
-            asset_id=value["asset_id"],
-            state="uploading",
-            all_sent=value.get("all_sent", False),
-        )
-        self._item.entry = self._ledger.write(entry)
-        if self._lease is not None and not self._lease.is_sure and self._ledger.is_taken_over(entry):
-            raise RoughyClaimedError(f"{entry.source}: this run was away for so long that another one took it over")
-
-
-class _Locked:
-    """A memory for several threads: Airflow's task state store talks over one pipe.
-
-    :param memory: Theirs.
-    """
-
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
-        self._lock = threading.Lock()
-
-    def get(self, key: str) -> Any:
-        with self._lock:
-            return self._memory.get(key)
-
-    def set(self, key: str, value: Any) -> None:
-        with self._lock:
-            self._memory.set(key, value)
-
-
-class _Part:
-    """A recording's part of a memory.
-
-    :param memory: That of all.
-    :param key: The recording.
-    """
-
-    def __init__(self, memory: Memory, key: str) -> None:
-        self._memory = memory
-        self._key = key
-
-    def get(self, key: str) -> Any:
-        return self._memory.get(f"{key}_{self._key}")
-
-    def set(self, key: str, value: Any) -> None:
-        self._memory.set(f"{key}_{self._key}", value)
 
 
 class _Quiet:

@@ -314,6 +314,13 @@ class Ledger:
         except (ValueError, TypeError, KeyError):
             return 0.0
 
+    def is_alive(self, owner: str) -> bool:
+        """Tell whether an owner is believed to be alive.
+
+        :raises RoughyLedgerError: If the ledger cannot be read.
+        """
+        return (self.alive_until(owner) or 0.0) > time.time()
+
     def keep_alive(self, owner: str, until: float) -> None:
         """Say until when an owner is to be believed alive.
 

@@ -514,6 +514,26 @@ def test_a_recording_whose_asset_was_deleted_is_uploaded_anew_by_itself(
     assert upload_one(folder / "a.mp3", tmp_path / "ledger", run="night 3").result == second
 
 
+# ---- What people do with a ledger
+
+
+def test_what_was_deleted_at_roughy_is_ingested_again_if_somebody_says_so(
+    roughy: Emulator, folder: Path, tmp_path: Path, nights: Nights, hook: RoughyHook
+) -> None:
+    nights.run()
+    ledger = Ledger(tmp_path / "ledger")
+    assert hook.recheck_ledger(ledger) == []
+    deleted = nights.told["ready"][1]
+    hook.delete_asset(deleted)
+    assert nights.run().result == [], "it is known"
+    roughy.clear_requests()
+    assert [entry.asset_id for entry in hook.recheck_ledger(ledger)] == [deleted]
+    assert len(roughy.requests) == 2
+    assert [entry.asset_id for entry in hook.recheck_ledger(ledger, forget=True)] == [deleted]
+    assert len(nights.run().result) == 1
+    assert [entry.state for entry in ledger.entries()] == ["ready"] * 3
+
+
 # ---- Plan before pay
 
 

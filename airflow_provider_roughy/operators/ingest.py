@@ -20,7 +20,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyUnusableSourceError,
 )
 from airflow_provider_roughy.hooks import RoughyHook
-from airflow_provider_roughy.ingest import Batch, Owner, Report
+from airflow_provider_roughy.ingest import Batch, Report
 from airflow_provider_roughy.ledger import Ledger
 from airflow_provider_roughy.lifecycle import (
     ASSET,
@@ -30,6 +30,7 @@ from airflow_provider_roughy.lifecycle import (
     check_on_pending_payment,
     counted,
 )
+from airflow_provider_roughy.memory import Owner
 from airflow_provider_roughy.polling import run_here, wait_for_batch
 from airflow_provider_roughy.recordings import MEDIA, find_recordings
 from airflow_provider_roughy.triggers import RoughyBatchTrigger, ended_by_airflow

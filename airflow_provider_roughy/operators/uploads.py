@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_roughy.api import language_code
 from airflow_provider_roughy.compat import BaseOperator, conf
 from airflow_provider_roughy.hooks import RoughyHook
-from airflow_provider_roughy.ingest import Owner, remembered
 from airflow_provider_roughy.ledger import Ledger
 from airflow_provider_roughy.lifecycle import (
     ASSET,
@@ -19,6 +18,7 @@ from airflow_provider_roughy.lifecycle import (
     as_seconds,
     check_on_pending_payment,
 )
+from airflow_provider_roughy.memory import Owner, remembered
 from airflow_provider_roughy.polling import Watch, wait_here
 from airflow_provider_roughy.source import find_source
 from airflow_provider_roughy.triggers import RoughyAssetTrigger, ended_by_airflow
