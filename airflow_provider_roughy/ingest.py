@@ -220,11 +220,12 @@ class Batch:
 
     # ---- What there is to do
 
-    def take_stock(self, found: Found, *, stable_for: float = 0.0) -> None:
+    def take_stock(self, found: Found, *, stable_for: float = 0.0, look_only: bool = False) -> None:
         """Find out what is new, what is known, and what earlier tries and runs have left.
 
         :param found: The recordings.
         :param stable_for: Leave out what was changed in so many seconds.
+        :param look_only: Whether to leave alone what earlier tries and runs have left.
         :raises RoughyLedgerError: If the ledger cannot be read.
         """
         items: dict[str, _Item] = {}
@@ -237,7 +238,13 @@ class Batch:
             else:
                 items[item.key] = item
         if self._ledger is not None:
-            self._compare(self._ledger, items)
+            left = self._compare(self._ledger, items)
+            if look_only:
+                for entry in left:
+                    # It has been paid for, or will be by whoever goes on with it.
+                    self.report.known += entry.asset_id is not None and items.pop(entry.key, None) is not None
+            else:
+                self._take_up(left, items)
         self.todo = list(items.values())
         if found.left_out:
             self._log.info("Left out %s that the pattern does not match", counted(found.left_out, "file"))
@@ -245,8 +252,11 @@ class Batch:
     def _wanted(self, recording: Recording) -> dict[str, Any]:
         return {**recording.fingerprint, "project_id": self._project_id, "language": self._language}
 
-    def _compare(self, ledger: Ledger, items: dict[str, _Item]) -> None:
-        """Take out of the items what the ledger knows, and take up what is open in it."""
+    def _compare(self, ledger: Ledger, items: dict[str, _Item]) -> list[Entry]:
+        """Take out of the items what the ledger knows.
+
+        :returns: What is open in it, and this run's to see to.
+        """
         names = ledger.names(items.keys())
 
         def read(key: str) -> Entry | None:
@@ -280,7 +290,7 @@ class Batch:
                 items.pop(entry.key, None)
         for key in [*done, *ended]:
             self.report.known += items.pop(key, None) is not None
-        self._take_up(left, items)
+        return left
 
     def _leave_to_its_run(self, item: _Item, entry: Entry) -> None:
         if entry.asset_id is not None:

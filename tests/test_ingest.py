@@ -72,12 +72,12 @@ class Nights:
         """Run the next night, or another try of this one; what it told is in ``told``."""
         self.number += not again
         ti = TaskInstance(run_id=f"night {self.number}")
-        before_resuming = options.pop("before_resuming", lambda: None)
+        steps = {name: options.pop(name) for name in ("before_resuming", "kill_once") if name in options}
         task = RoughyIngestOperator(
             task_id="ingest", **{**self.options, "poll_interval": 0.2, "timeout": 60, **options}
         )
         context = {"ti": ti, **({} if store is None else {"task_state_store": store})}
-        ended = run_task(task, context=context, before_resuming=before_resuming)
+        ended = run_task(task, context=context, **steps)
         self.told = {name: json.loads(value) for name, value in ti.xcoms.items()}
         return ended
 
@@ -323,6 +323,23 @@ def test_a_killed_run_is_gone_on_with_by_its_next_try(
         assert arrived(roughy, asset_id, Path(source))
 
 
+def test_a_task_that_is_ended_in_mid_batch_ends_at_once_and_is_gone_on_with(
+    roughy: Emulator, folder: Path, nights: Nights
+) -> None:
+    roughy.inject(Fault(method="PATCH", nth=2, hang=True))
+    ended: list[float] = []
+    # A signal whose handler raises, as Airflow's for a task that is killed or takes too long.
+    result = nights.run(
+        parallel=1,
+        kill_once=lambda: asked(roughy, "PATCH") >= 2,
+        before_resuming=lambda: ended.append(time.monotonic()),
+    )
+    assert ended
+    assert (result.state, len(result.result), len(roughy.assets)) == ("success", 3, 3)
+    for asset_id, source in nights.told["sources"].items():
+        assert arrived(roughy, asset_id, Path(source))
+
+
 def test_a_run_that_is_alive_is_left_its_claims_and_a_dead_one_is_not(
     roughy: Emulator, folder: Path, tmp_path: Path, nights: Nights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -552,6 +569,21 @@ def test_a_dry_run_tells_the_price_and_creates_nothing(
     assert "4 recordings to upload, for 6 credits in all" in log()
     assert {request.method for request in roughy.requests} == {"GET"}
     assert roughy.assets == []
+    assert len(nights.run().result) == 4
+
+
+def test_a_dry_run_leaves_alone_what_others_have_left(
+    roughy: Emulator, folder: Path, nights: Nights, recordings: dict[str, Path]
+) -> None:
+    roughy.progression = "manual"
+    assert nights.run(timeout=0.3).state == "failed"
+    roughy.settle()
+    add(folder, "d.mp3", recordings["audio"])
+    roughy.clear_requests()
+    assert nights.run(dry_run=True).result == []
+    assert (names(nights.told["postponed"]), nights.told["known"]) == (["d.mp3"], 3)
+    assert {request.path for request in roughy.requests} == {"/v1/credits/balance"}
+    roughy.progression = "immediate"
     assert len(nights.run().result) == 4
 
 

@@ -213,7 +213,7 @@ class RoughyIngestOperator(BaseOperator):
             try:
                 with batch.running():
                     self._running = batch
-                    batch.take_stock(found, stable_for=self.stable_for)
+                    batch.take_stock(found, stable_for=self.stable_for, look_only=self._dry_run)
                     if max_credits is not None or self._dry_run:
                         batch.plan(max_credits=max_credits, credits_if_unknown=self.credits_if_unknown)
                     if self._dry_run:
