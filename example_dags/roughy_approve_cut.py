@@ -41,7 +41,6 @@ with DAG(
         task_id="approve",
         subject="Render this cut of {{ params.source }}?",
         body="Cut {{ ti.xcom_pull(task_ids='cut') }}; its captions are in {{ ti.xcom_pull(task_ids='captions') }}.",
-        execution_timeout=timedelta(days=7),
     )
     render = RoughyRenderOperator(
         task_id="render",

@@ -40,12 +40,9 @@ with DAG(
         "source": Param("/data/recordings", type="string", description="Where the recordings are"),
         "target": Param("/data/rough-cuts", type="string", description="Where the rough cuts go"),
         "ledger": Param("/data/roughy-ledger", type="string", description="Where is remembered what was uploaded"),
-        "script": Param(None, type=["null", "string"], description="What to cut by; nothing lets Roughy decide"),
         "resolution": Param("1080p", enum=["720p", "1080p", "4k"], description="Of the video, which is never upscaled"),
     },
     default_args={"retries": 2, "retry_delay": timedelta(seconds=10), "map_index_template": FILE},
-    # A script stays text or nothing; without it, nothing would be rendered as "None".
-    render_template_as_native_obj=True,
     tags=["roughy"],
     doc_md=__doc__,
 ) as dag:
@@ -64,7 +61,7 @@ with DAG(
     def rough_cut(asset_id: str) -> None:
         """Take one recording all the way."""
         waiting = {"deferrable": True, "poll_interval": 5, "timeout": 6 * 3600}
-        cut = RoughyCutOperator(task_id="cut", asset_id=asset_id, script="{{ params.script }}", **waiting)
+        cut = RoughyCutOperator(task_id="cut", asset_id=asset_id, **waiting)
         RoughyExportSubtitlesOperator(task_id="captions", cut_id=cut.output, target=FOLDER + "/captions.srt")
         RoughyExportCutOperator(
             task_id="timeline", cut_id=cut.output, format="fcpxml", target=FOLDER + "/timeline.fcpxml"

@@ -22,7 +22,9 @@ from tests.conftest import DAGS_FOLDER
 from tests.running import whenever
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = sorted((ROOT / "example_dags").glob("*.py"))
+#: Those that need what an older Airflow does not have: approval by a person came with 3.1.
+TOO_NEW = {"roughy_approve_cut"} if airflow.__version__.startswith(("2.", "3.0.")) else set()
+EXAMPLES = sorted(path for path in (ROOT / "example_dags").glob("*.py") if path.stem not in TOO_NEW)
 
 pytestmark = [
     pytest.mark.usefixtures("airflow_db", "connection"),
@@ -267,6 +269,26 @@ def test_nightly_batch_lets_a_recording_wait_for_no_other() -> None:
     }
     assert {step.get_closest_mapped_task_group().group_id for step in steps.values()} == {"recording"}
     assert steps["go_on"].downstream_task_ids == set(), "it is no leaf, so that its failure does not fail the run"
+
+
+@pytest.mark.timeout(600)
+def test_rough_cut(roughy: Emulator, tmp_path: Path) -> None:
+    source, target = tmp_path / "recordings", tmp_path / "rough cuts"
+    source.mkdir()
+    media.make_talk(source / "talk.mp4", loud=[(1, 2), (3, 4.5)], seconds=6)
+    (source / "notes.mp3").write_text("These are notes, whatever the name says. " * 50)
+    ended = run("roughy_rough_cut", source=str(source), target=str(target), ledger=str(tmp_path / "ledger"))
+    steps = ("cut", "captions", "timeline", "render", "download")
+    assert ended.states() == {"ingest": ["success"], **{f"rough_cut.{step}": ["success"] for step in steps}}
+    folder = target / "talk.mp4"
+    assert sorted(path.name for path in folder.iterdir()) == ["captions.srt", "rough-cut.mp4", "timeline.fcpxml"]
+    assert ended.names("rough_cut.cut") == ["talk.mp4"]
+    (cut,), (render,) = roughy.cuts, roughy.renders
+    assert (render["cut_id"], (folder / "rough-cut.mp4").stat().st_size) == (cut["id"], render["size_bytes"])
+
+    again = run("roughy_rough_cut", source=str(source), target=str(target), ledger=str(tmp_path / "ledger"))
+    assert again.states()["rough_cut.cut"] == ["skipped"], "there is nothing new"
+    assert len(roughy.cuts) == 1
 
 
 def python_blocks() -> list[str]:

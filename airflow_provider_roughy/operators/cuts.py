@@ -129,8 +129,9 @@ class RoughyExportCutOperator(_ExportOperator):
     :param frame_rate: Frames a second of the timeline, for a recording that has none of its own; without it that fails
         with :class:`~airflow_provider_roughy.exceptions.RoughyFrameRateRequiredError`. (templated)
     :param target_conn_id: The Airflow connection of the target's storage. (templated)
-    :param overwrite: What to do about a file that is there: ``"replace"`` it always; ``"skip"`` the writing if it is as
-        long as the new one, and replace any other; or ``"fail"`` if it has another size, which burns no retries.
+    :param overwrite: What to do about a file that is there: ``"replace"`` it always; ``"skip"`` writing if it is as
+        long as the new one, and replace any other; or ``"fail"`` if it is not as long, which burns no retries. One that
+        is as long counts as written by an earlier try of the task, so that retries succeed in every case.
     :param roughy_conn_id: The Airflow connection. (templated)
     """
 
@@ -163,8 +164,9 @@ class RoughyExportSubtitlesOperator(_ExportOperator):
         by the cut's id. (templated)
     :param format: ``"srt"`` or ``"vtt"``. (templated)
     :param target_conn_id: The Airflow connection of the target's storage. (templated)
-    :param overwrite: What to do about a file that is there: ``"replace"`` it always; ``"skip"`` the writing if it is as
-        long as the new one, and replace any other; or ``"fail"`` if it has another size, which burns no retries.
+    :param overwrite: What to do about a file that is there: ``"replace"`` it always; ``"skip"`` writing if it is as
+        long as the new one, and replace any other; or ``"fail"`` if it is not as long, which burns no retries. One that
+        is as long counts as written by an earlier try of the task, so that retries succeed in every case.
     :param roughy_conn_id: The Airflow connection. (templated)
     """
 
