@@ -90,7 +90,7 @@ test-fast-$(1): $(call venv,$(1))/.installed
 $(call venv,$(1))/.installed: tests/constraints/airflow-$(1).txt pyproject.toml | $(UV)
 	test -x $(call venv,$(1))/bin/python || $(UV) venv --quiet --python $(PYTHON) $(call venv,$(1))
 	$(UV) pip install --quiet --compile-bytecode --python $(call venv,$(1))/bin/python --constraint $$< \
-		--editable '.[emulator]' --group test --group lint $(if $(filter 3.3,$(1)),$(addprefix --group=,s3 exports postgres bench))
+		--editable '.[emulator]' --group test --group lint $(if $(filter 3.3,$(1)),$(addprefix --group=,s3 exports postgres celery bench))
 	touch $$@
 endef
 $(foreach line,$(AIRFLOWS),$(eval $(call line_rules,$(line))))

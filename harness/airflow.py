@@ -24,7 +24,7 @@ import httpx
 import psutil
 import sqlalchemy
 
-Component = Literal["api-server", "scheduler", "dag-processor", "triggerer", "triggerer-2"]
+Component = Literal["api-server", "scheduler", "dag-processor", "triggerer", "triggerer-2", "worker", "worker-2"]
 
 # The log servers are left out: every log is on this disk, where the API server finds it.
 COMMANDS: dict[Component, list[str]] = {
@@ -33,9 +33,16 @@ COMMANDS: dict[Component, list[str]] = {
     "dag-processor": ["dag-processor"],
     "triggerer": ["triggerer", "--skip-serve-logs"],
     "triggerer-2": ["triggerer", "--skip-serve-logs"],
+    "worker": ["celery", "worker", "--skip-serve-logs"],
+    "worker-2": ["celery", "worker", "--skip-serve-logs"],
 }
 
-# What a component is called in Airflow's list of jobs, on which it is once it works.
+WORKERS: tuple[Component, Component] = ("worker", "worker-2")
+# Those that :meth:`LocalAirflow.start` leaves out.
+ON_DEMAND: frozenset[Component] = frozenset({"triggerer-2", *WORKERS})
+
+# What a component is called in Airflow's list of jobs, on which it is once it works. Celery's workers are on none; what
+# they are to do waits for them in a queue.
 JOBS: dict[Component, str] = {
     "scheduler": "SchedulerJob",
     "dag-processor": "DagProcessorJob",
@@ -89,7 +96,8 @@ class LocalAirflow:
             assert airflow.wait_for_run("nightly", run_id) == "success"
 
     There is no login: whoever reaches the port, on loopback, is an administrator. A second triggerer, ``triggerer-2``,
-    runs only after a :meth:`restart`, and needs another database than SQLite.
+    and Celery's workers, ``worker`` and ``worker-2``, run only after a :meth:`restart`, and need another database than
+    SQLite.
 
     :param dags_folders: where the DAG files are; one bundle each.
     :param connections: connections by id: a URI, or the fields of Airflow's JSON form.
@@ -179,7 +187,7 @@ class LocalAirflow:
         try:
             self.home.mkdir(parents=True, exist_ok=True)
             self._make_database()
-            self._launch([name for name in COMMANDS if name != "triggerer-2"], timeout)
+            self._launch([name for name in COMMANDS if name not in ON_DEMAND], timeout)
         except BaseException:
             self.stop()
             raise
@@ -233,6 +241,19 @@ class LocalAirflow:
         """
         return self.home / "logs" / f"{component}.log"
 
+    def disk(self, worker: Component) -> Path:
+        """Tell which folder is a worker's own: its home, and where it keeps temporary files.
+
+        :param worker: one of Celery's.
+        """
+        return self.home / worker
+
+    def _disk(self, component: Component) -> dict[str, str]:
+        if component not in WORKERS:
+            return {}
+        self.disk(component).mkdir(exist_ok=True)
+        return dict.fromkeys(("HOME", "TMPDIR"), str(self.disk(component)))
+
     def _mark(self, component: Component) -> str:
         return f"{self.home}:{component}"
 
@@ -255,7 +276,7 @@ class LocalAirflow:
             with self.output(name).open("ab") as output:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "airflow", *COMMANDS[name]],
-                    env=self._env | {"LOCAL_AIRFLOW": self._mark(name)},
+                    env=self._env | self._disk(name) | {"LOCAL_AIRFLOW": self._mark(name)},
                     cwd=self.home,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
@@ -469,7 +490,7 @@ class LocalAirflow:
         """
         task = self.task_instance(dag_id, run_id, task_id, map_index)
         # An old pid is shown until the next try has one.
-        if task["state"] != "running" or task["pid"] not in self.pids("scheduler"):
+        if task["state"] != "running" or task["pid"] not in self.pids("scheduler", *WORKERS):
             return []
         children = psutil.Process(task["pid"]).children(recursive=True)
         return [task["pid"], *(child.pid for child in children)]

@@ -56,7 +56,7 @@ class _ByAirflow(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist is 
     def _split_scope(self, nodeid: str) -> str:
         if "test_two_triggerers" in nodeid:
             return "long"
-        alone = ("test_harness", "test_demo", "test_nobody_waits")
+        alone = ("test_harness", "test_demo", "test_celery", "test_nobody_waits")
         return "an Airflow each" if any(name in nodeid for name in alone) else "one Airflow for all"
 
 

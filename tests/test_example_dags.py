@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import re
 import shutil
 from collections.abc import Iterator
@@ -162,113 +161,51 @@ def test_branch_on_payment_when_it_is_not(roughy: Emulator, tmp_path: Path) -> N
 def test_nightly_batch_of_all_sorts(roughy: Emulator, recordings: dict[str, Path], tmp_path: Path) -> None:
     # Enough for the one that is ready, whoever comes first, and for neither of the long ones.
     roughy.balance = 2
-    refused = tmp_path / "b.mp3"
+    folder, ledger = tmp_path / "recordings", tmp_path / "ledger"
+    folder.mkdir()
+    refused = folder / "b.mp3"
     refused.write_text("These are notes, whatever the name says. " * 50)
-    corrupt = media.corrupt(Path(shutil.copy(recordings["video"], tmp_path / "c.mp4")))
-    unpaid = [media.make_long_audio(tmp_path / name, seconds=sec) for name, sec in (("a.wav", 200), ("d.wav", 210))]
-    shutil.copy(recordings["audio"], tmp_path / "e.mp3")
-    ended = run("roughy_nightly_batch", folder=str(tmp_path))
+    corrupt = media.corrupt(Path(shutil.copy(recordings["video"], folder / "c.mp4")))
+    unpaid = [media.make_long_audio(folder / name, seconds=sec) for name, sec in (("a.wav", 200), ("d.wav", 210))]
+    ready = Path(shutil.copy(recordings["audio"], folder / "e.mp3"))
+    first = run("roughy_nightly_batch", folder=str(folder), ledger=str(ledger))
 
-    no = "upstream_failed"
-    assert ended.states() == {
-        "recordings": ["success"],
-        "recording.upload": ["success", "failed", "success", "success", "success"],
-        "recording.wait": ["success", no, "failed", "success", "success"],
-        "recording.go_on": ["skipped", no, no, "skipped", "success"],
-        "outcomes": ["success"],
-        "notify_unpaid": ["success"],
-        "notify_failed": ["success"],
-        "result": ["failed"],
-    }
-    assert ended.state == "failed"
-    assert ended.result("result") == {"ready": 1, "pending_payment": 2, "failed": 2}
-    assert ended.names("recording.upload") == ["a.wav", "b.mp3", "c.mp4", "d.wav", "e.mp3"]
-    assert ended.names("recording.wait") == ["a.wav", "c.mp4", "d.wav", "e.mp3"]
-    assert ended.names("recording.go_on") == ["a.wav", "d.wav", "e.mp3"]
+    assert first.states() == {name: ["success"] for name in ("ingest", "go_on", "notify_unpaid", "notify_failed")}
+    assert first.state == "success"
+    assert first.names("go_on") == [str(ready)]
+    told, *named = first.result("notify_unpaid").splitlines()
+    assert "Top up" in told
+    assert sorted(named) == [str(path) for path in unpaid]
+    [failed] = [asset for asset in roughy.assets if asset["state"] == "failed"]
+    lines = sorted(first.result("notify_failed").splitlines())
+    assert lines[0].startswith(f"{refused}: ")
+    assert "neither audio nor video" in lines[0]
+    assert lines[1].startswith(f"{corrupt}: Asset {failed['id']} failed: {failed['error_code']}")
 
-    assets = {asset["sha256"]: asset for asset in roughy.assets}
-    told, named = heading_and_rest(ended.result("notify_unpaid"))
-    assert "Top up within 30 days" in told
-    assert "ready by themselves" in told
-    assert "nothing to upload again" in told
-    assert named == [f"{path}, asset {assets[sha256(path)]['id']}" for path in unpaid]
-
-    told, named = heading_and_rest(ended.result("notify_failed"))
-    assert told == "These recordings failed:"
-    failed = assets[sha256(corrupt)]
-    assert failed["error_code"] == "probe_failed"
-    assert failed["error_message"]
-    assert named == [
-        f"{refused}: not uploaded; the log of recording.upload [1] says why",
-        f"{corrupt}, asset {failed['id']}: failed: {failed['error_code']}: {failed['error_message']}",
-    ]
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def heading_and_rest(text: str) -> tuple[str, list[str]]:
-    """Take a notification apart: the words before the first file, and a line for each file."""
-    lines = text.splitlines()
-    first = next(number for number, line in enumerate(lines) if line.startswith("/"))
-    return "\n".join(lines[:first]), lines[first:]
-
-
-def test_nightly_batch_of_ready_ones(roughy: Emulator, recordings: dict[str, Path], tmp_path: Path) -> None:
-    shutil.copy(recordings["audio"], tmp_path / "a.mp3")
-    ended = run("roughy_nightly_batch", folder=str(tmp_path))
-    assert ended.states() == {
-        "recordings": ["success"],
-        "recording.upload": ["success"],
-        "recording.wait": ["success"],
-        "recording.go_on": ["success"],
-        "outcomes": ["success"],
+    # After a top-up the next night reports the unpaid ones as ready, and uploads nothing.
+    roughy.top_up(10)
+    roughy.clear_requests()
+    second = run("roughy_nightly_batch", folder=str(folder), ledger=str(ledger))
+    assert second.states() == {
+        "ingest": ["success"],
+        "go_on": ["success", "success"],
         "notify_unpaid": ["skipped"],
         "notify_failed": ["skipped"],
-        "result": ["success"],
     }
-    assert ended.state == "success"
-    assert ended.result("result") == {"ready": 1, "pending_payment": 0, "failed": 0}
-
-
-def test_nightly_batch_of_unpaid_ones(roughy: Emulator, tmp_path: Path) -> None:
-    roughy.balance = 1
-    media.make_long_audio(tmp_path / "long.wav", seconds=61)
-    ended = run("roughy_nightly_batch", folder=str(tmp_path))
-    assert ended.states() == {
-        "recordings": ["success"],
-        "recording.upload": ["success"],
-        "recording.wait": ["success"],
-        "recording.go_on": ["skipped"],
-        "outcomes": ["success"],
-        "notify_unpaid": ["success"],
-        "notify_failed": ["skipped"],
-        "result": ["success"],
-    }
-    assert ended.state == "success", "an unpaid recording is no failure"
-    assert ended.result("result") == {"ready": 0, "pending_payment": 1, "failed": 0}
+    assert set(second.names("go_on")) == {str(path) for path in unpaid}
+    assert {request.method for request in roughy.requests} == {"GET"}
 
 
 def test_nightly_batch_of_nothing(roughy: Emulator, tmp_path: Path) -> None:
-    ended = run("roughy_nightly_batch", folder=str(tmp_path))
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    ended = run("roughy_nightly_batch", folder=str(folder), ledger=str(tmp_path / "ledger"))
     assert ended.state == "success"
-    assert ended.result("result") == {"ready": 0, "pending_payment": 0, "failed": 0}
-    assert ended.states()["notify_unpaid"] == ended.states()["notify_failed"] == ["skipped"]
-    assert roughy.requests == []
-
-
-def test_nightly_batch_lets_a_recording_wait_for_no_other() -> None:
-    """Within a mapped group a task waits for those of its own index only; ``tests/live`` sees it happen."""
-    dag = load(DAGS_FOLDER / "roughy_nightly_batch.py").dag
-    steps = {name: dag.get_task(f"recording.{name}") for name in ("upload", "wait", "go_on")}
-    assert {name: step.upstream_task_ids for name, step in steps.items()} == {
-        "upload": {"recordings"},
-        "wait": {"recording.upload"},
-        "go_on": {"recording.wait"},
+    assert ended.states() == {
+        "ingest": ["success"],
+        **{name: ["skipped"] for name in ("go_on", "notify_unpaid", "notify_failed")},
     }
-    assert {step.get_closest_mapped_task_group().group_id for step in steps.values()} == {"recording"}
-    assert steps["go_on"].downstream_task_ids == set(), "it is no leaf, so that its failure does not fail the run"
+    assert roughy.requests == []
 
 
 @pytest.mark.timeout(600)

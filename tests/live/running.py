@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from airflow_provider_roughy.emulator import Emulator
 from harness.airflow import PATIENCE, LocalAirflow
 
 #: Worker slots of the Airflow under test.
 PARALLELISM = 4
+
+_NUMBERS = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Run:
         return [path.read_text() for path in files]
 
     def wait_until_watched(self, task_id: str, state: str, triggerers: int = 1) -> dict[str, Any]:
-        """Wait until a task is deferred, and a triggerer has seen its asset in a state.
+        """Wait until a task is deferred, and a triggerer has seen its asset, or some of its batch, in a state.
 
         :param task_id: The task.
         :param state: The state of the asset.
@@ -57,7 +63,8 @@ class Run:
         :return: The task instance.
         """
         task = self.airflow.wait_for_task(self.dag_id, self.run_id, task_id, "deferred")
-        wait_until(lambda: sum(f"is {state}" in log for log in self.trigger_logs(task_id)) == triggerers)
+        seen = re.compile(rf"\b(is|[\d,]+) {state}\b")
+        wait_until(lambda: sum(bool(seen.search(log)) for log in self.trigger_logs(task_id)) == triggerers)
         return task
 
 
@@ -71,3 +78,12 @@ def wait_until(is_so: Callable[[], object], seconds: float = PATIENCE) -> None:
     while not is_so():
         assert time.monotonic() < deadline, f"still not so after {seconds} s"
         time.sleep(0.2)
+
+
+def connect(airflow: LocalAirflow, server: Emulator) -> str:
+    """Store a new connection in Airflow's database, and return its id."""
+    conn_id = f"roughy_{next(_NUMBERS)}"
+    connection = server.airflow_connection
+    body = {**connection, "connection_id": conn_id, "extra": json.dumps(connection["extra"])}
+    airflow.request("POST", "/connections", json=body)
+    return conn_id

@@ -17,13 +17,16 @@ pytestmark = LIVE
 def test_neither_the_key_nor_a_signed_url_is_written_anywhere(
     start: Callable[..., Run], roughy: Emulator, local_airflow: LocalAirflow, tmp_path: Path
 ) -> None:
-    source = media.make_audio(tmp_path / "speech.mp3", seconds=1)
+    folder, ledger = tmp_path / "recordings", tmp_path / "ledger"
+    folder.mkdir()
+    source = media.make_audio(folder / "speech.mp3", seconds=1)
     earlier = {asset["id"] for asset in roughy.assets}
     waits, uploads = start("waits", source=source), start("uploads_and_waits", source=source)
-    waits.wait_until_watched("wait", "processing")
-    uploads.wait_until_watched("upload", "processing")
+    ingests = start("ingests_and_waits", folder=folder, ledger=ledger)
+    for run, task_id in ((waits, "wait"), (uploads, "upload"), (ingests, "ingest")):
+        run.wait_until_watched(task_id, "processing")
     asset_ids = {asset["id"] for asset in roughy.assets} - earlier
-    assert len(asset_ids) == 2
+    assert len(asset_ids) == 3
 
     # Afterwards the trigger's row is gone, so it is looked at now.
     for asset_id in asset_ids:
@@ -31,21 +34,27 @@ def test_neither_the_key_nor_a_signed_url_is_written_anywhere(
     assert not leaks(roughy, local_airflow)
 
     roughy.settle()
-    assert (waits.end(), uploads.end()) == ("success", "success")
+    assert (waits.end(), uploads.end(), ingests.end()) == ("success", "success", "success")
     for asset_id in asset_ids:
         assert {"xcom.value", "log file"} <= places(asset_id, local_airflow)
     # Whatever ran before is looked at as well.
     assert not leaks(roughy, local_airflow)
+    kept = [path.read_text() for path in ledger.rglob("*") if path.is_file()]
+    assert any(asset_id in text for asset_id in asset_ids for text in kept)
+    assert not [text for text in kept for secret in secrets(roughy) if secret in text]
 
 
 def leaks(roughy: Emulator, airflow: LocalAirflow) -> dict[str, set[str]]:
     """Tell which secrets are found, and where."""
-    upload_ids = {r.path.rpartition("/")[2] for r in roughy.requests if r.path.startswith("/v1/uploads/")}
-    assert len(upload_ids) >= 2
-    secrets = {roughy.api_key, "X-Amz-Signature", *upload_ids}
     visible = list(airflow.everything_visible())
-    found = {secret: {where for where, text in visible if secret in text} for secret in secrets}
+    found = {secret: {where for where, text in visible if secret in text} for secret in secrets(roughy)}
     return {secret: where for secret, where in found.items() if where}
+
+
+def secrets(roughy: Emulator) -> set[str]:
+    upload_ids = {r.path.rpartition("/")[2] for r in roughy.requests if r.path.startswith("/v1/uploads/")}
+    assert len(upload_ids) >= 3
+    return {roughy.api_key, "X-Amz-Signature", *upload_ids}
 
 
 def places(needle: str, airflow: LocalAirflow) -> set[str]:

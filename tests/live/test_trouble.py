@@ -16,9 +16,9 @@ from harness.airflow import LocalAirflow
 from tests import media
 from tests.live import LIVE
 from tests.live.link import HoldingLink, Stop
-from tests.live.running import Run, wait_until
+from tests.live.running import Run, connect, wait_until
 from tests.live.secrets_backend import Secret
-from tests.live.test_while_waiting import assert_no_retry, connect
+from tests.live.test_while_waiting import assert_no_retry
 
 pytestmark = LIVE
 

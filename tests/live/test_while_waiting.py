@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,12 +13,11 @@ from airflow_provider_roughy.emulator import Emulator
 from harness.airflow import LocalAirflow
 from tests import media
 from tests.live import LIVE
-from tests.live.running import PARALLELISM, Run, wait_until
+from tests.live.running import PARALLELISM, Run, connect, wait_until
 
 pytestmark = LIVE
 
 Start = Callable[..., Run]
-NUMBERS = itertools.count(1)
 
 
 @pytest.fixture
@@ -218,15 +215,6 @@ def test_nobody_waits_for_ever_where_no_triggerer_runs(
     assert f"Asset {never} was not done in time: it was still processing" in too_late.log("wait")
     for run in (too_late, in_time):
         assert_no_retry(run)
-
-
-def connect(airflow: LocalAirflow, server: Emulator) -> str:
-    """Store a new connection in Airflow's database."""
-    conn_id = f"roughy_{next(NUMBERS)}"
-    connection = server.airflow_connection
-    body = {**connection, "connection_id": conn_id, "extra": json.dumps(connection["extra"])}
-    airflow.request("POST", "/connections", json=body)
-    return conn_id
 
 
 def count_triggers(airflow: LocalAirflow, asset_id: str) -> int:
