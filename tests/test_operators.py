@@ -7,12 +7,14 @@ import hashlib
 import json
 import os
 import signal
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from airflow_provider_roughy.compat import DAG
 from airflow_provider_roughy.emulator import Emulator, Fault
 from airflow_provider_roughy.exceptions import (
     RoughyAssetFailedError,
@@ -26,7 +28,13 @@ from airflow_provider_roughy.exceptions import (
     RoughyUnusableSourceError,
     RoughyUploadError,
 )
-from airflow_provider_roughy.operators import RoughyCreateUploadOperator, RoughyDeleteAssetOperator
+from airflow_provider_roughy.operators import (
+    RoughyCreateUploadOperator,
+    RoughyCutOperator,
+    RoughyDeleteAssetOperator,
+    RoughyIngestOperator,
+    RoughyRenderOperator,
+)
 from tests import media
 from tests.running import Ended, run_task, whenever
 
@@ -386,3 +394,34 @@ def test_deleting_nothing_named_is_refused(roughy: Emulator) -> None:
     ended = delete("None")
     assert (ended.state, type(ended.error)) == ("failed", RoughyConfigurationError)
     assert roughy.requests == []
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: RoughyCreateUploadOperator(task_id="task", source="/a.mp3"),
+        lambda: RoughyIngestOperator(task_id="task", source="/a"),
+        lambda: RoughyCutOperator(task_id="task", asset_id=NOBODY),
+        lambda: RoughyRenderOperator(task_id="task", asset_id=NOBODY, output={"format": "mp3"}),
+    ],
+    ids=["upload", "ingest", "cut", "render"],
+)
+def test_defaults_of_a_dag_reach_what_operators_have_in_common(make: Callable[[], Any]) -> None:
+    defaults = {
+        "deferrable": True,
+        "poll_interval": timedelta(minutes=1),
+        "timeout": 7,
+        "on_pending_payment": "wait",
+        "roughy_conn_id": "other",
+    }
+    with DAG("dag", start_date=datetime(2026, 1, 1), schedule=None, default_args=defaults):
+        task = make()
+    assert (task.deferrable, task.poll_interval, task.timeout) == (True, 60.0, 7.0)
+    assert (task.on_pending_payment, task.roughy_conn_id) == ("wait", "other")
+
+
+@pytest.mark.parametrize("cls", [RoughyCreateUploadOperator, RoughyIngestOperator])
+def test_what_operators_have_in_common_can_be_given_to_mapped_ones(cls: Any) -> None:
+    with DAG("dag", start_date=datetime(2026, 1, 1), schedule=None):
+        mapped = cls.partial(task_id="task", deferrable=True, poll_interval=5).expand(source=["/a.mp3", "/b.mp3"])
+    assert mapped.partial_kwargs["poll_interval"] == 5

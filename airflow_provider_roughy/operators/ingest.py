@@ -6,11 +6,10 @@ import os
 import time
 from collections.abc import Sequence
 from datetime import timedelta
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_provider_roughy.api import language_code
-from airflow_provider_roughy.compat import AirflowSkipException, BaseOperator, conf
+from airflow_provider_roughy.compat import AirflowSkipException
 from airflow_provider_roughy.exceptions import (
     RoughyConfigurationError,
     RoughyError,
@@ -19,21 +18,19 @@ from airflow_provider_roughy.exceptions import (
     RoughyUnusableLedgerError,
     RoughyUnusableSourceError,
 )
-from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.ingest import Batch, Report
 from airflow_provider_roughy.ledger import Ledger
 from airflow_provider_roughy.lifecycle import (
     ASSET,
-    OnPendingPayment,
     as_seconds,
     batch_from_event,
-    check_on_pending_payment,
     counted,
 )
 from airflow_provider_roughy.memory import Owner
+from airflow_provider_roughy.operators.waiting import WaitingOperator
 from airflow_provider_roughy.polling import run_here, wait_for_batch
 from airflow_provider_roughy.recordings import MEDIA, find_recordings
-from airflow_provider_roughy.triggers import RoughyBatchTrigger, ended_by_airflow
+from airflow_provider_roughy.triggers import RoughyBatchTrigger
 
 if TYPE_CHECKING:
     from airflow_provider_roughy.compat import Context
@@ -48,7 +45,7 @@ _LINES_OF_ERROR = 10
 _XCOM_KEY = "roughy_before_the_wait"
 
 
-class RoughyIngestOperator(BaseOperator):
+class RoughyIngestOperator(WaitingOperator):
     """Uploads the recordings of a folder, a prefix, a glob or a list that are new, and waits until they are ready.
 
     One task for a whole night: ``parallel`` uploads at a time over one connection, then one wait for all of them, with
@@ -128,7 +125,6 @@ class RoughyIngestOperator(BaseOperator):
         "max_credits",
         "roughy_conn_id",
     )
-    ui_color = "#e4f0ef"
 
     def __init__(
         self,
@@ -147,16 +143,10 @@ class RoughyIngestOperator(BaseOperator):
         dry_run: bool = False,
         stable_for: float | timedelta = 0,
         on_empty: Literal["return", "skip", "fail"] = "return",
-        on_pending_payment: OnPendingPayment = "fail",
         on_failed: Literal["fail", "return"] = "fail",
-        poll_interval: float | timedelta = 30.0,
-        timeout: float | timedelta | None = None,
-        roughy_conn_id: str = RoughyHook.default_conn_name,
-        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_on_pending_payment(on_pending_payment)
         _check("on_empty", on_empty, ("return", "skip", "fail"))
         _check("on_failed", on_failed, ("fail", "return"))
         if isinstance(parallel, bool) or not isinstance(parallel, int) or not 1 <= parallel <= 64:
@@ -177,21 +167,9 @@ class RoughyIngestOperator(BaseOperator):
         self._dry_run = dry_run  # BaseOperator has a method of that name.
         self.stable_for = as_seconds("stable_for", stable_for) if stable_for else 0.0
         self.on_empty = on_empty
-        self.on_pending_payment = on_pending_payment
         self.on_failed = on_failed
-        self.poll_interval = as_seconds("poll_interval", poll_interval)
-        self.timeout = as_seconds(
-            "timeout", conf.getfloat("sensors", "default_timeout") if timeout is None else timeout
-        )
-        self.roughy_conn_id = roughy_conn_id
-        self.deferrable = deferrable
         #: The batch under way.
         self._running: Batch | None = None
-
-    @cached_property
-    def hook(self) -> RoughyHook:
-        """The hook of this task."""
-        return RoughyHook(self.roughy_conn_id)
 
     def execute(self, context: Context) -> list[str]:
         """Upload what is new, and wait for it.
@@ -264,10 +242,7 @@ class RoughyIngestOperator(BaseOperator):
             raise RoughyConfigurationError(f"max_credits must be a whole number, not {self.max_credits!r}") from None
 
     def _wait(self, batch: Batch, context: Context, started: float) -> None:
-        deadline = time.time() + self.timeout
-        if self.execution_timeout is not None:
-            # Airflow 3 does not count the time in the triggerer.
-            deadline = min(deadline, started + self.execution_timeout.total_seconds())
+        deadline = self.deadline(started)
         if self.deferrable:
             context["ti"].xcom_push(_XCOM_KEY, batch.report.to_dict())
             batch.wait_elsewhere(min(deadline, time.time() + _LONGEST_WAIT) + 2 * self.poll_interval)
@@ -291,13 +266,6 @@ class RoughyIngestOperator(BaseOperator):
             )
         )
         batch.settle(verdicts)
-
-    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after the wait in the triggerer, unless nothing came of it."""
-        verdict = ended_by_airflow(ASSET, next_method, next_kwargs)
-        if verdict:
-            verdict.raise_for_failure()
-        return super().resume_execution(next_method, next_kwargs, context)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> list[str]:
         """Take the trigger's verdicts.

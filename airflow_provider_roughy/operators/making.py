@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import time
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from airflow_provider_roughy.compat import BaseOperator, conf
 from airflow_provider_roughy.exceptions import RoughyAssetProcessingError, RoughyPaymentRequiredError
-from airflow_provider_roughy.hooks import RoughyHook
-from airflow_provider_roughy.lifecycle import (
-    ASSET,
-    Kind,
-    OnPendingPayment,
-    Outcome,
-    Verdict,
-    as_seconds,
-    check_on_pending_payment,
-)
+from airflow_provider_roughy.lifecycle import ASSET, Outcome, Verdict
+from airflow_provider_roughy.operators.waiting import WaitingOperator
 from airflow_provider_roughy.polling import Watch, wait_here
-from airflow_provider_roughy.triggers import RoughyAssetTrigger, RoughyTrigger, ended_by_airflow
+from airflow_provider_roughy.triggers import RoughyAssetTrigger, RoughyTrigger
 
 if TYPE_CHECKING:
-    from datetime import timedelta
-
     from airflow_provider_roughy.compat import Context
 
 
-class MakingOperator(BaseOperator):
+class MakingOperator(WaitingOperator):
     """Has something made of an asset, and waits: for the asset while it is not ready, then for what is made of it.
 
     The request that makes it may be sent again, as the same request finds what there is. So nothing is remembered: each
@@ -35,67 +23,27 @@ class MakingOperator(BaseOperator):
     A subclass holds the asset's id in ``asset_id``.
 
     :param wait_for_completion: Whether to wait until it is made.
-    :param on_pending_payment: What to do about an asset that the credits did not cover.
-    :param poll_interval: Seconds, or a ``timedelta``, between two looks.
-    :param timeout: Seconds, or a ``timedelta``, to wait in all; by default Airflow's ``[sensors] default_timeout``.
-    :param roughy_conn_id: The Airflow connection. (templated)
-    :param deferrable: Whether to wait in the triggerer.
+    :param options: As of :class:`~airflow_provider_roughy.operators.waiting.WaitingOperator`.
     """
 
-    #: What is made.
-    kind: ClassVar[Kind]
     asset_id: str
-    ui_color = "#e4f0ef"
 
-    def __init__(
-        self,
-        *,
-        wait_for_completion: bool = True,
-        on_pending_payment: OnPendingPayment = "fail",
-        poll_interval: float | timedelta = 30.0,
-        timeout: float | timedelta | None = None,
-        roughy_conn_id: str = RoughyHook.default_conn_name,
-        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        check_on_pending_payment(on_pending_payment)
+    def __init__(self, *, wait_for_completion: bool = True, **options: Any) -> None:
+        super().__init__(**options)
         self.wait_for_completion = wait_for_completion
-        self.on_pending_payment = on_pending_payment
-        self.poll_interval = as_seconds("poll_interval", poll_interval)
-        self.timeout = as_seconds(
-            "timeout", conf.getfloat("sensors", "default_timeout") if timeout is None else timeout
-        )
-        self.roughy_conn_id = roughy_conn_id
-        self.deferrable = deferrable
         #: What this worker waits for.
         self._waiting_for: Watch | None = None
-
-    @cached_property
-    def hook(self) -> RoughyHook:
-        """The hook of this task."""
-        return RoughyHook(self.roughy_conn_id)
 
     def make(self) -> Any:
         """Ask for it, and return it: with ``id``, ``state``, ``request_id`` and ``to_dict()``."""
         raise NotImplementedError
-
-    def give_up(self, id: str | None) -> None:
-        """See to what is being made and nobody waits for any longer.
-
-        :param id: Its id; ``None`` if Airflow has ended the wait and forgotten it.
-        """
 
     def execute(self, context: Context) -> str | None:
         """Have it made, and wait if asked to.
 
         :returns: Its id; ``None`` if the asset is not paid for and ``on_pending_payment`` lets that pass.
         """
-        limit = self.timeout
-        if self.execution_timeout is not None:
-            # Airflow 3 does not count the time in the triggerer.
-            limit = min(limit, self.execution_timeout.total_seconds())
-        return self._run(None, deadline=time.time() + limit)
+        return self._run(None, deadline=self.deadline(time.time()))
 
     def _run(self, verdict: Verdict | None, *, deadline: float) -> str | None:
         """Ask for it until there is an end.
@@ -185,14 +133,6 @@ class MakingOperator(BaseOperator):
         # While it is waited for, the hook's own client is idle.
         if self._waiting_for is not None and self._waiting_for.kind is self.kind:
             self.give_up(self._waiting_for.id)
-
-    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after the wait in the triggerer, unless nothing came of it."""
-        verdict = ended_by_airflow(self.kind, next_method, next_kwargs)
-        if verdict:
-            self.give_up(None)
-            verdict.raise_for_failure()
-        return super().resume_execution(next_method, next_kwargs, context)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> str | None:
         """Take the trigger's verdict, on the asset or on what is made of it.

@@ -4,36 +4,27 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy.api import language_code
-from airflow_provider_roughy.compat import BaseOperator, conf
-from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.ledger import Ledger
-from airflow_provider_roughy.lifecycle import (
-    ASSET,
-    OnPendingPayment,
-    Verdict,
-    as_seconds,
-    check_on_pending_payment,
-)
+from airflow_provider_roughy.lifecycle import ASSET, Verdict
 from airflow_provider_roughy.memory import Owner, remembered
+from airflow_provider_roughy.operators.waiting import WaitingOperator
 from airflow_provider_roughy.polling import Watch, wait_here
 from airflow_provider_roughy.source import find_source
-from airflow_provider_roughy.triggers import RoughyAssetTrigger, ended_by_airflow
+from airflow_provider_roughy.triggers import RoughyAssetTrigger
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
-    from datetime import timedelta
 
     from airflow_provider_roughy.compat import Context
     from airflow_provider_roughy.durable import DurableUpload, Memory
     from airflow_provider_roughy.source import Source
 
 
-class RoughyCreateUploadOperator(BaseOperator):
+class RoughyCreateUploadOperator(WaitingOperator):
     """Creates an asset and uploads a recording to it; returns the asset's id.
 
     The recording is looked at before anything is created: it must exist, be a file of 64 bytes to 50 GiB, and be
@@ -101,7 +92,6 @@ class RoughyCreateUploadOperator(BaseOperator):
         "asset_id",
         "roughy_conn_id",
     )
-    ui_color = "#e4f0ef"
 
     def __init__(
         self,
@@ -112,41 +102,23 @@ class RoughyCreateUploadOperator(BaseOperator):
         source_conn_id: str | None = None,
         asset_id: str | None = None,
         wait_for_completion: bool = False,
-        on_pending_payment: OnPendingPayment = "fail",
-        poll_interval: float | timedelta = 30.0,
-        timeout: float | timedelta | None = None,
         durable: bool = True,
         ledger: str | os.PathLike[str] | None = None,
         ledger_conn_id: str | None = None,
-        roughy_conn_id: str = RoughyHook.default_conn_name,
-        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_on_pending_payment(on_pending_payment)
         self.source = source
         self.project_id = project_id
         self.language = language
         self.source_conn_id = source_conn_id
         self.asset_id = asset_id
         self.wait_for_completion = wait_for_completion
-        self.on_pending_payment = on_pending_payment
-        self.poll_interval = as_seconds("poll_interval", poll_interval)
-        self.timeout = as_seconds(
-            "timeout", conf.getfloat("sensors", "default_timeout") if timeout is None else timeout
-        )
         self.durable = durable
         self.ledger = ledger
         self.ledger_conn_id = ledger_conn_id
-        self.roughy_conn_id = roughy_conn_id
-        self.deferrable = deferrable
         #: The upload under way.
         self._running: DurableUpload | None = None
-
-    @cached_property
-    def hook(self) -> RoughyHook:
-        """The hook of this task."""
-        return RoughyHook(self.roughy_conn_id)
 
     def execute(self, context: Context) -> str:
         """Upload, and wait if asked to.
@@ -193,10 +165,7 @@ class RoughyCreateUploadOperator(BaseOperator):
             self._running.abandon()
 
     def _wait_for(self, asset_id: str, started: float) -> None:
-        deadline = time.time() + self.timeout
-        if self.execution_timeout is not None:
-            # Airflow 3 does not count the time in the triggerer.
-            deadline = min(deadline, started + self.execution_timeout.total_seconds())
+        deadline = self.deadline(started)
         watch = Watch(ASSET, asset_id, on_pending_payment=self.on_pending_payment, log=self.log)
         verdict = watch.look(self.hook, within=max(deadline - time.time(), 1.0))
         if verdict is None and self.deferrable:
@@ -210,13 +179,6 @@ class RoughyCreateUploadOperator(BaseOperator):
         if verdict is None:
             verdict = wait_here(self.hook, watch, poll_interval=self.poll_interval, deadline=deadline)
         verdict.raise_for_failure(self.on_pending_payment)
-
-    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after the wait in the triggerer, unless nothing came of it."""
-        verdict = ended_by_airflow(ASSET, next_method, next_kwargs)
-        if verdict:
-            verdict.raise_for_failure()
-        return super().resume_execution(next_method, next_kwargs, context)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> str:
         """Take the trigger's verdict.

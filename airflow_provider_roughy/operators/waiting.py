@@ -1,0 +1,82 @@
+"""What the operators have in common that wait for what they have begun."""
+
+from __future__ import annotations
+
+import time
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow_provider_roughy.compat import BaseOperator, conf
+from airflow_provider_roughy.hooks import RoughyHook
+from airflow_provider_roughy.lifecycle import ASSET, Kind, OnPendingPayment, as_seconds, check_on_pending_payment
+from airflow_provider_roughy.triggers import ended_by_airflow
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from airflow_provider_roughy.compat import Context
+
+
+class WaitingOperator(BaseOperator):
+    """Begins something and waits for it, here or in the triggerer.
+
+    :param on_pending_payment: What to do about assets that the credits did not cover.
+    :param poll_interval: Seconds, or a ``timedelta``, between two looks.
+    :param timeout: Seconds, or a ``timedelta``, to wait; by default Airflow's ``[sensors] default_timeout``.
+    :param roughy_conn_id: The Airflow connection. (templated)
+    :param deferrable: Whether to wait in the triggerer.
+    """
+
+    #: What is waited for.
+    kind: ClassVar[Kind] = ASSET
+    ui_color = "#e4f0ef"
+
+    def __init__(
+        self,
+        *,
+        on_pending_payment: OnPendingPayment = "fail",
+        poll_interval: float | timedelta = 30.0,
+        timeout: float | timedelta | None = None,
+        roughy_conn_id: str = RoughyHook.default_conn_name,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_on_pending_payment(on_pending_payment)
+        self.on_pending_payment = on_pending_payment
+        self.poll_interval = as_seconds("poll_interval", poll_interval)
+        self.timeout = as_seconds(
+            "timeout", conf.getfloat("sensors", "default_timeout") if timeout is None else timeout
+        )
+        self.roughy_conn_id = roughy_conn_id
+        self.deferrable = deferrable
+
+    @cached_property
+    def hook(self) -> RoughyHook:
+        """The hook of this task."""
+        return RoughyHook(self.roughy_conn_id)
+
+    def deadline(self, started: float) -> float:
+        """Return when a wait that begins now has to end, in seconds since the epoch.
+
+        :param started: When the task was started, which ``execution_timeout`` counts from.
+        """
+        deadline = time.time() + self.timeout
+        if self.execution_timeout is None:
+            return deadline
+        # Airflow 3 does not count the time in the triggerer.
+        return min(deadline, started + self.execution_timeout.total_seconds())
+
+    def give_up(self, id: str | None) -> None:
+        """See to what nobody waits for any longer.
+
+        :param id: Its id; ``None`` if Airflow has ended the wait and forgotten it.
+        """
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after the wait in the triggerer, unless nothing came of it."""
+        verdict = ended_by_airflow(self.kind, next_method, next_kwargs)
+        if verdict:
+            self.give_up(None)
+            verdict.raise_for_failure()
+        return super().resume_execution(next_method, next_kwargs, context)
