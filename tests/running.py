@@ -122,7 +122,7 @@ def run_task(
 
 
 def _forget_connections() -> None:
-    """Collect what the dead has left: anyio closes no connection that is cancelled in the moment in which it is made."""
+    """Collect what the dead has left: anyio closes no connection that is cancelled in the moment that makes it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
