@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import memory, retry, transfer, waiting
+from benchmarks import download, memory, retry, transfer, waiting
 from benchmarks.measure import GIB, Target, table
 from benchmarks.servers import Scratch
 
-PARTS = (*transfer.CASES, "memory", "retry", "waiting")
+PARTS = (*transfer.CASES, "memory", "retry", "download", "waiting")
 
 
 def _say(line: str) -> None:
@@ -26,9 +26,9 @@ def _say(line: str) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure this package against its peers.")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds of the transfer (default: 7)")
-    parser.add_argument("--peer-rounds", type=int, default=3, help="rounds in which tuspy and tus-js-client run, too")
-    parser.add_argument("--size", type=int, default=GIB, help="bytes of an upload (default: 1 GiB)")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of the transfers (default: 7)")
+    parser.add_argument("--peer-rounds", type=int, default=3, help="rounds in which their peers but curl run, too")
+    parser.add_argument("--size", type=int, default=GIB, help="bytes of a transfer (default: 1 GiB)")
     parser.add_argument("--only", metavar="NAME", action="append", choices=PARTS, help=f"one of {', '.join(PARTS)}")
     return parser.parse_args()
 
@@ -45,6 +45,13 @@ def _run(arguments: argparse.Namespace, scratch: Scratch) -> None:
     parts: dict[str, Callable[[], tuple[list[str], list[Target]]]] = {
         "memory": lambda: memory.run(scratch, say=_say),
         "retry": lambda: retry.run(scratch, size=arguments.size, say=_say),
+        "download": lambda: download.run(
+            scratch,
+            size=arguments.size,
+            rounds=arguments.rounds,
+            peer_rounds=min(arguments.peer_rounds, arguments.rounds),
+            say=_say,
+        ),
         "waiting": lambda: waiting.run(scratch, say=_say),
     }
     work = [parts[name] for name in parts if name in wanted]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import ssl
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -64,12 +64,14 @@ class Server:
     :param scratch: Where its run keeps things.
     :param folder: Where it stores uploads, if it stores them.
     :param near_url: Its base URL for those who only watch, if ``url`` leads over a long line.
+    :param more: What its clients find in their environment beside what all do.
     """
 
     url: str
     scratch: Scratch
     folder: Path | None = None
     near_url: str | None = None
+    more: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def environment(self) -> dict[str, str]:
@@ -88,6 +90,7 @@ class Server:
             CURL_CA_BUNDLE=bundle,
             REQUESTS_CA_BUNDLE=bundle,
             NODE_EXTRA_CA_CERTS=bundle,
+            **self.more,
         )
 
     def ask(self, path: str, body: object = None) -> Any:
@@ -156,6 +159,30 @@ def emulated(scratch: Scratch, name: str, *, processing: int) -> Iterator[Server
     folder.mkdir()
     with serving(module("emulated", folder, KEY, "1", str(processing))) as port:
         yield Server(f"http://127.0.0.1:{port}", scratch, folder)
+
+
+@contextmanager
+def storage(scratch: Scratch, file: Path, *, tls: bool = False) -> Iterator[Server]:
+    """Run a Roughy whose only asset is a file, and the storage that its link leads to.
+
+    :param file: The file.
+    :param tls: Whether it talks TLS.
+    """
+    certificate = (scratch.certificate, scratch.key) if tls else ()
+    with serving(module("storages", file, *certificate)) as port:
+        yield Server(f"{'https' if tls else 'http'}://127.0.0.1:{port}", scratch)
+
+
+@contextmanager
+def storage_and_s3(scratch: Scratch, file: Path) -> Iterator[Server]:
+    """Run the same, and an S3 with an empty bucket ``out`` that Airflow's connection ``s3`` leads to."""
+    with storage(scratch, file) as server, serving(module("s3")) as port:
+        extra = {"endpoint_url": f"http://127.0.0.1:{port}", "region_name": "us-east-1"}
+        connections = {
+            "AIRFLOW_CONN_S3": {"conn_type": "aws", "login": "key", "password": "secret", "extra": extra},
+            "AIRFLOW_CONN_HTTP_DEFAULT": {"conn_type": "http", "host": server.url},
+        }
+        yield replace(server, more={name: json.dumps(fields) for name, fields in connections.items()})
 
 
 def node_program(name: str) -> Path:

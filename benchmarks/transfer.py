@@ -1,4 +1,4 @@
-"""Whole uploads by several clients to several servers, compared with curl."""
+"""Whole transfers by several clients, compared with curl: the race, and the uploads that take part in it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from operator import attrgetter
+from pathlib import Path
 
-from benchmarks.clients import CURL, OURS, available, left_out
+from benchmarks.clients import CURL, OURS, Client, available, left_out
 from benchmarks.measure import MIB, Sample, Spread, Target, table
 from benchmarks.servers import Scratch, Server, distant_sink, reference_server, sink, tls_sink
 from harness.npm import has_node
@@ -59,17 +60,40 @@ def run(
     clients = available()
     cases = {name: CASES[name] for name in names if has_node() or not CASES[name].needs_node}
     file = scratch.source(size)
-    results: dict[str, Results] = {name: {client: {} for client in clients} for name in cases}
     with ExitStack() as stack:
         servers = {name: stack.enter_context(case.serve(scratch)) for name, case in cases.items()}
-        for number in range(rounds):
-            say(f"transfer: round {number + 1} of {rounds}")
-            chosen = [name for name in clients if name in (OURS, CURL) or _falls_on(number, peer_rounds, rounds)]
-            for case, client in _shuffled(servers, chosen):
-                results[case][client][number] = clients[client](servers[case], file)
-                servers[case].clear()
-    tables = [*left_out(), *(_table(cases[name].title, size, results[name]) for name in cases)]
+        results = race(servers, clients, file, rounds=rounds, peer_rounds=peer_rounds, say=say)
+    tables = [*left_out(), *(race_table(cases[name].title, size, results[name]) for name in cases)]
     return tables, list(_targets(cases, results)) if CURL in clients else []
+
+
+def race(
+    servers: Mapping[str, Server],
+    clients: Mapping[str, Client],
+    file: Path,
+    *,
+    rounds: int,
+    peer_rounds: int,
+    say: Callable[[str], None],
+) -> dict[str, Results]:
+    """Have all clients transfer a file with all servers, in another order each round.
+
+    :param servers: By the name of their case.
+    :param clients: By name.
+    :param file: What is transferred.
+    :param rounds: How often.
+    :param peer_rounds: In how many of the rounds the clients that are no part of a target run as well.
+    :param say: Told how far it is.
+    :returns: Results by case.
+    """
+    results: dict[str, Results] = {name: {client: {} for client in clients} for name in servers}
+    for number in range(rounds):
+        say(f"transfer: round {number + 1} of {rounds}")
+        chosen = [name for name in clients if name in (OURS, CURL) or _falls_on(number, peer_rounds, rounds)]
+        for case, client in _shuffled(servers, chosen):
+            results[case][client][number] = clients[client](servers[case], file)
+            servers[case].clear()
+    return results
 
 
 def _falls_on(number: int, times: int, rounds: int) -> bool:
@@ -84,12 +108,13 @@ def _shuffled(servers: Mapping[str, Server], clients: Sequence[str]) -> Iterator
             yield case, client
 
 
-def _table(title: str, size: int, results: Results) -> str:
+def race_table(title: str, size: int, results: Results) -> str:
+    """Return the table of one case."""
     header = ["client", "wall / curl", "CPU / curl", "wall, s", "CPU, s", "peak, MiB", "rounds"]
     rows = [
         [
             client,
-            *(_text(_ratios(results, client, what)) for what in ("wall", "cpu")),
+            *(_text(ratios(results, client, what)) for what in ("wall", "cpu")),
             *(_text([getattr(sample, what) for sample in samples.values()]) for what in ("wall", "cpu")),
             f"{Spread.of([sample.peak for sample in samples.values()]).median / MIB:.0f}",
             str(len(samples)),
@@ -104,8 +129,8 @@ def _text(values: Sequence[float]) -> str:
     return Spread.of(values).text() if values else "-"
 
 
-def _ratios(results: Results, client: str, what: str) -> list[float]:
-    """Return a client's values in curl's of the same round.
+def ratios(results: Results, client: str, what: str) -> list[float]:
+    """Return a client's values in curl's of the same round, where curl took part.
 
     :param what: ``"wall"`` or ``"cpu"``.
     """
@@ -116,7 +141,7 @@ def _ratios(results: Results, client: str, what: str) -> list[float]:
 
 def _targets(cases: Mapping[str, Case], results: Mapping[str, Results]) -> Iterator[Target]:
     for name, case in cases.items():
-        yield Target(f"wall time in curl's, {case.title}", 1.1, Spread.of(_ratios(results[name], OURS, "wall")).median)
+        yield Target(f"wall time in curl's, {case.title}", 1.1, Spread.of(ratios(results[name], OURS, "wall")).median)
     for name, case in cases.items():
         if case.with_tls:
-            yield Target(f"CPU in curl's, {case.title}", 1.5, Spread.of(_ratios(results[name], OURS, "cpu")).median)
+            yield Target(f"CPU in curl's, {case.title}", 1.5, Spread.of(ratios(results[name], OURS, "cpu")).median)

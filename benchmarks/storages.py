@@ -1,0 +1,96 @@
+"""A Roughy with one asset, and the storage of its bytes, as fast as Python can serve them.
+
+Usage: ``python -m benchmarks.storages FILE [CERTIFICATE KEY]``. It prints its port on loopback, and ends when its
+standard input does. Every ``GET /v1/assets/…`` is answered with the asset, and ``GET /file`` with the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import ssl
+import sys
+import threading
+from contextlib import suppress
+
+from benchmarks.processes import end_with_parent
+
+_BLOCK_BYTES = 1024 * 1024
+
+
+class Storage:
+    """Serves one file.
+
+    :param path: Where it is.
+    :param context: Of a server with TLS.
+    """
+
+    def __init__(self, path: str, context: ssl.SSLContext | None) -> None:
+        self.path = path
+        self.size = os.path.getsize(path)
+        self.context = context
+
+    def serve(self) -> None:
+        """Serve until the process ends."""
+        listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        print(listener.getsockname()[1], flush=True)
+        while True:
+            connection, _ = listener.accept()
+            threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+
+    def _talk(self, connection: socket.socket) -> None:
+        with suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self.context:
+                connection = self.context.wrap_socket(connection, server_side=True)
+            with connection:
+                ahead = b""
+                while data := connection.recv(65536):
+                    ahead += data
+                    if ahead.endswith(b"\r\n\r\n"):
+                        self._answer(connection, ahead.decode("latin-1"))
+                        ahead = b""
+
+    def _answer(self, connection: socket.socket, head: str) -> None:
+        path = head.split(" ")[1]
+        if path != "/file":
+            host = next(line for line in head.split("\r\n") if line.lower().startswith("host:"))[5:].strip()
+            asset = json.dumps(self._asset(path.rpartition("/")[2], host)).encode()
+            connection.sendall(self._head("application/json", len(asset)) + asset)
+            return
+        connection.sendall(self._head("video/mp4", self.size))
+        with open(self.path, "rb") as file:
+            if self.context is None:
+                connection.sendfile(file)
+            else:
+                while block := file.read(_BLOCK_BYTES):
+                    connection.sendall(block)
+
+    def _asset(self, asset_id: str, host: str) -> dict[str, object]:
+        unknown = ("project_id", "type", "extension", "content_type", "duration_seconds", "language")
+        return dict.fromkeys(unknown) | {
+            "id": asset_id,
+            "state": "ready",
+            "size_bytes": self.size,
+            "created_at": "2026-01-01T00:00:00Z",
+            "download_url": f"{'https' if self.context else 'http'}://{host}/file",
+        }
+
+    @staticmethod
+    def _head(content_type: str, length: int) -> bytes:
+        lines = ["HTTP/1.1 200 OK", f"Content-Type: {content_type}", f"Content-Length: {length}", 'ETag: "1"', "", ""]
+        return "\r\n".join(lines).encode()
+
+
+def _main(path: str, *certificate: str) -> None:
+    end_with_parent()
+    context = None
+    if certificate:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(*certificate)
+    Storage(path, context).serve()
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
