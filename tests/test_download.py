@@ -274,15 +274,21 @@ def test_an_expired_link_is_renewed_in_mid_way(
     assert sum(request.method == "GET" for request in roughy.requests) == 2
 
 
-def test_a_link_that_has_expired_at_the_emulator_is_renewed(
+def test_a_link_of_the_emulator_that_expires_in_mid_way_is_renewed(
     roughy: Emulator, hook: RoughyHook, asset_id: str, tmp_path: Path
 ) -> None:
-    """Roughy's reply took longer than its link lives."""
-    stale = hook.get_asset(asset_id)
-    roughy.advance(16 * 60)
-    body = stale.to_dict() | {"download_url": stale.download_url}
-    roughy.inject(Fault(**GET, status=200, body=body))
-    assert fetch(hook, asset_id, tmp_path).read_bytes() == CONTENT
+    roughy.inject(Fault(method="GET", path="/storage/*", cut_reply_after=MIB))
+
+    def expire(done: int, total: int) -> None:
+        if done == MIB:
+            roughy.advance(16 * 60)
+
+    assert fetch(hook, asset_id, tmp_path, on_progress=expire).read_bytes() == CONTENT
+    asked = [request.path for request in roughy.requests if request.method == "GET"]
+    storage = f"/storage/assets/{roughy.project_id}/{asset_id}"
+    asset = f"/v1/assets/{asset_id}"
+    assert [path.startswith(storage) for path in asked] == [False, True, True, False, True]
+    assert {path for path in asked if not path.startswith(storage)} == {asset}
 
 
 def test_how_often_a_link_is_renewed_is_bounded(
