@@ -6,6 +6,7 @@ import array
 import math
 import os
 import random
+import struct
 import wave
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -126,6 +127,32 @@ def make_talk(
             container.mux(picture.encode(None))
         _encode_sine(container, sound, seconds, is_loud)
     return path
+
+
+def make_halves(path: Path) -> Path:
+    """Write five pictures of 64x36, white on the left and black on the right, as MP4."""
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 36, "yuv420p"
+        for number in range(5):
+            frame = av.VideoFrame(64, 36, "yuv420p")
+            light, *colours = frame.planes
+            light.update((b"\xeb" * 32 + b"\x10" * (light.line_size - 32)) * light.height)
+            for plane in colours:
+                plane.update(b"\x80" * plane.buffer_size)
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def turn(path: Path, matrix: tuple[int, int, int, int]) -> None:
+    """Note in an MP4, in place, how it is to be turned when it is shown (ISO 14496-12, 8.3.2: matrix of ``tkhd``)."""
+    content = bytearray(path.read_bytes())
+    at = content.index(b"tkhd") + 4 + 40
+    a, b, c, d = (value << 16 for value in matrix)
+    content[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
 
 
 def make_long_audio(path: Path, seconds: float) -> Path:

@@ -276,7 +276,9 @@ def _is_short(present: float, declared: float) -> bool:
 
 def is_cover(stream: av.stream.Stream) -> bool:
     """Tell a cover picture, which a container shows as a video stream, from a film."""
-    return bool(getattr(stream, "disposition", 0) & 0x400)
+    disposition = getattr(stream, "disposition", 0)
+    # A flag of an enumeration, in some releases no integer.
+    return bool(int(getattr(disposition, "value", disposition)) & 0x400)
 
 
 def _has_frame_count(file: BinaryIO) -> bool:

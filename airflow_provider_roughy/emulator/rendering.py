@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 
@@ -118,8 +118,9 @@ class _Picture:
         self._due = next(self._moments, None)
         self._made = 0
         self._shown: av.VideoFrame | None = None
+        self._turn = _Turn(source)
         self._stream: av.VideoStream = container.add_stream("libx264", rate=rate)
-        self._stream.width, self._stream.height = _size(source.width, source.height, output["resolution"])
+        self._stream.width, self._stream.height = _size(*self._turn.size, output["resolution"])
         self._stream.pix_fmt = "yuv420p"
         # Speed before size: this is no studio.
         self._stream.options = {"preset": "ultrafast"}
@@ -141,7 +142,7 @@ class _Picture:
         self._shown = frame
 
     def _show(self, shown: av.VideoFrame) -> None:
-        frame = shown.reformat(self._stream.width, self._stream.height, "yuv420p")
+        frame = self._turn(shown).reformat(self._stream.width, self._stream.height, "yuv420p")
         frame.pts, frame.time_base = self._made, self._time_base
         # The encoder decides.
         frame.pict_type = av.video.frame.PictureType.NONE
@@ -156,6 +157,35 @@ class _Picture:
         while self._due is not None:
             self._show(self._shown)
         self._container.mux(self._stream.encode(None))
+
+
+class _Turn:
+    """Turns pictures upright: a phone only notes how it was held."""
+
+    def __init__(self, source: av.VideoStream) -> None:
+        with av.open(source.container.name) as recording:
+            first = next(recording.decode(recording.streams[source.index]), None)
+        # Degrees, counted against the clock. PyAV tells them since 15.
+        degrees = getattr(first, "rotation", 0) % 360
+        self._turns = {0: [], 90: ["cclock"], 180: ["clock", "clock"], 270: ["clock"]}.get(degrees, [])
+        self._source = source
+        self._graph: av.filter.Graph | None = None
+        self.size: tuple[int, int] = (source.width, source.height)
+        if len(self._turns) == 1:
+            self.size = (source.height, source.width)
+
+    def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
+        """Return a picture as it is to be seen."""
+        if not self._turns:
+            return frame
+        if self._graph is None:
+            self._graph = av.filter.Graph()
+            filters = [self._graph.add("transpose", turn) for turn in self._turns]
+            self._graph.link_nodes(
+                self._graph.add_buffer(template=self._source), *filters, self._graph.add("buffersink")
+            ).configure()
+        self._graph.push(frame)
+        return cast(av.VideoFrame, self._graph.pull())
 
 
 class _Sound:
