@@ -90,6 +90,13 @@ def connection(roughy: Emulator, monkeypatch: pytest.MonkeyPatch) -> dict[str, o
 
 
 @pytest.fixture
+def patient(connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same connection, where nothing is meant to take too long, however busy the machine is."""
+    fields = {**connection, "extra": {**connection["extra"], "timeout": 60}}
+    monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps(fields))
+
+
+@pytest.fixture
 def hook(connection: dict[str, object]) -> Iterator[RoughyHook]:
     with RoughyHook() as hook:
         yield hook

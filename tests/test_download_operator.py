@@ -28,7 +28,7 @@ from tests.uploading import MIB
 
 CONTENT = os.urandom(3 * MIB)
 
-pytestmark = pytest.mark.usefixtures("connection")
+pytestmark = pytest.mark.usefixtures("patient")
 
 
 def download(target: Path | str | ObjectStoragePath, **options: Any) -> Ended:

@@ -25,7 +25,7 @@ pytest.importorskip("s3fs", reason="the group s3 is installed for the newest Air
 
 SIZE = 24 * MIB + 13
 
-pytestmark = pytest.mark.usefixtures("connection")
+pytestmark = pytest.mark.usefixtures("patient")
 
 
 class Out:
