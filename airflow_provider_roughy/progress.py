@@ -49,11 +49,12 @@ class Progress:
             # Neither the pause before a request nor what it repeats says how fast the link is.
             self._since, self._from = now, done
             return
-        quiet = now - self._logged_at
-        if done >= total or not (quiet >= 30 or (quiet >= 1 and abs(done - self._logged) >= total / 10)):
+        quiet, moving = now - self._logged_at, now - self._since
+        # The first bytes only fill buffers on the way.
+        if done >= total or moving < 1 or not (quiet >= 30 or (quiet >= 1 and abs(done - self._logged) >= total / 10)):
             return
         self._logged_at, self._logged = now, done
-        rate = (done - self._from) / max(now - self._since, 1e-3)
+        rate = (done - self._from) / moving
         self._log.info(
             "%s: %s of %s (%.0f %%), %s/s, %.0f s left",
             self._what,
