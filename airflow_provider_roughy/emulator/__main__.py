@@ -25,6 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     :returns: exit status.
     """
     options = _parser().parse_args(arguments)
+    if options.storage_port is None:
+        options.storage_port = options.port + 1 if options.port else 0
     try:
         from . import Emulator
     except ModuleNotFoundError as error:
@@ -43,10 +45,10 @@ def main(arguments: list[str] | None = None) -> int:
             progression=options.progression,
             choices=Choices.from_text(options.choice),
             on_request=_print_request,
-            storage_port=(options.port and options.port + 1) if options.storage_port is None else options.storage_port,
+            storage_port=options.storage_port,
         )
         emulator.start()
-    except (OSError, ValueError) as error:
+    except (OSError, OverflowError, ValueError) as error:
         print(f"Cannot start: {error}", file=sys.stderr)
         return 2
     try:

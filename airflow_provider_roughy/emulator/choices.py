@@ -130,7 +130,7 @@ class Choices:
     method_override: bool = False
     """Whether ``X-HTTP-Method-Override`` on a POST to an upload is honoured. Unknown; TUS servers do."""
 
-    # Work on media
+    # After the upload
 
     failed_error_code: str = "probe_failed"
     """``error_code`` of an asset whose media cannot be read. Unknown: the values are not documented."""

@@ -42,12 +42,10 @@ class Edit:
 
     :param segments: in order, on whole frames, or milliseconds if there is no picture.
     :param frame_rate: of the picture, in frames a second; ``None`` if there is none.
-    :param duration: of the whole recording in seconds.
     """
 
     segments: list[Segment]
     frame_rate: Fraction | None
-    duration: Fraction
 
 
 def edit(path: Path, script: str | None, stop: Callable[[], bool]) -> Edit:
@@ -74,7 +72,7 @@ def edit(path: Path, script: str | None, stop: Callable[[], bool]) -> Edit:
     stretches = ((begin + late, end + late) for begin, end in _stretches(loudness))
     # Where nothing is louder than the rest, or there is no sound, all is kept.
     segments = _snapped(stretches, step, duration) or [(Fraction(0), duration)]
-    return Edit(segments if script is None else _by_script(segments, script, step), frame_rate, duration)
+    return Edit(segments if script is None else _by_script(segments, script, step), frame_rate)
 
 
 def picture_rate(stream: av.VideoStream) -> Fraction:

@@ -214,6 +214,9 @@ class _Sound:
         stream.layout = self._layout
         asked = output["audio_bitrate"] * 1000 if output["audio_bitrate"] else _AUDIO_BITRATE
         stream.bit_rate = min(asked, source.bit_rate or asked)
+        if codec == "libmp3lame":
+            # LAME's own scale, from 0 for the best to 9 for the fastest.
+            stream.options = {"compression_level": "8"}
         self._stream: av.AudioStream = stream
 
     @property

@@ -43,8 +43,9 @@ class Emulator(Steering):
         removed by :meth:`close`.
     :param api_key: the API key, or several: each is an account of its own, the first is the default.
     :param balance: credits that every account starts with.
-    :param progression: how long ``processing`` lasts: ``immediate``, ``seconds=2``, ``polls=3`` (so many GETs or
-        list appearances still find it processing), or ``manual`` (until :meth:`settle`).
+    :param progression: how long Roughy works on an asset, a cut or a render: ``immediate``, ``seconds=2``,
+        ``polls=3`` (so many GETs or list appearances still find it unfinished), or ``manual`` (until
+        :meth:`settle`). Media that takes longer than that is finished when it is.
     :param choices: answers where Roughy's documentation is silent.
     :param faults: rules in force from the start.
     :param on_request: called with each request that is over, from the server's thread.

@@ -92,7 +92,13 @@ def test_several_keys_and_a_warning_off_loopback(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--progression", "soon"], ["--choice", "nonsense=1"], ["--api-key", "secret"], ["--host", "192.0.2.1"]],
+    [
+        ["--port", "65535"],
+        ["--progression", "soon"],
+        ["--choice", "nonsense=1"],
+        ["--api-key", "secret"],
+        ["--host", "192.0.2.1"],
+    ],
 )
 def test_what_cannot_start(arguments: list[str]) -> None:
     command = [sys.executable, "-m", "airflow_provider_roughy.emulator", "--port", "0", *arguments]
@@ -106,7 +112,7 @@ def test_what_cannot_start(arguments: list[str]) -> None:
 def test_a_killed_process_is_taken_up_with_identical_truth(tmp_path: Path, speech: bytes, keep: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    arguments = ["--port", str(port), "--data-dir", str(tmp_path), "--progression", "manual"]
+    arguments = ["--port", str(port), "--storage-port", "0", "--data-dir", str(tmp_path), "--progression", "manual"]
     arguments += ["--choice", f"keep_partial={str(keep).lower()}"]
     content = b"fLaC" + bytes(range(256)) * 40_000
 

@@ -244,7 +244,16 @@ class MortalRoughy:
 
     def start(self) -> None:
         """Start, and wait until it answers."""
-        options = ["--port", str(self._port), "--data-dir", str(self._data_dir), "--progression", "manual"]
+        options = [
+            "--port",
+            str(self._port),
+            "--storage-port",
+            "0",
+            "--data-dir",
+            str(self._data_dir),
+            "--progression",
+            "manual",
+        ]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "airflow_provider_roughy.emulator", *options],
             stdout=subprocess.DEVNULL,
