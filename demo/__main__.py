@@ -1,8 +1,8 @@
 """The main job on a real Airflow, with a Roughy on this machine: ``make demo``.
 
-Three DAGs of ``example_dags/`` run one after another, and each change of a task or an asset is told as it happens. What
-is expected of each is in the table :func:`stories`; all of it is looked up afterwards in Airflow's REST API and in the
-records of the emulator, and the exit status is 0 only if all of it came true.
+Three DAGs of ``example_dags/`` run one after another, one of them on two nights, and each change of a task or an asset
+is told as it happens. What is expected of each is in the table :func:`stories`; all of it is looked up afterwards in
+Airflow's REST API and in the records of the emulator, and the exit status is 0 only if all of it came true.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ TOLD = frozenset(
 class Wait:
     """A wait in the triggerer.
 
-    :param asset_id: For which asset.
+    :param asset_id: For which asset; ``None`` for all of the run.
     :param seconds: How long.
     """
 
-    asset_id: str
+    asset_id: str | None
     seconds: float
 
 
@@ -86,6 +86,7 @@ class Story:
     :param facts: More that must be true, each with how it is found out.
     :param on_waiting: What happens once all instances of a task wait in the triggerer.
     :param balance: Credits on the account.
+    :param prepare: What happens before it.
     """
 
     title: str
@@ -96,6 +97,7 @@ class Story:
     facts: Mapping[str, Callable[[Story], bool]]
     on_waiting: Mapping[str, Callable[[], None]]
     balance: int
+    prepare: Callable[[], None] = lambda: None
 
     run_id: str = ""
     run_state: str = ""
@@ -103,7 +105,9 @@ class Story:
     details: dict[str, dict[str, Any]] = field(default_factory=dict)
     waited: set[str] = field(default_factory=set)
     waits: list[Wait] = field(default_factory=list)
+    #: What each task returned, and what the batch told beside it.
     xcoms: dict[str, Any] = field(default_factory=dict)
+    told: dict[str, Any] = field(default_factory=dict)
     assets: dict[str, dict[str, Any]] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
 
@@ -118,11 +122,17 @@ def stories(folder: Path, own_file: Path | None, roughy: Emulator, say: Voice) -
     """
     recording = own_file or MEDIA / "interview.mp3"
     batch = make_batch(folder / "recordings")
+    new = folder / "recordings" / "new.mp3"
+    night = {"folder": str(folder / "recordings"), "ledger": str(folder / "ledger")}
     long = make_silence(folder / "long-interview.wav", seconds=100)
 
     def finish() -> None:
         say.event("Roughy", "", "has prepared what it was processing")
         roughy.settle()
+
+    def add_one() -> None:
+        say.event("You", "", f"put {new.name} into the folder")
+        shutil.copy(MEDIA / "interview.mp3", new)
 
     def top_up() -> None:
         say.event("You", "", "top up 5 credits")
@@ -150,30 +160,45 @@ def stories(folder: Path, own_file: Path | None, roughy: Emulator, say: Voice) -
             on_waiting={"wait_until_ready": finish},
         ),
         Story(
-            title="A folder with two good files, a damaged one and one that is no recording: the batch goes on",
-            dag_id="roughy_ingest_folder",
-            conf={"folder": str(folder / "recordings")},
+            title="A night: two good recordings, a damaged one and one that is none; one task, and the batch goes on",
+            dag_id="roughy_nightly_batch",
+            conf=night,
             balance=10,
             files=batch,
             tasks={
-                "recordings": "success",
-                "upload[0]": "success",
-                "upload[1]": "success",
-                "upload[2]": "failed",
-                "upload[3]": "success",
-                "uploaded": "success",
-                "wait[0]": "deferred > failed",
-                "wait[1]": "deferred > success",
-                "wait[2]": "deferred > success",
-                "report": "success",
+                "ingest": "deferred > success",
+                "go_on[0]": "success",
+                "go_on[1]": "success",
+                "notify_unpaid": "skipped",
+                "notify_failed": "success",
             },
             facts={
-                "the report counts two good files": lambda s: s.xcoms["report"]["ready"] == 2,
-                "no retries were burned": lambda s: {task["try_number"] for task in s.details.values()} == {1},
+                "no retries were burned": lambda s: {task["try_number"] for task in s.details.values()} <= {0, 1},
                 "what was refused left no asset": lambda s: len(roughy.assets) == 3,
                 "only the good files were charged": lambda s: roughy.balance == s.balance - 2,
+                "the notification names the other two": lambda s: len(s.xcoms["notify_failed"].splitlines()) == 2,
             },
-            on_waiting={"wait": finish},
+            on_waiting={"ingest": finish},
+        ),
+        Story(
+            title="The next night: the same folder and one new recording; only that one is sent and paid for",
+            dag_id="roughy_nightly_batch",
+            conf=night,
+            balance=10,
+            prepare=add_one,
+            files={new: READY},
+            tasks={
+                "ingest": "deferred > success",
+                "go_on[0]": "success",
+                "notify_unpaid": "skipped",
+                "notify_failed": "skipped",
+            },
+            facts={
+                "four recordings are known": lambda s: s.told["known"] == len(batch),
+                "one was sent": lambda s: [request.method for request in s.requests].count("PATCH") == 1,
+                "one was charged": lambda s: roughy.balance == s.balance - 1,
+            },
+            on_waiting={"ingest": finish},
         ),
         Story(
             title="A recording that the credits do not cover: ask for a top-up, wait for it, go on",
@@ -354,7 +379,7 @@ class Watcher:
                 self._look_at_wait(name, task)
             elif name in self._waiting_since:
                 began = self._waiting_since.pop(name)
-                story.waits.append(Wait(task["rendered_fields"]["asset_id"], time.monotonic() - began))
+                story.waits.append(Wait(task["rendered_fields"].get("asset_id"), time.monotonic() - began))
             if state in TOLD and state not in seen[-1:]:
                 seen.append(state)
                 self._changed_at = time.monotonic()
@@ -404,8 +429,12 @@ class Watcher:
         for name, task in story.details.items():
             path = f"/dags/{story.dag_id}/dagRuns/{story.run_id}/taskInstances/{task['task_id']}/xcomEntries"
             entries = self._airflow.request("GET", path, params={"map_index": task["map_index"]}).json()["xcom_entries"]
-            if any(entry["key"] == "return_value" for entry in entries):
-                story.xcoms[name] = self._airflow.xcom(story.dag_id, story.run_id, task["task_id"], task["map_index"])
+            for key in (entry["key"] for entry in entries):
+                value = self._airflow.xcom(story.dag_id, story.run_id, task["task_id"], task["map_index"], key)
+                if key == "return_value":
+                    story.xcoms[name] = value
+                elif name == "ingest":
+                    story.told[key] = value
 
 
 def _name(task: Mapping[str, Any]) -> str:
@@ -444,10 +473,9 @@ def checks(story: Story) -> Iterator[tuple[str, bool]]:
 
 
 def asset_of(story: Story, path: Path) -> dict[str, Any] | None:
-    """Find the asset of a file by what its upload task returned; ``None`` if it returned nothing."""
-    files = list(story.files)
-    name = "upload" if len(files) == 1 else f"upload[{files.index(path)}]"
-    return story.assets.get(story.xcoms.get(name, ""))
+    """Find the asset of a file by what the batch told, or the upload returned; ``None`` if there is none."""
+    files = {source: asset_id for asset_id, source in story.told.get("sources", {}).items()}
+    return story.assets.get(files.get(str(path)) or story.xcoms.get("upload", ""))
 
 
 def ways(story: Story, path: Path) -> str:
@@ -473,7 +501,7 @@ def tell_files(story: Story, say: Voice) -> None:
     """Say for each file of a story what became of it."""
     for path in story.files:
         asset = asset_of(story, path)
-        waits = " and ".join(f"{w.seconds:.0f} s" for w in story.waits if asset and w.asset_id == asset["id"])
+        waits = " and ".join(f"{w.seconds:.0f} s" for w in story.waits if asset and w.asset_id in (None, asset["id"]))
         outcome = asset["state"] if asset else "refused"
         say.line(
             f"  {path.name:<20} {path.stat().st_size:>12,} bytes  {asset['id'] if asset else '-':<36}  "
@@ -560,6 +588,7 @@ def run_story(story: Story, airflow: LocalAirflow, roughy: Emulator, say: Voice)
     """
     say.title(f"{story.title} ({story.dag_id})")
     say.event("Roughy", "", f"has {story.balance:,} credit{'s' if story.balance != 1 else ''} on the account")
+    story.prepare()
     try:
         Watcher(story, airflow, roughy, say).run()
     except (TimeoutError, RuntimeError, httpx.HTTPError) as error:

@@ -1,4 +1,4 @@
-"""The example DAGs on a real Airflow; ``test_demo.py`` runs those that are not run here."""
+"""The example DAGs on a real Airflow; ``test_demo.py`` runs more of them."""
 
 from __future__ import annotations
 
