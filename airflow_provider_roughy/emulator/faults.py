@@ -83,8 +83,7 @@ class Fault:
             (self.delay < 0, "delay must not be negative"),
             (self.cut_after is not None and self.cut_after < 0, "cut_after must not be negative"),
             (self.cut_reply_after is not None and self.cut_reply_after < 0, "cut_reply_after must not be negative"),
-            (not isinstance(self.reply_rate, (int, float, type(None))), "reply_rate must be a number"),
-            (self.reply_rate is not None and self.reply_rate < 1, "reply_rate must be at least 1"),
+            (not _is_rate(self.reply_rate), "reply_rate must be a number of at least 1"),
             (self.swallow not in (True, False, "unchanged"), "swallow must be true, false or 'unchanged'"),
             (self.method != self.method.upper(), "method must be upper case"),
         ]
@@ -135,6 +134,10 @@ class Fault:
             return b"", "application/json"
         default = {"error": {"code": code, "message": "Injected fault."}}
         return json.dumps(default if self.body is None else self.body).encode(), "application/json"
+
+
+def _is_rate(value: object) -> bool:
+    return value is None or (isinstance(value, (int, float)) and value >= 1)
 
 
 def _is_whole(value: object) -> bool:

@@ -126,6 +126,10 @@ def as_text(least: int, most: int) -> Reader[str]:
             raise ValueError("Input should be a valid string")
         if not least <= len(value) <= most:
             raise ValueError(f"String should have {least} to {most} characters")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError("Input should be a valid string, without lone surrogates") from None
         return value
 
     return read
