@@ -65,10 +65,11 @@ def passing() -> st.SearchStrategy[dict[str, Any]]:
 
 
 def tries() -> st.SearchStrategy[dict[str, Any]]:
-    """One try of a run: which night's, how long it lives, in seconds, and what is done to it then."""
+    """One try of a run: which night's, after how many seconds it starts, and after how many more it is killed."""
     return st.fixed_dictionaries(
         {
             "night": st.integers(1, 3),
+            "after": st.just(0.0) | st.floats(0.0, 0.1),
             "lives": st.none() | st.floats(0.0, 0.25),
             "parallel": st.sampled_from([1, 3]),
         }
@@ -129,10 +130,10 @@ def test_each_recording_is_uploaded_once_and_whole(
             add()
         for fault in step["faults"]:
             roughy.inject(Fault(**fault))
-        started = [
-            (zygote.start(f"night {each['night']}", parallel=each["parallel"], **options), each)
-            for each in step["tries"]
-        ]
+        started = []
+        for each in step["tries"]:
+            time.sleep(each["after"])
+            started.append((zygote.start(f"night {each['night']}", parallel=each["parallel"], **options), each))
         for child, each in sorted(started, key=lambda one: one[1]["lives"] or 1):
             finish(child, each["lives"])
         roughy.clear_faults()
