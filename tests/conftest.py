@@ -38,6 +38,7 @@ ONCE = {
     "test_client.py",
     "test_download.py",
     "test_ingest_properties.py",
+    "test_ledger.py",
     "test_lies.py",
     "test_lifecycle.py",
     "test_polling_in_time.py",

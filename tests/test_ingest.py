@@ -36,6 +36,9 @@ from tests.uploading import Store, arrived, asked
 
 pytestmark = pytest.mark.usefixtures("connection")
 
+#: What asks nothing of Airflow that its lines answer differently.
+once = pytest.mark.once
+
 MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["worker", "triggerer"])
 
 
@@ -122,6 +125,7 @@ def test_a_night_uploads_all_and_the_next_one_only_what_is_new(
     assert len(roughy.assets) == 4
 
 
+@once
 def test_each_file_costs_two_requests_and_a_share_of_a_list(
     roughy: Emulator, folder: Path, nights: Nights, recordings: dict[str, Path]
 ) -> None:
@@ -133,6 +137,7 @@ def test_each_file_costs_two_requests_and_a_share_of_a_list(
     assert len(roughy.requests) <= 63 * 2.2
 
 
+@once
 def test_a_night_of_nothing_new_asks_roughy_nothing(roughy: Emulator, nights: Nights) -> None:
     nights.run()
     roughy.clear_requests()
@@ -141,6 +146,7 @@ def test_a_night_of_nothing_new_asks_roughy_nothing(roughy: Emulator, nights: Ni
     assert roughy.requests == []
 
 
+@once
 def test_bad_files_do_not_sink_the_rest(
     roughy: Emulator, folder: Path, nights: Nights, recordings: dict[str, Path]
 ) -> None:
@@ -174,12 +180,14 @@ def test_bad_files_do_not_sink_the_rest(
     assert nights.told["known"] == 6
 
 
+@once
 def test_what_failed_can_be_returned(folder: Path, nights: Nights) -> None:
     (folder / "text.mp3").write_text("no recording at all " * 50)
     ended = nights.run(on_failed="return")
     assert (ended.state, len(ended.result), names(nights.told["refused"])) == ("success", 3, ["text.mp3"])
 
 
+@once
 def test_trouble_of_one_is_mended_by_the_next_try(roughy: Emulator, folder: Path, nights: Nights) -> None:
     (folder / "b.mp3").rename(folder / "b.mp3.away")
     nights.options["source"] = [str(folder / f"{name}.mp3") for name in "abc"]
@@ -191,6 +199,7 @@ def test_trouble_of_one_is_mended_by_the_next_try(roughy: Emulator, folder: Path
     assert (again.state, len(again.result), len(roughy.assets)) == ("success", 3, 3)
 
 
+@once
 @pytest.mark.parametrize(
     ("fault", "error", "state"),
     [
@@ -226,6 +235,7 @@ def test_trouble_of_all_ends_the_uploads_once(
     assert (again.state, len(again.result), len(roughy.assets)) == ("success", 43, 43)
 
 
+@once
 def test_credits_that_run_out_postpone_the_rest(roughy: Emulator, folder: Path, nights: Nights) -> None:
     roughy.balance = 1
     ended = nights.run(on_pending_payment="return", parallel=1)
@@ -237,6 +247,7 @@ def test_credits_that_run_out_postpone_the_rest(roughy: Emulator, folder: Path, 
     assert len(nights.run().result) == 2
 
 
+@once
 def test_unpaid_recordings_of_earlier_nights_are_reported_once_when_they_become_ready(
     roughy: Emulator, nights: Nights
 ) -> None:
@@ -340,6 +351,7 @@ def test_a_task_that_is_ended_in_mid_batch_ends_at_once_and_is_gone_on_with(
         assert arrived(roughy, asset_id, Path(source))
 
 
+@once
 def test_a_run_that_is_alive_is_left_its_claims_and_a_dead_one_is_not(
     roughy: Emulator, folder: Path, tmp_path: Path, nights: Nights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -366,6 +378,7 @@ def test_a_run_that_is_alive_is_left_its_claims_and_a_dead_one_is_not(
     assert ledger.names(()).open == set()
 
 
+@once
 def test_a_claim_that_another_run_was_faster_with_is_left_to_it(
     roughy: Emulator, folder: Path, tmp_path: Path, nights: Nights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -381,6 +394,7 @@ def test_a_claim_that_another_run_was_faster_with_is_left_to_it(
     assert nights.told["postponed"] == {str(folder / "b.mp3"): "another run was faster"}
 
 
+@once
 def test_a_run_that_was_away_too_long_gives_up_what_was_taken_over(
     roughy: Emulator, folder: Path, tmp_path: Path, nights: Nights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -398,6 +412,7 @@ def test_a_run_that_was_away_too_long_gives_up_what_was_taken_over(
     assert len(roughy.assets) == 2, "its own is discarded"
 
 
+@once
 def test_a_recording_that_was_changed_is_another_one(
     roughy: Emulator, folder: Path, nights: Nights, recordings: dict[str, Path]
 ) -> None:
@@ -407,6 +422,7 @@ def test_a_recording_that_was_changed_is_another_one(
     assert len(roughy.assets) == 4
 
 
+@once
 def test_an_upload_whose_recording_was_changed_is_cancelled_by_its_run(
     roughy: Emulator, folder: Path, nights: Nights, recordings: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -421,6 +437,7 @@ def test_an_upload_whose_recording_was_changed_is_cancelled_by_its_run(
     assert (len(again.result), len(roughy.assets)) == (3, 3)
 
 
+@once
 def test_uploads_that_roughy_has_forgotten_are_begun_anew(
     roughy: Emulator, nights: Nights, hook: RoughyHook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -434,6 +451,7 @@ def test_uploads_that_roughy_has_forgotten_are_begun_anew(
     assert len(nights.run(again=True).result) == 3
 
 
+@once
 def test_acknowledged_bytes_that_roughy_does_not_have_are_sent_again(
     roughy: Emulator, nights: Nights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -459,6 +477,7 @@ def test_without_a_ledger_the_task_state_store_remembers_for_the_next_try(
     assert store.get("roughy_progress")["of"] == 3
 
 
+@once
 def test_without_any_memory_a_try_that_fails_leaves_no_half_upload(
     roughy: Emulator, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -480,6 +499,7 @@ def upload_one(source: Path, ledger: Path, *, run: str = "night 1", dag: str = "
     return run_task(task, context={"ti": ti})
 
 
+@once
 def test_a_recording_is_uploaded_once_whoever_uploads_it(
     roughy: Emulator, folder: Path, tmp_path: Path, nights: Nights
 ) -> None:
@@ -505,6 +525,7 @@ def test_a_ledger_makes_an_upload_outlive_its_try_on_every_airflow(
     assert arrived(roughy, ended.result, folder / "a.mp3")
 
 
+@once
 def test_a_recording_that_somebody_is_about_to_upload_is_left_to_them(
     roughy: Emulator, folder: Path, tmp_path: Path
 ) -> None:
@@ -521,6 +542,7 @@ def test_a_recording_that_somebody_is_about_to_upload_is_left_to_them(
     assert len(roughy.assets) == 2
 
 
+@once
 def test_a_recording_whose_asset_was_deleted_is_uploaded_anew_by_itself(
     roughy: Emulator, folder: Path, tmp_path: Path, hook: RoughyHook
 ) -> None:
@@ -534,6 +556,7 @@ def test_a_recording_whose_asset_was_deleted_is_uploaded_anew_by_itself(
 # ---- What people do with a ledger
 
 
+@once
 def test_what_was_deleted_at_roughy_is_ingested_again_if_somebody_says_so(
     roughy: Emulator, folder: Path, tmp_path: Path, nights: Nights, hook: RoughyHook
 ) -> None:
@@ -559,6 +582,7 @@ def long(folder: Path, name: str, minutes: float, day: int) -> None:
     os.utime(folder / name, (1_770_000_000 + day * 86400,) * 2)
 
 
+@once
 def test_a_dry_run_tells_the_price_and_creates_nothing(
     roughy: Emulator, folder: Path, nights: Nights, log: Callable[[], str]
 ) -> None:
@@ -572,6 +596,7 @@ def test_a_dry_run_tells_the_price_and_creates_nothing(
     assert len(nights.run().result) == 4
 
 
+@once
 def test_a_dry_run_leaves_alone_what_others_have_left(
     roughy: Emulator, folder: Path, nights: Nights, recordings: dict[str, Path]
 ) -> None:
@@ -587,6 +612,7 @@ def test_a_dry_run_leaves_alone_what_others_have_left(
     assert len(nights.run().result) == 4
 
 
+@once
 def test_what_does_not_fit_is_left_to_the_next_run_the_oldest_going_first(
     roughy: Emulator, folder: Path, nights: Nights
 ) -> None:
@@ -601,12 +627,14 @@ def test_what_does_not_fit_is_left_to_the_next_run_the_oldest_going_first(
     assert len(nights.run(max_credits=5).result) == 2
 
 
+@once
 def test_the_balance_bounds_a_run_with_max_credits(roughy: Emulator, nights: Nights) -> None:
     roughy.balance = 2
     ended = nights.run(max_credits=100)
     assert (len(ended.result), names(nights.told["postponed"])) == (2, ["c.mp3"])
 
 
+@once
 def test_an_unknown_length_counts_as_the_user_says(
     roughy: Emulator, folder: Path, nights: Nights, log: Callable[[], str]
 ) -> None:
@@ -619,6 +647,7 @@ def test_an_unknown_length_counts_as_the_user_says(
 # ---- Still being written
 
 
+@once
 def test_files_that_are_still_being_written_are_left_for_later(folder: Path, nights: Nights) -> None:
     # They have just been made, however old their times of modification say they are.
     assert nights.run(stable_for=3600).result == []
@@ -652,6 +681,7 @@ def test_bad_input_is_told_before_anything_is_created(
     assert roughy.requests == []
 
 
+@once
 def test_a_ledger_in_the_source_is_refused(roughy: Emulator, folder: Path, nights: Nights) -> None:
     ended = nights.run(ledger=f"file://{folder}/ledger")
     assert type(ended.error) is RoughyUnusableLedgerError
@@ -659,6 +689,7 @@ def test_a_ledger_in_the_source_is_refused(roughy: Emulator, folder: Path, night
     assert roughy.requests == []
 
 
+@once
 def test_a_file_that_is_named_twice_is_refused(roughy: Emulator, folder: Path, nights: Nights) -> None:
     ended = nights.run(source=[str(folder / "a.mp3"), f"{folder}/./a.mp3", str(folder)])
     assert type(ended.error) is RoughyUnusableSourceError
@@ -686,6 +717,7 @@ def test_an_option_that_is_none_is_refused_when_the_dag_is_read(options: dict[st
         RoughyIngestOperator(task_id="ingest", source="/data", **options)
 
 
+@once
 def test_odd_names_are_names(roughy: Emulator, folder: Path, nights: Nights, recordings: dict[str, Path]) -> None:
     odd = ["two words.mp3", "Folge #1.mp3", "a%20b.mp3", "new\nline.mp3", "what?.MP3", "[x].mp3", "ü" * 100 + ".mp3"]
     for name in odd:
@@ -697,6 +729,7 @@ def test_odd_names_are_names(roughy: Emulator, folder: Path, nights: Nights, rec
     assert nights.told["known"] == 11
 
 
+@once
 def test_folders_of_folders_and_links_in_a_circle(folder: Path, nights: Nights, recordings: dict[str, Path]) -> None:
     (folder / "monday").mkdir()
     add(folder / "monday", "d.mp3", recordings["audio"])
@@ -707,6 +740,7 @@ def test_folders_of_folders_and_links_in_a_circle(folder: Path, nights: Nights, 
     assert "symbolic links" in nights.told["refused"][str(folder / "loop.mp3")]
 
 
+@once
 def test_patterns_choose_by_name(folder: Path, nights: Nights) -> None:
     assert len(nights.run(pattern=["A*.mp3", "c.*"]).result) == 2
     assert len(nights.run(source=str(folder / "[ab].mp3")).result) == 1
