@@ -26,7 +26,7 @@ TOO_NEW = {"roughy_approve_cut"} if airflow.__version__.startswith(("2.", "3.0."
 EXAMPLES = sorted(path for path in (ROOT / "example_dags").glob("*.py") if path.stem not in TOO_NEW)
 
 pytestmark = [
-    pytest.mark.usefixtures("airflow_db", "connection"),
+    pytest.mark.usefixtures("airflow_db", "patient"),
     # Airflow runs every task of a DAG here, one after the other.
     pytest.mark.timeout(300),
 ]

@@ -34,7 +34,7 @@ from tests import media
 from tests.running import Ended, TaskInstance, run_task, whenever
 from tests.uploading import Store, arrived, asked
 
-pytestmark = pytest.mark.usefixtures("connection")
+pytestmark = pytest.mark.usefixtures("patient")
 
 #: What asks nothing of Airflow that its lines answer differently.
 once = pytest.mark.once
@@ -335,8 +335,14 @@ def test_a_killed_run_is_gone_on_with_by_its_next_try(
 
 
 def test_a_task_that_is_ended_in_mid_batch_ends_at_once_and_is_gone_on_with(
-    roughy: Emulator, folder: Path, nights: Nights
+    roughy: Emulator,
+    folder: Path,
+    nights: Nights,
+    connection: dict[str, object],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # So that the upload that hangs lets go of Roughy's side soon.
+    monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps(connection))
     roughy.inject(Fault(method="PATCH", nth=2, hang=True))
     ended: list[float] = []
     # A signal whose handler raises, as Airflow's for a task that is killed or takes too long.

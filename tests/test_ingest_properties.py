@@ -25,6 +25,9 @@ from tests.zygote import Child, Zygote
 
 SIZE = 40_000
 
+# Seconds; a hundred nights on a busy machine.
+pytestmark = pytest.mark.timeout(1800)
+
 
 @pytest.fixture(scope="module")
 def roughy() -> Iterator[Emulator]:

@@ -24,7 +24,7 @@ from tests.uploading import Store
 COUNT = 300
 AT_A_TIME = 8
 
-pytestmark = pytest.mark.usefixtures("connection")
+pytestmark = pytest.mark.usefixtures("patient")
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,9 @@ from tests.virtual import EPOCH, Asked, Roughy, Rule, Trickling, asset, error, r
 
 __all__ = ["virtual"]
 
+# Seconds; hours of virtual time take some, on a busy machine.
+pytestmark = pytest.mark.timeout(600)
+
 log = logging.getLogger(__name__)
 
 

@@ -25,6 +25,9 @@ from airflow_provider_roughy.tus import RoughyUploader
 from tests import media
 from tests.uploading import Store, Told, as_it_was
 
+# Seconds; a hundred examples on a busy machine.
+pytestmark = pytest.mark.timeout(900)
+
 KIB = 1024
 MIB = 1024 * KIB
 SIZE = 700 * KIB + 13
