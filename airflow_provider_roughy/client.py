@@ -52,8 +52,9 @@ _TOTAL = 60.0
 _UPLOAD_REPLY = 300.0
 #: Bytes that a reply may have, unpacked, unless its request says otherwise. A page of a list has some 200 KiB.
 _LONGEST_REPLY = 8 * 1024 * 1024
-#: Bytes of a download that are handed over at once, at most.
-_DOWNLOAD_BLOCK = 256 * 1024
+#: Bytes of a download that are handed over at once, at most, and at least if more are to come.
+_LARGEST_BLOCK = 1024 * 1024
+_SMALLEST_BLOCK = 256 * 1024
 
 
 @dataclass(frozen=True)
@@ -466,18 +467,19 @@ def _blocks(request: Request, response: httpx.Response, seconds: float) -> Itera
     left -= len(first)
     stream = response.extensions["network_stream"].get_extra_info("socket")
     stream.settimeout(seconds)
-    buffer = memoryview(bytearray(min(left, _DOWNLOAD_BLOCK)))
+    buffer = memoryview(bytearray(min(left, _LARGEST_BLOCK)))
     while left:
         filled = 0
         try:
             # TLS gives 16 KiB at a time.
-            while filled < min(left, len(buffer) // 2 + 1):
+            while filled < min(left, _SMALLEST_BLOCK):
                 count = stream.recv_into(buffer[filled:left])
                 if not count:
                     raise ConnectionError("the connection was closed")
                 filled += count
         except OSError as err:
-            yield buffer[:filled]
+            if filled:
+                yield buffer[:filled]
             what = f"nothing for {seconds:g} s" if isinstance(err, TimeoutError) else f"{type(err).__name__}: {err}"
             raise RoughyUnreachableError(
                 f"{request}: {left - filled} bytes are missing from {response.url.host}: {what}", sent=True

@@ -132,7 +132,7 @@ class Downloader:
     :param sink: Takes the bytes.
     :param refresh: Asks Roughy once for a fresh link.
     :param backoff: The retry policy; its tries are counted anew whenever bytes arrived.
-    :param on_progress: Called with the bytes so far and the bytes in all, after each block of at most 256 KiB.
+    :param on_progress: Called with the bytes so far and the bytes in all, after each block of at most 1 MiB.
     :param log: Where each pause is told.
     """
 

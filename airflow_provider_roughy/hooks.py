@@ -509,7 +509,7 @@ class RoughyHook(BaseHook):
         :param target_conn_id: The Airflow connection of the target's storage.
         :param overwrite: What to do about a file that is there: ``"replace"`` it always; ``"skip"`` the download if it
             has the size that Roughy says, and replace any other; or ``"fail"`` if it has another size.
-        :param on_progress: Called with the bytes so far and the bytes in all, after each block of at most 256 KiB.
+        :param on_progress: Called with the bytes so far and the bytes in all, after each block of at most 1 MiB.
         :returns: The target's URI, with the name of the file and without credentials.
         :raises RoughyConfigurationError: If neither or both ids are given.
         :raises RoughyNotReadyError: If there is nothing to download yet.

@@ -48,7 +48,8 @@ def run(
     targets = [Target("MiB of memory from the first byte of a download to its last", 8, max(grown))]
     if CURL in clients:
         targets += [
-            Target(f"wall time in curl's, {title}", 1.1, Spread.of(ratios(results[name], OURS, "wall")).median)
+            Target(f"{words} in curl's, {title}", limit, Spread.of(ratios(results[name], OURS, what)).median)
+            for what, words, limit in (("wall", "wall time", 1.1), ("cpu", "CPU", 1.1))
             for name, title in _TITLES.items()
         ]
     s3_table, s3_grown = _to_s3(scratch, min(size, _S3_BYTES), say)

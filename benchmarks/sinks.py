@@ -10,13 +10,12 @@ import json
 import socket
 import ssl
 import sys
-import threading
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from uuid import uuid4
 
 from benchmarks.processes import end_with_parent
+from benchmarks.sockets import serve, server_context
 
 _BUFFER_BYTES = 1024 * 1024
 _TUS = {"Tus-Resumable": "1.0.0", "Cache-Control": "no-store"}
@@ -63,23 +62,11 @@ class Sink:
         self.uploads: dict[str, Stored] = {}
         self.log: list[Patch] = []
 
-    def serve(self) -> None:
-        """Serve until the process ends."""
-        listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        print(listener.getsockname()[1], flush=True)
-        while True:
-            connection, _ = listener.accept()
-            threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
-
-    def _talk(self, connection: socket.socket) -> None:
-        with suppress(OSError):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self.context:
-                connection = self.context.wrap_socket(connection, server_side=True)
-            with connection:
-                talk = _Talk(self, connection)
-                while talk.answer_next():
-                    pass
+    def talk(self, connection: socket.socket) -> None:
+        """Answer all requests of a connection."""
+        talk = _Talk(self, connection)
+        while talk.answer_next():
+            pass
 
 
 class _Talk:
@@ -183,14 +170,7 @@ class _Talk:
         self._connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
 
 
-def _main() -> None:
-    end_with_parent()
-    context = None
-    if sys.argv[1:]:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(*sys.argv[1:])
-    Sink(context).serve()
-
-
 if __name__ == "__main__":
-    _main()
+    end_with_parent()
+    context = server_context(*sys.argv[1:])
+    serve(Sink(context).talk, context)

@@ -11,10 +11,9 @@ import os
 import socket
 import ssl
 import sys
-import threading
-from contextlib import suppress
 
 from benchmarks.processes import end_with_parent
+from benchmarks.sockets import serve, server_context
 
 _BLOCK_BYTES = 1024 * 1024
 
@@ -31,26 +30,14 @@ class Storage:
         self.size = os.path.getsize(path)
         self.context = context
 
-    def serve(self) -> None:
-        """Serve until the process ends."""
-        listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        print(listener.getsockname()[1], flush=True)
-        while True:
-            connection, _ = listener.accept()
-            threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
-
-    def _talk(self, connection: socket.socket) -> None:
-        with suppress(OSError):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self.context:
-                connection = self.context.wrap_socket(connection, server_side=True)
-            with connection:
+    def talk(self, connection: socket.socket) -> None:
+        """Answer all requests of a connection."""
+        ahead = b""
+        while data := connection.recv(65536):
+            ahead += data
+            if ahead.endswith(b"\r\n\r\n"):
+                self._answer(connection, ahead.decode("latin-1"))
                 ahead = b""
-                while data := connection.recv(65536):
-                    ahead += data
-                    if ahead.endswith(b"\r\n\r\n"):
-                        self._answer(connection, ahead.decode("latin-1"))
-                        ahead = b""
 
     def _answer(self, connection: socket.socket, head: str) -> None:
         path = head.split(" ")[1]
@@ -83,14 +70,8 @@ class Storage:
         return "\r\n".join(lines).encode()
 
 
-def _main(path: str, *certificate: str) -> None:
-    end_with_parent()
-    context = None
-    if certificate:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(*certificate)
-    Storage(path, context).serve()
-
-
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    end_with_parent()
+    path, *certificate = sys.argv[1:]
+    context = server_context(*certificate)
+    serve(Storage(path, context).talk, context)

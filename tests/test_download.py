@@ -118,7 +118,7 @@ def test_progress_is_told(hook: RoughyHook, asset_id: str, tmp_path: Path) -> No
     fetch(hook, asset_id, tmp_path, on_progress=lambda done, total: told.append((done, total)))
     assert [done for done, _ in told] == sorted({done for done, _ in told})
     assert told[-1] == (SIZE, SIZE)
-    assert len(told) > 5
+    assert len(told) >= 4
 
 
 # ---- What breaks is gone on with
