@@ -38,6 +38,8 @@ Overwrite = Literal["replace", "skip", "fail"]
 #: Bytes that a storage gathers before it sends them, which is about a third of the memory it takes. S3 wants 5 MiB at
 #: least, and s3fs would take 50.
 _GATHERED_BYTES = 8 * 1024 * 1024
+#: Bytes that a storage is given at once.
+_PIECE_BYTES = 256 * 1024
 #: Parts that an object may be sent in; S3 takes 10,000.
 _MOST_PARTS = 9_000
 #: Storages whose objects appear when their last part has been sent, and not before. In all others a part of a file
@@ -413,7 +415,9 @@ class _StoredSink(Sink):
         return self._fs.open(self._unfinished, "wb", block_size=self._block_size)
 
     def _write(self, block: bytes | memoryview) -> None:
-        self._file.write(block)
+        # Small pieces: what is gathered, and is copied when it is sent, grows beyond its size by one of them at most.
+        for start in range(0, len(block), _PIECE_BYTES):
+            self._file.write(bytes(block[start : start + _PIECE_BYTES]))
 
     def _restart(self) -> None:
         self._discard()
