@@ -56,7 +56,7 @@ format: .venv/.installed ## Put the code in shape
 demo: .venv/.installed ## Run the main job on a real Airflow and the emulator (FILE=talk.mp4, KEEP=1)
 	.venv/bin/python -m demo $(if $(FILE),"$(FILE)") $(if $(KEEP),--keep)
 
-bench: .venv/.installed ## Measure transfer, waiting and import
+bench: .venv/.installed ## Measure transfer, waiting and batches
 	.venv/bin/python -m benchmarks
 
 dist: .venv/.installed ## Build a release of the repository that it names, and check it (REPOSITORY=https://…)

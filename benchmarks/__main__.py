@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import download, memory, retry, transfer, waiting
+from benchmarks import batch, download, memory, retry, transfer, waiting
 from benchmarks.measure import GIB, Target, table
 from benchmarks.servers import Scratch
 
-PARTS = (*transfer.CASES, "memory", "retry", "download", "waiting")
+PARTS = (*transfer.CASES, "memory", "retry", "download", "waiting", "batch")
 
 
 def _say(line: str) -> None:
@@ -53,6 +53,7 @@ def _run(arguments: argparse.Namespace, scratch: Scratch) -> None:
             say=_say,
         ),
         "waiting": lambda: waiting.run(scratch, say=_say),
+        "batch": lambda: batch.run(scratch, say=_say),
     }
     work = [parts[name] for name in parts if name in wanted]
     if cases := [name for name in transfer.CASES if name in wanted]:

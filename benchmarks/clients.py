@@ -21,6 +21,8 @@ Client = Callable[[Server, Path], Sample]
 
 OURS = "this package's operator"
 CURL = "curl"
+#: Runs a command and prints what it cost.
+SMALL = [sys.executable, "-I", "-S", str(ROOT / "benchmarks" / "curl.py")]
 
 
 def run(command: Sequence[str], server: Server) -> Any:
@@ -43,6 +45,11 @@ def operator(server: Server, file: Path) -> Sample:
 
 def curl(server: Server, file: Path) -> Sample:
     """Send one streamed ``PATCH``. The whole process counts."""
+    return _to_new_upload(server, file, lambda url: [*SMALL, *curl_command(), str(file), url])
+
+
+def curl_command() -> list[str]:
+    """Return the command that sends one streamed ``PATCH``; the file and the URL are to follow."""
     headers = {
         "Tus-Resumable": "1.0.0",
         "Upload-Offset": "0",
@@ -50,21 +57,10 @@ def curl(server: Server, file: Path) -> Sample:
         # Or curl waits a second for a 100 that no TUS server sends.
         "Expect": "",
     }
-    command = [
-        "curl",
-        "--silent",
-        "--show-error",
-        "--fail",
-        "--http1.1",
-        "--request",
-        "PATCH",
-        "--upload-file",
-        str(file),
-    ]
+    command = ["curl", "--silent", "--show-error", "--fail", "--http1.1", "--request", "PATCH"]
     for name, value in headers.items():
         command += ["--header", f"{name}: {value}" if value else f"{name}:"]
-    small = [sys.executable, "-I", "-S", str(ROOT / "benchmarks" / "curl.py")]
-    return _to_new_upload(server, file, lambda url: [*small, *command, url])
+    return [*command, "--upload-file"]
 
 
 def tuspy(chunk_bytes: int) -> Client:

@@ -65,6 +65,7 @@ class Server:
     :param folder: Where it stores uploads, if it stores them.
     :param near_url: Its base URL for those who only watch, if ``url`` leads over a long line.
     :param more: What its clients find in their environment beside what all do.
+    :param project_id: The project of new assets.
     """
 
     url: str
@@ -72,26 +73,27 @@ class Server:
     folder: Path | None = None
     near_url: str | None = None
     more: Mapping[str, str] = field(default_factory=dict)
+    project_id: str = field(default_factory=lambda: str(uuid4()))
 
     @cached_property
     def environment(self) -> dict[str, str]:
         """What its clients find in their environment: Airflow's connection, and the bundle to verify against."""
         bundle = str(self.scratch.bundle)
-        connection = {
-            "conn_type": "roughy",
-            "host": self.url,
-            "password": KEY,
-            "extra": {"project_id": str(uuid4()), "verify": bundle},
-        }
         return environment(
             AIRFLOW_HOME=str(self.scratch.folder / "airflow"),
             AIRFLOW__CORE__LOAD_EXAMPLES="False",
-            AIRFLOW_CONN_ROUGHY_DEFAULT=json.dumps(connection),
+            AIRFLOW_CONN_ROUGHY_DEFAULT=json.dumps(self.connection),
             CURL_CA_BUNDLE=bundle,
             REQUESTS_CA_BUNDLE=bundle,
             NODE_EXTRA_CA_CERTS=bundle,
             **self.more,
         )
+
+    @property
+    def connection(self) -> dict[str, object]:
+        """Airflow's connection to it."""
+        extra = {"project_id": self.project_id, "verify": str(self.scratch.bundle)}
+        return {"conn_type": "roughy", "host": self.url, "password": KEY, "extra": extra}
 
     def ask(self, path: str, body: object = None) -> Any:
         """Send a request, not over the long line, and return the reply's JSON.
@@ -149,16 +151,21 @@ def reference_server(scratch: Scratch) -> Iterator[Server]:
 
 
 @contextmanager
-def emulated(scratch: Scratch, name: str, *, processing: int) -> Iterator[Server]:
-    """Run the emulator, with one asset that is ready and others in processing.
+def emulated(
+    scratch: Scratch, name: str, *, progression: str = "manual", ready: int = 0, processing: int = 0
+) -> Iterator[Server]:
+    """Run the emulator.
 
     :param name: Of a new folder for its state.
-    :param processing: How many.
+    :param progression: How fast assets become ready.
+    :param ready: How many are, from the start on.
+    :param processing: How many are in processing.
     """
     folder = scratch.folder / name
     folder.mkdir()
-    with serving(module("emulated", folder, KEY, "1", str(processing))) as port:
-        yield Server(f"http://127.0.0.1:{port}", scratch, folder)
+    with serving(module("emulated", folder, KEY, progression, str(ready), str(processing))) as port:
+        server = Server(f"http://127.0.0.1:{port}", scratch, folder)
+        yield replace(server, project_id=server.ask("/_emulator/state")["project_id"])
 
 
 @contextmanager

@@ -124,7 +124,7 @@ class _Talk:
             "id": asset_id,
             "project_id": None,
             "type": None,
-            "state": "processing" if complete else "pending_upload",
+            "state": "ready" if complete else "pending_upload",
             "extension": None,
             "size_bytes": upload.size if complete else None,
             "content_type": None,

@@ -77,7 +77,7 @@ def run(scratch: Scratch, *, say: Callable[[str], None]) -> tuple[list[str], lis
 
 def _wait(scratch: Scratch, way: str, count: int) -> Wait:
     interval = _INTERVALS[count]
-    with emulated(scratch, f"{way}-{count}", processing=count) as server:
+    with emulated(scratch, f"{way}-{count}", ready=1, processing=count) as server:
         ids = [asset["id"] for asset in server.ask("/_emulator/assets")]
         waiters = subprocess.Popen(
             module("waiters", way, str(interval), str(_ROUNDS)),

@@ -248,11 +248,14 @@ def test_the_dag_of_the_readme_runs(roughy: Emulator, recordings: dict[str, Path
     assert ended.states() == {name: ["success"] for name in ("upload", "wait", "use", "delete")}
 
 
-def test_the_operator_of_the_readme_exists() -> None:
-    from airflow_provider_roughy.operators import RoughyCreateUploadOperator
+@pytest.mark.parametrize("name", ["RoughyCreateUploadOperator", "RoughyIngestOperator"])
+def test_the_operators_of_the_readme_exist(name: str) -> None:
+    from airflow_provider_roughy import operators
+    from airflow_provider_roughy.compat import DAG
 
-    (block,) = (block for block in python_blocks() if "s3://" in block)
-    exec(block, {"RoughyCreateUploadOperator": RoughyCreateUploadOperator})
+    (block,) = (block for block in python_blocks() if f"{name}(" in block and "import" not in block)
+    with DAG("readme", schedule=None):
+        exec(block, vars(operators).copy())
 
 
 def test_the_emulator_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,7 +265,7 @@ def test_the_emulator_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_every_block_of_the_readme_is_python() -> None:
-    assert len(python_blocks()) == 3
+    assert len(python_blocks()) == 4
     for block in python_blocks():
         ast.parse(block)
 
