@@ -1,26 +1,32 @@
-"""The emulator in a process of its own, with assets in it.
+"""The emulator in a process of its own, with assets or cuts in it.
 
-Usage: ``python -m benchmarks.emulated FOLDER KEY PROGRESSION READY PROCESSING``: where its state lives, the API key,
-how fast assets become ready, and how many are, and how many are in processing, from the start on. It prints its port,
-and ends when its standard input does.
+Usage: ``python -m benchmarks.emulated FOLDER KEY PROGRESSION KIND DONE PROCESSING``: where its state lives, the API
+key, how fast work is done, ``asset`` or ``cut``, and how many of them are done, and how many are in processing, from the
+start on. It prints its port, and ends when its standard input does.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from airflow_provider_roughy.emulator import Emulator
 from benchmarks.processes import end_with_parent
 
 
-def _main(folder: str, key: str, progression: str, ready: str, processing: str) -> None:
+def _main(folder: str, key: str, progression: str, kind: str, done: str, processing: str) -> None:
     # Enough credits for all of them.
     with Emulator(data_dir=folder, api_key=key, balance=10**6, progression=progression) as roughy:
-        for state, count in (("ready", ready), ("processing", processing)):
+        seeds: dict[str, tuple[Callable[..., str], str]] = {
+            "asset": (roughy.seed_asset, "ready"),
+            "cut": (roughy.seed_cut, "completed"),
+        }
+        seed, end = seeds[kind]
+        for state, count in ((end, done), ("processing", processing)):
             for _ in range(int(count)):
-                roughy.seed_asset(state)
+                seed(state)
         print(urlsplit(roughy.url).port, flush=True)
         threading.Event().wait()
 

@@ -152,18 +152,19 @@ def reference_server(scratch: Scratch) -> Iterator[Server]:
 
 @contextmanager
 def emulated(
-    scratch: Scratch, name: str, *, progression: str = "manual", ready: int = 0, processing: int = 0
+    scratch: Scratch, name: str, *, progression: str = "manual", kind: str = "asset", done: int = 0, processing: int = 0
 ) -> Iterator[Server]:
     """Run the emulator.
 
     :param name: Of a new folder for its state.
-    :param progression: How fast assets become ready.
-    :param ready: How many are, from the start on.
+    :param progression: How fast work is done.
+    :param kind: ``asset`` or ``cut``.
+    :param done: How many of them are done, from the start on.
     :param processing: How many are in processing.
     """
     folder = scratch.folder / name
     folder.mkdir()
-    with serving(module("emulated", folder, KEY, progression, str(ready), str(processing))) as port:
+    with serving(module("emulated", folder, KEY, progression, kind, str(done), str(processing))) as port:
         server = Server(f"http://127.0.0.1:{port}", scratch, folder)
         yield replace(server, project_id=server.ask("/_emulator/state")["project_id"])
 

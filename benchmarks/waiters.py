@@ -48,6 +48,14 @@ def ours(interval: float) -> Factory:
     return lambda asset_id: RoughyAssetTrigger(asset_id=asset_id, deadline=deadline, poll_interval=interval)
 
 
+def cuts(interval: float) -> Factory:
+    """Wait for cuts with this package's trigger."""
+    from airflow_provider_roughy.triggers import RoughyTrigger
+
+    deadline = time.time() + 24 * 3600
+    return lambda cut_id: RoughyTrigger(kind="cut", id=cut_id, deadline=deadline, poll_interval=interval)
+
+
 def naive(interval: float) -> Factory:
     """Wait with one ``GET`` a waiter and round, done as well as that can be.
 
@@ -114,7 +122,7 @@ def http_provider(interval: float) -> Factory:
     return lambda asset_id: Trigger(endpoint=f"v1/assets/{asset_id}", poke_interval=interval)
 
 
-WAYS = {"ours": ours, "naive": naive, "http": http_provider}
+WAYS = {"ours": ours, "cuts": cuts, "naive": naive, "http": http_provider}
 
 
 class _Ticker:

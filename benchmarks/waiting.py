@@ -16,9 +16,14 @@ from benchmarks.measure import Target, percentile, table
 from benchmarks.processes import ROOT, module
 from benchmarks.servers import KEY, Scratch, Server, emulated
 
-OURS = "ours"
+OURS, CUTS = "ours", "cuts"
 #: The ways of :data:`benchmarks.waiters.WAYS`, as they are called in tables.
-_TITLES = {OURS: "this package's trigger", "naive": "one GET a waiter", "http": "http provider's sensor trigger"}
+_TITLES = {
+    OURS: "this package's trigger",
+    CUTS: "the same, of cuts",
+    "naive": "one GET a waiter",
+    "http": "http provider's sensor trigger",
+}
 
 #: Seconds between two looks, by the number of waiters. The emulator answers some 200 requests a second.
 _INTERVALS = {10: 1.0, 100: 2.0, 1000: 8.0, 5000: 8.0}
@@ -70,15 +75,15 @@ def run(scratch: Scratch, *, say: Callable[[str], None]) -> tuple[list[str], lis
     for count in _INTERVALS:
         for way in _TITLES:
             say(f"waiting: {count:,} with {_TITLES[way]}")
-            left_out = way != OURS and count > _MOST_OF_PEERS
+            left_out = (way != OURS and count > _MOST_OF_PEERS) or (way == CUTS and count < _MOST_OF_PEERS)
             waits[count, way] = None if left_out else _wait(scratch, way, count)
     return [_cost_table(waits), _delay_table(waits)], list(_targets(waits))
 
 
 def _wait(scratch: Scratch, way: str, count: int) -> Wait:
-    interval = _INTERVALS[count]
-    with emulated(scratch, f"{way}-{count}", ready=1, processing=count) as server:
-        ids = [asset["id"] for asset in server.ask("/_emulator/assets")]
+    interval, kind = _INTERVALS[count], "cut" if way == CUTS else "asset"
+    with emulated(scratch, f"{way}-{count}", kind=kind, done=1, processing=count) as server:
+        ids = [found["id"] for found in server.ask(f"/_emulator/{kind}s")]
         waiters = subprocess.Popen(
             module("waiters", way, str(interval), str(_ROUNDS)),
             cwd=ROOT,
@@ -93,7 +98,7 @@ def _wait(scratch: Scratch, way: str, count: int) -> Wait:
                 assert waiters.stdout is not None
                 print(json.dumps(ids), file=waiters.stdin, flush=True)
                 steady = json.loads(waiters.stdout.readline())
-                one_by_one, at_once = _settle(server, ids[1:], interval)
+                one_by_one, at_once = _settle(server, kind, ids[1:], interval)
                 end = json.loads(waiters.stdout.readline())
             finally:
                 waiters.kill()
@@ -120,17 +125,19 @@ def _http_connection(server: Server) -> str:
     return json.dumps({"conn_type": "http", "host": server.url, "extra": headers})
 
 
-def _settle(server: Server, ids: Sequence[str], interval: float) -> tuple[dict[str, float], dict[str, float]]:
-    """Let some assets become ready one by one, at random moments, and then all others at once.
+def _settle(
+    server: Server, kind: str, ids: Sequence[str], interval: float
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Let some assets or cuts be done one by one, at random moments, and then all others at once.
 
-    :returns: When each of them became ready, in seconds since the epoch.
+    :returns: When each of them was done, in seconds since the epoch.
     """
     some = random.sample(ids, max(3, round(_TRICKLING * len(ids))))
     one_by_one: dict[str, float] = {}
     started = time.time()
     for asset_id, moment in zip(some, sorted(random.uniform(0, _TRICKLE) for _ in some), strict=True):
         time.sleep(max(0.0, started + moment * interval - time.time()))
-        server.ask(f"/_emulator/assets/{asset_id}/state", {"state": "ready"})
+        server.ask(f"/_emulator/{kind}s/{asset_id}/state", {"state": "completed" if kind == "cut" else "ready"})
         one_by_one[asset_id] = time.time()
     time.sleep(_PAUSE * interval)
     settled = server.ask("/_emulator/settle", {})["settled"]
@@ -197,10 +204,12 @@ def _delay_table(waits: Waits) -> str:
 
 
 def _targets(waits: Waits) -> Iterator[Target]:
-    thousand, most = waits[1000, OURS], waits[5000, OURS]
+    thousand, cuts, most = waits[1000, OURS], waits[1000, CUTS], waits[5000, OURS]
     assert thousand is not None
+    assert cuts is not None
     assert most is not None
     yield Target("requests a round, 1,000 waiters", 12, thousand.requests)
+    yield Target("requests a round, 1,000 waiters for cuts", 12, cuts.requests)
     yield Target("requests a round, 5,000 waiters", 60, most.requests)
     yield Target("KiB a waiter, 1,000 waiters", 20, thousand.memory / 1024)
     yield Target("ms of lag of the event loop, p99, 1,000 waiters", 20, thousand.lag[0] * 1000)
