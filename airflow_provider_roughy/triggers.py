@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import abstractmethod
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -251,6 +252,13 @@ class RoughyRenderTrigger(RoughyTrigger):
         """
         if not self.cancel_on_kill:
             return
+        cancelling = asyncio.create_task(self._cancel_render())
+        while not cancelling.done():
+            # Airflow cancels a trigger again each second until it has ended.
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([cancelling])
+
+    async def _cancel_render(self) -> None:
         try:
             async with asyncio.timeout(_KILL_SECONDS):
                 state = await aget_task_state(self.task_instance)
