@@ -62,8 +62,6 @@ U = TypeVar("U")
 
 #: Recordings in a row, none that went well among them, whose trouble is taken for that of all.
 _ALL_FAIL = 5
-#: Entries of the ledger that are read or written at once.
-_AT_ONCE = 16
 #: Trouble that all others would meet as well.
 _OF_ALL = (
     RoughyAuthenticationError,
@@ -123,7 +121,7 @@ class Report:
                 yield f"{name:<16}{self.sources.get(source, source)}  {reason}"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Item:
     """A recording on its way.
 
@@ -372,7 +370,7 @@ class Batch:
                 self._log.warning("%s", err)
                 return None
 
-        lengths = list(self._each(seconds, self.todo))
+        lengths = list(self._each(seconds, self.todo, at_once=self._parallel))
         prices = [credits_if_unknown if length is None else probe.credits_for(length) for length in lengths]
         for item, price in zip(self.todo, prices, strict=True):
             item.credits = price
@@ -658,11 +656,17 @@ class Batch:
         if self._lease is not None:
             self._lease.extend(until)
 
-    def _each(self, do: Callable[[T], U], values: Sequence[T]) -> Iterator[U]:
-        """Do something for each of many values, several at a time, and yield what it returned, in their order."""
-        if not values:
+    def _each(self, do: Callable[[T], U], values: Sequence[T], *, at_once: int | None = None) -> Iterator[U]:
+        """Do something for each of many values, and yield what it returned, in their order.
+
+        :param at_once: For how many at once; by default as many as suits the ledger.
+        """
+        if at_once is None:
+            at_once = 1 if self._ledger is None else self._ledger.at_once
+        if at_once == 1:
+            yield from map(do, values)
             return
-        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="roughy-ledger") as pool:
+        with ThreadPoolExecutor(at_once, thread_name_prefix="roughy-each") as pool:
             yield from pool.map(do, values)
 
 

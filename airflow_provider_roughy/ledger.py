@@ -55,7 +55,7 @@ _NAME = re.compile(r"([0-9a-f]{32})(?:\.([1-9]\d*))?\.(json|open)")
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """What the ledger knows of one recording.
 
@@ -137,6 +137,11 @@ class Ledger:
             if path is not None
             else _StoredFolder(text, conn_id or getattr(location, "conn_id", None))
         )
+
+    @property
+    def at_once(self) -> int:
+        """How many entries are best read or written at once: a disk gains nothing by threads."""
+        return self._folder.at_once
 
     def is_within(self, folder: str | os.PathLike[str]) -> bool:
         """Tell whether it is in a folder, where what it keeps could be taken for recordings.
@@ -422,6 +427,8 @@ class Lease:
 class _Folder(Protocol):
     """What a storage has to be able to do."""
 
+    at_once: int
+
     def prepare(self) -> None:
         """Make the folder, where storages have some."""
 
@@ -452,6 +459,8 @@ class _LocalFolder:
 
     :param path: Where it is.
     """
+
+    at_once = 1
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -520,6 +529,8 @@ class _StoredFolder:
     :param uri: ``scheme://…``
     :param conn_id: The Airflow connection of that storage.
     """
+
+    at_once = 16
 
     def __init__(self, uri: str, conn_id: str | None) -> None:
         self._uri = uri

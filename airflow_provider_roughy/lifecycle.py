@@ -48,6 +48,10 @@ if TYPE_CHECKING:
 OnPendingPayment = Literal["fail", "skip", "return", "wait"]
 
 
+#: Characters of Roughy's reason that a verdict on one of many keeps.
+_LONGEST_REASON = 300
+
+
 class Outcome(StrEnum):
     """What a look at a resource told."""
 
@@ -304,6 +308,15 @@ class Verdict:
                 raise error
             raise AirflowSkipException(str(error))
 
+    def brief(self) -> Verdict:
+        """Return it as one of many, which keeps of the resource but the reason of a failure."""
+        if self.outcome is not Outcome.FAILED:
+            return dataclasses.replace(self, resource={}, request_id=None)
+        words = {name: self.resource.get(name) or "" for name in ("error_code", "error_message")}
+        return dataclasses.replace(
+            self, resource={name: text[:_LONGEST_REASON] or None for name, text in words.items()}
+        )
+
     def to_event(self) -> dict[str, Any]:
         """Return plain JSON for a trigger's event, which Airflow logs and stores in plain text."""
         return {
@@ -338,32 +351,16 @@ class Verdict:
             raise RoughyProtocolError(f"The trigger's event is not one of this package: {err}") from err
 
 
-#: Characters of Roughy's reason that the event of a batch keeps of each failed one.
-_LONGEST_REASON = 300
-
-
 def batch_to_event(verdicts: Iterable[Verdict]) -> dict[str, Any]:
     """Return verdicts as plain JSON for the one event of a batch: some 40 bytes each, those that say the same together.
 
     Of a resource's fields it keeps but the reason of a failure.
     """
     alike: dict[str, dict[str, Any]] = {}
-    for verdict in verdicts:
-        reason = {
-            name: (verdict.resource.get(name) or "")[:_LONGEST_REASON] or None
-            for name in ("error_code", "error_message")
-        }
-        failed = verdict.outcome is Outcome.FAILED
-        row = {
-            "status": verdict.outcome.value,
-            "state": verdict.state,
-            "resource": reason if failed else {},
-            "request_id": verdict.request_id if failed else None,
-            "error": verdict.error,
-        }
-        alike.setdefault(json.dumps(row, sort_keys=True), {**row, "kind": verdict.kind, "ids": []})["ids"].append(
-            verdict.id
-        )
+    for verdict in map(Verdict.brief, verdicts):
+        row = verdict.to_event()
+        id = row.pop("id")
+        alike.setdefault(json.dumps(row, sort_keys=True), {**row, "ids": []})["ids"].append(id)
     return {"batch": list(alike.values())}
 
 

@@ -133,6 +133,8 @@ class Watch:
     def saw(self, resource: Any) -> Verdict | None:
         """Judge a resource that was just read, and return the verdict if it is final."""
         verdict = Verdict.of(self.kind, resource)
+        if self.one_of_many:
+            verdict = verdict.brief()
         if self._missed:
             failed = counted(self._missed, "failed look")
             self.log.info("%s %s can be looked at again, after %s", self._title, self.id, failed)
@@ -240,7 +242,7 @@ async def look_at_batch(hook: RoughyHook, kind: Kind, ids: Sequence[str]) -> dic
         answers = await poll.look(watches, after=0.0, interval=_LOOK_SECONDS)
     found = {}
     for id, watch, answer in zip(ids, watches, answers, strict=True):
-        verdict = watch.take(answer) or (None if isinstance(answer, RoughyError) else Verdict.of(kind, answer))
+        verdict = watch.take(answer) or (None if isinstance(answer, RoughyError) else Verdict.of(kind, answer).brief())
         if verdict is not None:
             found[id] = verdict
     return found

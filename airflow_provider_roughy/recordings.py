@@ -35,7 +35,7 @@ MEDIA = tuple(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Recording:
     """A file that was found, and not opened yet.
 
