@@ -201,30 +201,34 @@ def wait_here(
 
 
 def run_here(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine to its end, whether or not an event loop runs in this thread (as in a notebook).
+    """Run a coroutine to its end, in an event loop and a thread of its own.
+
+    So it does not matter whether an event loop runs in this thread (as in a notebook), and an error that a signal's
+    handler raises, when a task is killed or takes too long, reaches the caller and not whichever part of the loop was
+    running.
 
     :param make: Makes the coroutine.
     """
     loop: asyncio.AbstractEventLoop | None = None
-    waiting: asyncio.Task[T] | None = None
+    running: asyncio.Task[T] | None = None
+    given_up = False
 
-    async def wait() -> T:
-        nonlocal loop, waiting
-        loop, waiting = asyncio.get_running_loop(), asyncio.current_task()
+    async def run() -> T:
+        nonlocal loop, running
+        loop, running = asyncio.get_running_loop(), asyncio.current_task()
+        if given_up:
+            raise asyncio.CancelledError
         return await make()
 
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(wait())
     with ThreadPoolExecutor(1, thread_name_prefix="roughy-wait") as thread:
-        future = thread.submit(copy_context().run, asyncio.run, wait())
+        future = thread.submit(copy_context().run, asyncio.run, run())
         try:
             return future.result()
         except BaseException:
-            # A kill or a timeout of the task must not wait for the end of the wait.
-            if loop is not None and waiting is not None and not future.done():
-                loop.call_soon_threadsafe(waiting.cancel)
+            # The caller must not wait for the end of the wait, which may be yet to begin.
+            given_up = True
+            if loop is not None and running is not None and not future.done():
+                loop.call_soon_threadsafe(running.cancel)
             raise
 
 
