@@ -25,7 +25,7 @@ from tests.running import Ended, run_task
 
 NOBODY = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"
 
-pytestmark = pytest.mark.usefixtures("connection")
+pytestmark = pytest.mark.usefixtures("patient")
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ MP3 = {"format": "mp3"}
 KINDS = ["cut", "render"]
 WAYS = {"sync": {"deferrable": False}, "deferrable": {"deferrable": True}}
 
-pytestmark = pytest.mark.usefixtures("connection")
+pytestmark = pytest.mark.usefixtures("patient")
 
 
 @pytest.fixture

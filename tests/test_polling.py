@@ -28,7 +28,7 @@ from airflow_provider_roughy.polling import SharedPoll, Watch, wait_for_batch, w
 
 log = logging.getLogger(__name__)
 
-pytestmark = pytest.mark.usefixtures("connection")
+pytestmark = pytest.mark.usefixtures("patient")
 
 
 def wait(
@@ -518,8 +518,9 @@ def test_log_event_and_error_say_the_same(
 
 @pytest.mark.parametrize("fault", [{"hang": True}, {"status": 429, "headers": {"Retry-After": "3600"}}], ids=str)
 def test_the_deadline_holds_whatever_the_api_does(
-    roughy: Emulator, monkeypatch: pytest.MonkeyPatch, fault: dict[str, Any]
+    roughy: Emulator, connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch, fault: dict[str, Any]
 ) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps(connection))
     monkeypatch.setattr("airflow_provider_roughy.polling._GRACE_SECONDS", 0.2)
     (asset_id,) = seeded(roughy, 1)
     roughy.inject(Fault(path="/v1/assets*", times=None, **fault))

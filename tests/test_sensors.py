@@ -47,7 +47,7 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 # Airflow 2 asks its database when a sensor was first rescheduled.
-pytestmark = pytest.mark.usefixtures("connection", "airflow_db")
+pytestmark = pytest.mark.usefixtures("patient", "airflow_db")
 
 
 @pytest.fixture(params=MODES)
