@@ -49,16 +49,16 @@ ONCE = {
 
 
 class _ByAirflow(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist is untyped.
-    """Deals the live tests to three processes that take about as long; most tests share one Airflow, in one of them.
+    """Deals the live tests to three processes that take about as long; most tests share an Airflow with others.
 
     By pytest-xdist's own groups they are not kept together: it writes those into ids that pytest 9.2 does not read.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        if "test_two_triggerers" in nodeid:
-            return "long"
-        alone = ("test_harness", "test_demo", "test_celery", "test_nobody_waits")
-        return "an Airflow each" if any(name in nodeid for name in alone) else "one Airflow for all"
+        if any(name in nodeid for name in ("test_two_triggerers", "test_nobody_waits")):
+            return "the long ones"
+        others = ("test_harness", "test_demo", "test_celery", "live/test_ingest", "live/test_making")
+        return "what came later" if any(name in nodeid for name in others) else "what came first"
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
