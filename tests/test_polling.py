@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 
 pytestmark = pytest.mark.usefixtures("patient")
 
+#: What asks nothing of Airflow that its lines answer differently.
+once = pytest.mark.once
+
 
 def wait(
     asset_id: str,
@@ -119,6 +122,7 @@ def test_many_waiters_cost_one_pass_over_the_list(roughy: Emulator) -> None:
     assert third.started_at - first.started_at > 2
 
 
+@once
 def test_a_batch_that_ends_at_once_is_read_from_lists(roughy: Emulator) -> None:
     ids = seeded(roughy, 350)
     failed, unpaid = ids[7], ids[340]
@@ -146,6 +150,7 @@ def test_a_batch_that_ends_at_once_is_read_from_lists(roughy: Emulator) -> None:
     assert len(roughy.requests) <= 10
 
 
+@once
 def test_a_batch_believes_no_list_that_lags(roughy: Emulator) -> None:
     ids = seeded(roughy, 30)
     settle(roughy, ids)
@@ -159,6 +164,7 @@ def test_a_batch_believes_no_list_that_lags(roughy: Emulator) -> None:
     assert sum(request.path != "/v1/assets" for request in roughy.requests) == 30
 
 
+@once
 def test_a_batch_of_which_some_never_end_times_out(roughy: Emulator) -> None:
     ids = seeded(roughy, 12)
     settle(roughy, ids[:10])
@@ -169,6 +175,7 @@ def test_a_batch_of_which_some_never_end_times_out(roughy: Emulator) -> None:
     assert [verdict.outcome for verdict in verdicts] == ["succeeded"] * 10 + ["timed_out"] * 2
 
 
+@once
 def test_one_waiter_asks_for_its_own(roughy: Emulator) -> None:
     (asset_id, *_) = seeded(roughy, 150)
 
@@ -176,6 +183,7 @@ def test_one_waiter_asks_for_its_own(roughy: Emulator) -> None:
     assert {request.path for request in roughy.requests} == {f"/v1/assets/{asset_id}"}
 
 
+@once
 def test_a_list_that_is_mostly_somebody_elses_is_not_read(roughy: Emulator) -> None:
     ids = seeded(roughy, 800)[:3]
 
@@ -185,6 +193,7 @@ def test_a_list_that_is_mostly_somebody_elses_is_not_read(roughy: Emulator) -> N
     assert sorted(others) == sorted(f"/v1/assets/{asset_id}" for asset_id in ids)
 
 
+@once
 def test_a_list_that_cannot_be_read_is_done_without(roughy: Emulator, caplog: pytest.LogCaptureFixture) -> None:
     ids = seeded(roughy, 20)
     roughy.inject(Fault(method="GET", path="/v1/assets", status=500, times=None))
@@ -193,6 +202,7 @@ def test_a_list_that_cannot_be_read_is_done_without(roughy: Emulator, caplog: py
     assert len([record for record in caplog.records if "A list of assets cannot be read" in record.message]) == 1
 
 
+@once
 def test_a_list_of_other_states_decides_nothing(roughy: Emulator) -> None:
     """A server that ignored the filter would list what is ready as well."""
     ids = seeded(roughy, 3)
@@ -205,6 +215,7 @@ def test_a_list_of_other_states_decides_nothing(roughy: Emulator) -> None:
     watch(roughy, ids, requests=8)
 
 
+@once
 def test_one_that_is_listed_twice_is_answered_once(roughy: Emulator) -> None:
     ids = seeded(roughy, 3)
     with RoughyHook() as hook:
@@ -215,6 +226,7 @@ def test_one_that_is_listed_twice_is_answered_once(roughy: Emulator) -> None:
     assert [verdict.state for verdict in watch_to_the_end(roughy, ids, requests=3)] == ["ready"] * 3
 
 
+@once
 def test_an_unpaid_crowd_is_one_list_as_well(roughy: Emulator) -> None:
     ids = seeded(roughy, 120, "pending_payment")
 
@@ -287,6 +299,7 @@ def test_each_of_a_thousand_gets_its_own_outcome(roughy: Emulator) -> None:
     everybody_gets_their_own_outcome(roughy, seed=random.randrange(2**32), count=1000, faults=6)
 
 
+@once
 def test_a_waiter_that_leaves_disturbs_nobody(roughy: Emulator) -> None:
     ids = seeded(roughy, 30)
 
@@ -316,6 +329,7 @@ def test_the_last_one_out_closes_everything(roughy: Emulator) -> None:
     asyncio.run(run())
 
 
+@once
 def test_when_roughy_says_later_everybody_waits_once(roughy: Emulator) -> None:
     ids = seeded(roughy, 40)
 
@@ -332,6 +346,7 @@ def test_when_roughy_says_later_everybody_waits_once(roughy: Emulator) -> None:
     assert after.started_at - refused.started_at >= 1.0
 
 
+@once
 def test_one_that_always_fails_holds_up_nobody(roughy: Emulator) -> None:
     ids = seeded(roughy, 12)
     roughy.inject(Fault(path=f"/v1/assets/{ids[0]}", status=500, times=None))
@@ -346,6 +361,7 @@ def test_one_that_always_fails_holds_up_nobody(roughy: Emulator) -> None:
     assert {verdict.state for verdict in others} == {"ready"}
 
 
+@once
 def test_different_intervals_are_honoured(roughy: Emulator) -> None:
     often, seldom = seeded(roughy, 2)
 
@@ -430,6 +446,7 @@ def test_a_new_key_is_for_those_who_wait_on_its_connection(monkeypatch: pytest.M
         assert [verdict.outcome.value for verdict in asyncio.run(run())] == ["succeeded", "refused"]
 
 
+@once
 def test_a_key_that_is_refused_ends_every_wait(roughy: Emulator) -> None:
     ids = seeded(roughy, 20)
 
@@ -439,6 +456,7 @@ def test_a_key_that_is_refused_ends_every_wait(roughy: Emulator) -> None:
     assert all("Check the API key" in (verdict.error or {})["message"] for verdict in verdicts)
 
 
+@once
 def test_one_that_must_not_be_read_is_the_only_one_refused(roughy: Emulator) -> None:
     ids = seeded(roughy, 50)
     roughy.inject(Fault(path=f"/v1/assets/{ids[0]}", status=403, times=None))
@@ -462,6 +480,7 @@ def test_a_connection_that_was_deleted_meanwhile_ends_in_words(
     assert (verdict.error or {})["message"].startswith("Airflow has no connection 'roughy_default'")
 
 
+@once
 @pytest.mark.parametrize("fault", [{"drop": True}, {"status": 503}], ids=str)
 def test_an_outage_costs_few_requests_and_two_lines(
     roughy: Emulator, caplog: pytest.LogCaptureFixture, fault: dict[str, Any]
@@ -516,6 +535,7 @@ def test_log_event_and_error_say_the_same(
             Verdict.from_event(event).raise_for_failure("fail")
 
 
+@once
 @pytest.mark.parametrize("fault", [{"hang": True}, {"status": 429, "headers": {"Retry-After": "3600"}}], ids=str)
 def test_the_deadline_holds_whatever_the_api_does(
     roughy: Emulator, connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch, fault: dict[str, Any]
