@@ -1,6 +1,6 @@
 """The main job on a real Airflow, with a Roughy on this machine: ``make demo``.
 
-Three DAGs of ``example_dags/`` run one after another, one of them on two nights, and each change of a task or an asset
+Four DAGs of ``example_dags/`` run one after another, one of them on two nights, and each change of a task or an asset
 is told as it happens. What is expected of each is in the table :func:`stories`; all of it is looked up afterwards in
 Airflow's REST API and in the records of the emulator, and the exit status is 0 only if all of it came true.
 """
@@ -27,6 +27,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import av
 import httpx
 
 from airflow_provider_roughy.emulator import Emulator, Request
@@ -125,6 +126,9 @@ def stories(folder: Path, own_file: Path | None, roughy: Emulator, say: Voice) -
     new = folder / "recordings" / "new.mp3"
     night = {"folder": str(folder / "recordings"), "ledger": str(folder / "ledger")}
     long = make_silence(folder / "long-interview.wav", seconds=100)
+    video, rough_cut = folder / "studio" / "statement.mp4", folder / "rough-cuts" / "statement.mp4"
+    video.parent.mkdir()
+    shutil.copy(MEDIA / video.name, video)
 
     def finish() -> None:
         say.event("Roughy", "", "has prepared what it was processing")
@@ -224,6 +228,35 @@ def stories(folder: Path, own_file: Path | None, roughy: Emulator, say: Voice) -
             },
             on_waiting={"wait_until_settled": finish, "wait_for_top_up": top_up},
         ),
+        Story(
+            title="From a recording to a rough cut: captions, a timeline for the editor, a rendered video",
+            dag_id="roughy_rough_cut",
+            conf={
+                "source": str(video.parent),
+                "target": str(rough_cut.parent),
+                "ledger": str(folder / "studio-ledger"),
+            },
+            balance=10,
+            files={video: READY},
+            tasks={
+                "ingest": "deferred > success",
+                "rough_cut.cut[0]": "deferred > success",
+                "rough_cut.captions[0]": "success",
+                "rough_cut.timeline[0]": "success",
+                "rough_cut.render[0]": "deferred > success",
+                "rough_cut.download[0]": "success",
+            },
+            facts={
+                "captions, timeline and video are in the target": lambda s: (
+                    {file.name for file in rough_cut.iterdir()} == {"captions.srt", "timeline.fcpxml", "rough-cut.mp4"}
+                ),
+                "the video has picture and sound, and is no longer than the recording": lambda s: (
+                    tell_media(video, say)[1] == tell_media(rough_cut / "rough-cut.mp4", say)[1] == {"audio", "video"}
+                    and measured(rough_cut / "rough-cut.mp4")[0] <= measured(video)[0] + 0.05
+                ),
+            },
+            on_waiting={"ingest": finish, "rough_cut.cut": finish, "rough_cut.render": finish},
+        ),
     ]
 
 
@@ -246,6 +279,26 @@ def make_batch(folder: Path) -> dict[Path, str]:
     for path in (lecture, statement):
         shutil.copy(MEDIA / path.name, path)
     return recordings
+
+
+def measured(path: Path) -> tuple[float, set[str], str]:
+    """Read a media file: its seconds, the types of its streams, and what these are."""
+    with av.open(str(path)) as container:
+        streams = [
+            f"{stream.codec_context.name} {stream.codec_context.width}x{stream.codec_context.height}"
+            if isinstance(stream, av.VideoStream)
+            else stream.codec_context.name
+            for stream in container.streams
+        ]
+        seconds = (container.duration or 0) / av.time_base
+        return seconds, {stream.type for stream in container.streams}, ", ".join(streams)
+
+
+def tell_media(path: Path, say: Voice) -> tuple[float, set[str], str]:
+    """Say what is in a media file, and return it."""
+    found = seconds, _, streams = measured(path)
+    say.line(f"  {path.name:<20} {path.stat().st_size:>12,} bytes  {seconds:.2f} s of {streams}")
+    return found
 
 
 def make_silence(path: Path, seconds: int) -> Path:
