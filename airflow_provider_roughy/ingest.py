@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -43,6 +43,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyUnsupportedMediaError,
     RoughyUntrustedUrlError,
     RoughyUnusableSourceError,
+    api_error,
 )
 from airflow_provider_roughy.ledger import Entry, Lease, Ledger, entry_key
 from airflow_provider_roughy.lifecycle import ASSET, Arrival, Outcome, Verdict, counted
@@ -573,14 +574,20 @@ class Batch:
                     verdict.raise_for_failure()
         return verdicts
 
-    def resume(self, report: Report, waiting: Iterable[str]) -> None:
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is to be known after a wait elsewhere, as plain JSON."""
+        trouble = self.trouble.to_dict() if isinstance(self.trouble, RoughyApiError) else None
+        return {"report": self.report.to_dict(), "trouble": trouble}
+
+    def resume(self, before: Mapping[str, Any], waiting: Iterable[str]) -> None:
         """Take up the batch after a wait elsewhere.
 
-        :param report: What was known before it.
+        :param before: What :meth:`to_dict` returned before it.
         :param waiting: What was waited for.
         :raises RoughyLedgerError: If the ledger cannot be read.
         """
-        self.report = report
+        report = self.report = Report(**before.get("report", {}))
+        self.trouble = api_error(**before["trouble"]) if before.get("trouble") else None
         ids = set(waiting)
         self._under_way = {id: _Item(None, {"uri": report.sources.get(id, "")}, asset_id=id) for id in ids}
         if self._ledger is None:

@@ -247,6 +247,17 @@ def test_credits_that_run_out_postpone_the_rest(roughy: Emulator, folder: Path, 
     assert len(nights.run().result) == 2
 
 
+@MODES
+def test_credits_that_run_out_are_told_at_the_end_in_every_mode(
+    roughy: Emulator, nights: Nights, deferrable: bool
+) -> None:
+    roughy.progression = "manual" if deferrable else "immediate"
+    roughy.inject(Fault(method="POST", path="/v1/assets", nth=2, status=402, times=None))
+    ended = nights.run(deferrable=deferrable, before_resuming=roughy.settle, parallel=1)
+    assert (ended.state, type(ended.error)) == ("failed", RoughyInsufficientCreditsError)
+    assert (len(nights.told["ready"]), names(nights.told["postponed"])) == (1, ["b.mp3", "c.mp3"])
+
+
 @once
 def test_unpaid_recordings_of_earlier_nights_are_reported_once_when_they_become_ready(
     roughy: Emulator, nights: Nights

@@ -244,7 +244,7 @@ class RoughyIngestOperator(WaitingOperator):
     def _wait(self, batch: Batch, context: Context, started: float) -> None:
         deadline = self.deadline(started)
         if self.deferrable:
-            context["ti"].xcom_push(_XCOM_KEY, batch.report.to_dict())
+            context["ti"].xcom_push(_XCOM_KEY, batch.to_dict())
             batch.wait_elsewhere(min(deadline, time.time() + _LONGEST_WAIT) + 2 * self.poll_interval)
             RoughyBatchTrigger(
                 kind=ASSET.name,
@@ -278,7 +278,7 @@ class RoughyIngestOperator(WaitingOperator):
         with self.hook:
             batch = self._batch(context)
             with batch.running():
-                batch.resume(Report(**before), [verdict.id for verdict in verdicts])
+                batch.resume(before, [verdict.id for verdict in verdicts])
                 batch.settle(verdicts)
         return self._end(context, batch)
 
