@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Choices", "Emulator", "Fault", "Request"]
 
 #: Top-level packages of the extra.
-_EXTRA = ("starlette", "uvicorn", "av")
+_EXTRA = ("starlette", "uvicorn", "h11", "av")
 
 
 def __getattr__(name: str) -> Any:

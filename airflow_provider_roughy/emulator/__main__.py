@@ -46,6 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
             choices=Choices.from_text(options.choice),
             on_request=_print_request,
             storage_port=options.storage_port,
+            webhook_secret=options.webhook_secret,
+            webhook_verify=_verify(options.webhook_verify),
         )
         emulator.start()
     except (OSError, OverflowError, ValueError) as error:
@@ -57,7 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
         connection = json.dumps(emulator.airflow_connection)
         print(f"Roughy emulator at {emulator.url} (steering: {emulator.url}/_emulator/)")
         print(f"Project {emulator.project_id}")
-        print(f"export AIRFLOW_CONN_ROUGHY_DEFAULT={shlex.quote(connection)}", flush=True)
+        print(f"export AIRFLOW_CONN_ROUGHY_DEFAULT={shlex.quote(connection)}")
+        print(f"Webhooks are signed with {emulator.webhook_secret}", flush=True)
         # A plain wait() on the main thread would not be woken by a signal on Windows.
         while not stopped.wait(1.0):
             pass
@@ -92,7 +95,18 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="an answer where the documentation is silent; may be repeated (see emulator/choices.py)",
     )
+    parser.add_argument("--webhook-secret", help="what webhooks are signed with, whsec_… (default: one of its own)")
+    parser.add_argument(
+        "--webhook-verify",
+        default="true",
+        metavar="true|false|FILE",
+        help="whether certificates of webhook endpoints are checked, or by which authorities (default: %(default)s)",
+    )
     return parser
+
+
+def _verify(text: str) -> bool | str:
+    return {"true": True, "false": False}.get(text, text)
 
 
 def _print_request(request: Request) -> None:

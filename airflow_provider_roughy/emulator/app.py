@@ -18,6 +18,7 @@ from .routes.renders import Renders
 from .routes.storage import Links, Storage
 from .routes.uploads import Uploads
 from .routes.users import Users
+from .routes.webhooks import Webhooks
 from .store import Store
 from .wire import ApiError
 
@@ -90,6 +91,7 @@ def build_api(store: Store, keys: Mapping[str, int], links: Links, extra_routes:
         Renders(store, links),
         Credits(store),
         Users(store),
+        Webhooks(store),
     )
     endpoints = [endpoint for resource in resources for endpoint in resource.endpoints()]
     return _router(endpoints, authoriser(keys), extra_routes)

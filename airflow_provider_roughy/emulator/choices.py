@@ -22,7 +22,7 @@ class Choices:
     # Assets
 
     delete_status: int = 204
-    """Status of ``DELETE /v1/assets/{id}`` and ``DELETE /v1/projects/{id}``. Inferred: the pages document the
+    """Status of ``DELETE`` of an asset, a project, a webhook endpoint. Inferred: the pages document the
     effect (immediate, irreversible) but not the status; 204 without a body is the convention of the stack."""
 
     over_limit_size_status: Literal[413, 422] = 413
@@ -191,6 +191,35 @@ class Choices:
     cancelled_render: Literal["failed", "cancelled", "removed"] = "failed"
     """State of a cancelled render, or that there is none any more. Unknown: there is an event
     ``render.cancelled``, but no such state. The same request gets a new render in any case."""
+
+    # Webhooks
+
+    webhook_create_status: int = 201
+    """Status of ``POST /v1/webhook-endpoints``. Inferred: that of every other creation. The reply is documented, and
+    has no signing secret; how a client gets it is unknown, so here it is one for all endpoints
+    (``Emulator.webhook_secret``). ``DELETE`` is answered with ``delete_status``, and its repetition with 404."""
+
+    webhook_list: Literal["page", "array"] = "page"
+    """What ``GET /v1/webhook-endpoints`` replies: the page of all other lists, or a bare array. Unknown."""
+
+    webhook_http: Literal["loopback", "refused"] = "loopback"
+    """Whether an endpoint may be plain http on this very machine; documented is HTTPS only. Elsewhere it never may."""
+
+    unknown_event_type: Literal["refused", "accepted"] = "refused"
+    """Whether an event type that the documentation does not list is 422, or is taken and never comes. Unknown. An empty
+    list is 422 either way: inferred, since the field is required."""
+
+    asset_event_entity: Literal["asset", "none"] = "asset"
+    """``data.entity_id`` of ``asset.*`` events: the asset's id, as ``asset_id``, or null. Inferred: in the other events
+    it is the id of what has entered the state."""
+
+    webhook_timeout_seconds: float = 15.0
+    """Real seconds that a receiver has to answer. Inferred, with the retries (``store/webhooks.py``): the headers are
+    Svix', and this is what Svix documents."""
+
+    webhook_off_after_seconds: float = 5 * 24 * 3600
+    """How long all attempts at an endpoint may fail before it is switched off. Inferred likewise; Svix counts from the
+    first failure after a success."""
 
     # Downloads
 

@@ -54,6 +54,10 @@ class Control:
             ("POST", "/settle", "{id?}: let Roughy finish its work now", self._settle),
             ("POST", "/credits/top-up", "{credits}", lambda v: steering.top_up(_take(v, "credits"))),
             ("PUT", "/credits/balance", "{balance}: by an adjustment entry", self._balance),
+            ("GET", "/webhooks", "the signing secret, and every endpoint", self._webhooks),
+            ("GET", "/webhooks/deliveries", "every event and what came of it", lambda _: steering.webhook_deliveries),
+            ("POST", "/webhooks/flush", "wait until all that is due was tried", lambda _: steering.flush_webhooks()),
+            ("POST", "/webhooks/{id}/resend", "once more, by svix-id", self._resend),
             ("POST", "/reset", "back to the start", lambda _: steering.reset()),
         ]
 
@@ -106,6 +110,12 @@ class Control:
     def _settle(self, values: dict[str, Any]) -> Any:
         chosen = _take(values, "id", _WORD) if "id" in values else None
         return {"settled": self._steering.settle(chosen)}
+
+    def _webhooks(self, values: dict[str, Any]) -> Any:
+        return {"secret": self._steering.webhook_secret, "endpoints": self._steering.webhook_endpoints}
+
+    def _resend(self, values: dict[str, Any]) -> Any:
+        return {"endpoints": self._steering.resend_webhook(values["id"])}
 
     def _balance(self, values: dict[str, Any]) -> Any:
         self._steering.balance = _take(values, "balance")

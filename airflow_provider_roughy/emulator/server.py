@@ -19,6 +19,7 @@ import uvicorn
 from .app import build_api, build_storage
 from .choices import Choices
 from .control import Control
+from .delivery import Deliverer
 from .faults import Fault
 from .gate import App, Gate, Receive, Request, Send
 from .routes.storage import Links
@@ -50,6 +51,9 @@ class Emulator(Steering):
     :param faults: rules in force from the start.
     :param on_request: called with each request that is over, from the server's thread.
     :param storage_port: TCP port of the object store that download URLs lead to, as ``port``.
+    :param webhook_secret: what webhooks are signed with (``whsec_…``); by default one of its own, which is kept as long
+        as ``data_dir`` is. If it is given, it is also in :attr:`airflow_connection`.
+    :param webhook_verify: whether the certificates of webhook endpoints are checked; or a file of authorities.
     """
 
     def __init__(
@@ -64,17 +68,26 @@ class Emulator(Steering):
         faults: Iterable[Fault] = (),
         on_request: Callable[[Request], None] | None = None,
         storage_port: int = 0,
+        webhook_secret: str | None = None,
+        webhook_verify: bool | str | Path = True,
     ) -> None:
         self.api_keys = (api_key,) if isinstance(api_key, str) else tuple(api_key)
         if not self.api_keys or not all(key.startswith("sk_") for key in self.api_keys):
             raise ValueError("an API key starts with sk_")
-        super().__init__(choices=choices, progression=progression, faults=faults, on_request=on_request)
+        super().__init__(
+            choices=choices,
+            progression=progression,
+            faults=faults,
+            on_request=on_request,
+            webhook_secret=webhook_secret,
+        )
         self.api_key = self.api_keys[0]
         self._host = host
         self._port = port
         self._storage_port = storage_port
         self._data_dir = None if data_dir is None else Path(data_dir)
         self._start_balance = balance
+        self._webhook_verify = webhook_verify
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._server: _Server | None = None
 
@@ -109,6 +122,7 @@ class Emulator(Steering):
                 progression=self._start_progression,
                 choices=self.choices,
             )
+            self._deliverer = Deliverer(self._open_store, self.webhook_secret, self._webhook_verify)
             keys = {key: number for number, key in enumerate(self.api_keys, start=1)}
             links = Links(self._open_store, self._storage_port)
             api = build_api(self._open_store, keys, links, Control(self).routes())
@@ -126,6 +140,9 @@ class Emulator(Steering):
         if self._server is not None:
             self._server.stop()
             self._server = None
+        if self._deliverer is not None:
+            self._deliverer.close()
+            self._deliverer = None
         if self._open_store is not None:
             self._open_store.close()
             self._open_store = None
@@ -153,6 +170,8 @@ class Emulator(Steering):
         if not self.is_loopback:
             # The provider sends no key over plain http elsewhere.
             extra["allow_http"] = True
+        if self._webhook_secret is not None:
+            extra["webhook_secret"] = self._webhook_secret
         return {"conn_type": "roughy", "host": self.url, "password": self.api_key, "extra": extra}
 
     @property

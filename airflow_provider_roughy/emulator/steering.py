@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from .choices import Choices
+from .delivery import Deliverer, secret_key
 from .faults import Fault, FaultBook
 from .gate import Request, RequestLog
-from .store import Asset, Cut, Job, Progression, Render, Store, well_known_id
+from .store import Asset, Cut, Delivery, Job, Progression, Render, Store, WebhookEndpoint, well_known_id
 from .wire import timestamp
 
 
@@ -20,6 +22,7 @@ class Steering:
     :param progression: how long Roughy's work lasts.
     :param faults: rules in force from the start.
     :param on_request: called with each request that is over.
+    :param webhook_secret: what webhooks are signed with; ``None`` for the store's own.
     """
 
     def __init__(
@@ -29,8 +32,12 @@ class Steering:
         progression: str,
         faults: Iterable[Fault],
         on_request: Callable[[Request], None] | None,
+        webhook_secret: str | None,
     ) -> None:
         Progression.parse(progression)
+        if webhook_secret is not None:
+            secret_key(webhook_secret)
+        self._webhook_secret = webhook_secret
         self.choices = choices
         self.project_id = well_known_id(1)
         self._start_progression = progression
@@ -38,6 +45,7 @@ class Steering:
         self._faults = FaultBook()
         self._log = RequestLog(on_request)
         self._open_store: Store | None = None
+        self._deliverer: Deliverer | None = None
         for fault in self._start_faults:
             self._faults.inject(fault)
 
@@ -149,10 +157,7 @@ class Steering:
         return self._facts(self._store.renders.known(render_id))
 
     def _facts(self, row: Asset | Job) -> dict[str, Any]:
-        facts = dataclasses.asdict(row)
-        for name in facts:
-            if name.endswith("_at") and facts[name] is not None:
-                facts[name] = timestamp(facts[name])
+        facts = self._times(row)
         if isinstance(row, Cut):
             facts["segments"] = [(float(begin), float(end)) for begin, end in row.kept]
         else:
@@ -160,6 +165,15 @@ class Steering:
         if isinstance(row, Render):
             facts["output"] = row.wanted
         return facts | {"states": self._store.history.of(row.id)}
+
+    @staticmethod
+    def _times(row: Asset | Job | Delivery | WebhookEndpoint) -> dict[str, Any]:
+        """Return the columns of a row, with times as the API writes them."""
+        facts = dataclasses.asdict(row)
+        for name in facts:
+            if name.endswith(("_at", "_since")) and facts[name] is not None:
+                facts[name] = timestamp(facts[name])
+        return facts
 
     def seed_asset(
         self, /, state: str = "ready", *, account: int = 1, content: bytes | None = None, **fields: Any
@@ -236,6 +250,51 @@ class Steering:
         :raises ValueError: for another field, or a value of a wrong type.
         """
         self._store.room_of(resource_id).set_state(resource_id, state, fields)
+
+    # Webhooks
+
+    @property
+    def webhook_secret(self) -> str:
+        """What webhooks are signed with."""
+        return self._webhook_secret or self._store.webhook_secret
+
+    @property
+    def webhook_endpoints(self) -> list[dict[str, Any]]:
+        """Every webhook endpoint of every account, oldest first: the API's fields, and whether it was switched off."""
+        return [self._times(endpoint) | {"event_types": endpoint.wanted} for endpoint in self._store.webhooks.all()]
+
+    @property
+    def webhook_deliveries(self) -> list[dict[str, Any]]:
+        """Every event and the endpoint it was meant for, oldest first.
+
+        ``state`` is ``pending``, ``delivered``, ``given_up`` (the last attempt has failed) or ``stopped`` (the endpoint
+        was removed or switched off). ``attempts`` tells of each when its answer came or was given up, by the emulator's
+        clock, the HTTP ``status`` and, if it failed, the ``problem``; the last 50 are kept.
+        """
+        deliveries = self._store.webhooks.deliveries()
+        return [
+            self._times(each) | {"payload": json.loads(each.payload), "attempts": json.loads(each.attempts)}
+            for each in deliveries
+        ]
+
+    def resend_webhook(self, svix_id: str) -> int:
+        """Send an event once more to every endpoint that it was meant for, with retries as for a new one.
+
+        :param svix_id: of the event, as in its header.
+        :returns: how many endpoints it goes to.
+        :raises KeyError: when no endpoint that is there and not switched off was meant.
+        """
+        return self._store.webhooks.resend(svix_id)
+
+    def flush_webhooks(self, timeout: float = 20.0) -> None:
+        """Wait until every webhook that is due by now has been tried, well or not.
+
+        :param timeout: seconds to wait at most.
+        :raises TimeoutError: when it takes longer.
+        """
+        self._store.look()
+        if self._deliverer is not None and not self._deliverer.flush(timeout):
+            raise TimeoutError(f"webhooks are still under way after {timeout:g} s")
 
     @property
     def state(self) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 A room a resource, one above the other: ``database``, ``clock``, ``files``, ``background`` and ``history`` know no
 resource; ``projects``, ``credits`` and ``uploads`` stand on them, ``assets`` on those, and what is derived from
-assets above. Both the HTTP routes and the Python API use the one :class:`Store`, from any thread. Nothing runs on a
-timer: what time has brought about is worked out by :meth:`Store.sweep` before each look.
+assets above; ``webhooks`` hear of all of them. Both the HTTP routes and the Python API use the one :class:`Store`, from
+any thread. Nothing here runs on a timer: what time has brought about is worked out by :meth:`Store.sweep` before each
+look. As long as there are webhook endpoints, ``delivery.py`` looks all the time: they are told without asking.
 
 Killing the process at any moment loses nothing that was replied to: a change is one SQLite transaction, and the
 offset of an upload is the size of its file. (No ``fsync``: a power cut is not what this is for.)
@@ -11,6 +12,8 @@ offset of an upload is the size of its file. (No ``fsync``: a power cut is not w
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import secrets
 from concurrent.futures import wait
 from pathlib import Path
@@ -29,10 +32,12 @@ from .jobs import Job, Jobs
 from .projects import Project, Projects, well_known_id
 from .renders import Render, Renders
 from .uploads import Upload, Uploads
+from .webhooks import Delivery, WebhookEndpoint, Webhooks
 
 __all__ = [
     "Asset",
     "Cut",
+    "Delivery",
     "Job",
     "Jobs",
     "LedgerEntry",
@@ -42,6 +47,7 @@ __all__ = [
     "Store",
     "UnknownId",
     "Upload",
+    "WebhookEndpoint",
     "well_known_id",
 ]
 
@@ -49,7 +55,7 @@ __all__ = [
 WORK_WAIT_SECONDS = 20.0
 
 #: All that :meth:`Store.reset` empties.
-_TABLES = ("projects", "assets", "states", "uploads", "ledger", "cuts", "renders")
+_TABLES = ("projects", "assets", "states", "uploads", "ledger", "cuts", "renders", "webhook_endpoints", "deliveries")
 
 
 class Store:
@@ -79,6 +85,8 @@ class Store:
         self.renders = Renders(*below, self.assets, choices, cuts=self.cuts)
         #: Everything that Roughy works on.
         self.worked_on: tuple[Assets | Jobs[Any], ...] = (self.assets, self.cuts, self.renders)
+        kinds: dict[str, Assets | Jobs[Any]] = {"asset": self.assets, "cut": self.cuts, "render": self.renders}
+        self.webhooks = Webhooks(self._database, self.clock, self.history, choices, kinds)
         self._open()
 
     def _open(self) -> None:
@@ -103,6 +111,11 @@ class Store:
     def opened_at(self, account: int) -> int:
         """Return when an account was made; 0 if it was not."""
         return int(self._database.meta(f"account_{account}", "") or 0)
+
+    @property
+    def webhook_secret(self) -> str:
+        """The signing secret of webhooks, unless another one is given: the same as long as the folder is."""
+        return "whsec_" + base64.b64encode(hashlib.sha256(b"webhooks" + self.secret).digest()).decode()
 
     def close(self) -> None:
         """Stop all work and close the database."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from airflow_provider_roughy.emulator.wire import timestamp
 
 from .database import Database
@@ -18,6 +20,8 @@ class History:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        #: Called with the id of what has entered a state, and the state; within the transaction in which it did.
+        self.on_noted: list[Callable[[str, str], None]] = []
         database.create(_SCHEMA)
 
     def note(self, resource_id: str, state: str, at: int) -> None:
@@ -26,6 +30,8 @@ class History:
         :param at: when, in microseconds.
         """
         self._database.execute("INSERT INTO states VALUES (?, ?, ?)", resource_id, state, at)
+        for tell in self.on_noted:
+            tell(resource_id, state)
 
     def of(self, resource_id: str) -> list[tuple[str, str]]:
         """Return the states, oldest first, with the time each was entered."""

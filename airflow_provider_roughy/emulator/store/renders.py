@@ -170,15 +170,15 @@ class Renders(Jobs[Render]):
             found = self.get(account, render_id)
             if found.state not in ("pending", "processing"):
                 raise ApiError(409, "The render is finished.")
-            if self._choices.cancelled_render == "removed":
-                self._remove(render_id)
-                return
-            self.set_state(render_id, self._choices.cancelled_render, {})
+            removed = self._choices.cancelled_render == "removed"
+            # First, since it decides which event the state is.
+            self._database.update("renders", render_id, cancelled=1)
+            self.set_state(render_id, "cancelled" if removed else self._choices.cancelled_render, {})
             message = "The render was cancelled."
-            self._database.update(
-                "renders", render_id, cancelled=1, error_code="cancelled", error_message=message, size_bytes=None
-            )
+            self._database.update("renders", render_id, error_code="cancelled", error_message=message, size_bytes=None)
             self._files.remove(render_id)
+            if removed:
+                self._remove(render_id)
 
     def _make(self, job: Render, asset: Asset) -> dict[str, Any]:
         source, target = self._files.path(asset.id), self._files.path(job.id)

@@ -1,0 +1,235 @@
+"""Sends webhooks, as Svix does for Roughy: signed, again and again until they are taken, in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import hashlib
+import hmac
+import logging
+import ssl
+import threading
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import h11
+
+from .store import Delivery, Store, WebhookEndpoint
+
+#: Attempts under way at the same time, in all and to one endpoint: one that hangs must not hold up the others.
+ATTEMPTS_AT_ONCE = 64
+ATTEMPTS_PER_ENDPOINT = 10
+
+#: Seconds after which it is looked what time has brought about, as long as there are endpoints.
+TICK_SECONDS = 0.1
+
+#: How much of the answer is read, and for how long, once its status is known: so that few receivers see a reset.
+REST_BYTES = 65536
+REST_SECONDS = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+def secret_key(secret: str) -> bytes:
+    """Return the key in a signing secret: base64 after ``whsec_``, of 24 to 64 bytes (Standard Webhooks).
+
+    :raises ValueError: when it is none.
+    """
+    try:
+        key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+    except (ValueError, binascii.Error):
+        key = b""
+    if not secret.startswith("whsec_") or not 24 <= len(key) <= 64:
+        raise ValueError("a webhook secret is whsec_ and 24 to 64 bytes as base64")
+    return key
+
+
+def sign(secret: str, svix_id: str, seconds: int, body: bytes) -> str:
+    """Return the value of ``svix-signature`` (Svix, "Verifying webhooks manually").
+
+    :param seconds: time since the epoch, as in ``svix-timestamp``.
+    """
+    signed = b".".join((svix_id.encode(), str(seconds).encode(), body))
+    return "v1," + base64.b64encode(hmac.digest(secret_key(secret), signed, hashlib.sha256)).decode()
+
+
+class Deliverer:
+    """Tells the endpoints what they are to be told.
+
+    What is due is in the store; here is only what is under way. The thread begins with the first :meth:`wake`.
+
+    :param store: whose webhooks are sent.
+    :param secret: what they are signed with.
+    :param verify: whether certificates are checked, or a file of authorities that are trusted.
+    """
+
+    def __init__(self, store: Store, secret: str, verify: bool | str | Path) -> None:
+        self._store = store
+        self._secret = secret
+        self._verify = verify
+        self._context: ssl.SSLContext | None = None
+        if not isinstance(verify, bool):
+            # Now rather than at the first webhook, where nobody would see that there is no such file.
+            self._trust()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._woken = asyncio.Event()
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        self._progress = threading.Condition()
+        store.webhooks.on_due = self.wake
+        if store.webhooks.listening():
+            self.wake()
+
+    def wake(self) -> None:
+        """Look now at what is due."""
+        with self._lock:
+            if self._closing:
+                return
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._run, name="roughy-webhooks", daemon=True)
+                self._thread.start()
+            self._loop.call_soon_threadsafe(self._woken.set)
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until all that is due has been tried.
+
+        :param timeout: seconds to wait at most.
+        :returns: whether it has.
+        """
+        with self._progress:
+            return self._progress.wait_for(lambda: self._closing or not self._store.webhooks.is_due(), timeout)
+
+    def close(self) -> None:
+        """Break off what is under way, and end the thread."""
+        with self._lock:
+            self._closing = True
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._woken.set)
+        if self._thread is not None:
+            self._thread.join()
+        self._tell_progress()
+
+    def _tell_progress(self) -> None:
+        with self._progress:
+            self._progress.notify_all()
+
+    def _run(self) -> None:
+        assert self._loop is not None
+        try:
+            self._loop.run_until_complete(self._serve())
+        finally:
+            # Not asyncio.run(), which would wait for a name that is still being looked up.
+            self._loop.close()
+
+    async def _serve(self) -> None:
+        while not self._closing:
+            self._woken.clear()
+            idle = False
+            try:
+                endpoints = self._store.webhooks.listening()
+                idle = not endpoints
+                if endpoints:
+                    self._store.sweep()
+                for endpoint in endpoints:
+                    self._begin(endpoint)
+            except Exception:
+                _log.exception("webhooks")
+            self._tell_progress()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), None if idle else TICK_SECONDS)
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _begin(self, endpoint: WebhookEndpoint) -> None:
+        for delivery in self._store.webhooks.due(endpoint.id, ATTEMPTS_PER_ENDPOINT):
+            if delivery.id not in self._tasks and len(self._tasks) < ATTEMPTS_AT_ONCE:
+                self._tasks[delivery.id] = asyncio.ensure_future(self._attempt(endpoint.url, delivery))
+
+    async def _attempt(self, url: str, delivery: Delivery) -> None:
+        started, status, problem = time.monotonic(), None, None
+        timeout = self._store.choices.webhook_timeout_seconds
+        try:
+            async with asyncio.timeout(timeout):
+                status = await self._post(url, delivery)
+            if not 200 <= status < 300:
+                problem = f"status {status}"
+        except TimeoutError:
+            problem = f"no answer within {timeout:g} s"
+        except (OSError, ValueError, h11.RemoteProtocolError) as error:
+            problem = f"{type(error).__name__}: {error}"
+        try:
+            self._store.webhooks.note_attempt(delivery, time.monotonic() - started, status, problem)
+        finally:
+            del self._tasks[delivery.id]
+            self._woken.set()
+
+    async def _post(self, url: str, delivery: Delivery) -> int:
+        """Send one webhook, and return the status of the answer."""
+        parts = urlsplit(url)
+        secure = parts.scheme == "https"
+        context = self._trust() if secure else None
+        port = parts.port or (443 if secure else 80)
+        reader, writer = await asyncio.open_connection(parts.hostname, port, ssl=context)
+        try:
+            return await _exchange(reader, writer, self._request(parts.netloc, url, delivery), delivery.payload)
+        finally:
+            writer.transport.abort()
+
+    def _request(self, host: str, url: str, delivery: Delivery) -> h11.Request:
+        body = delivery.payload.encode()
+        # Real time, whatever the emulator's clock says: a receiver compares it with its own.
+        seconds = int(time.time())
+        headers = {
+            "Host": host,
+            "User-Agent": "Roughy-Emulator",
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            "Connection": "close",
+            "svix-id": delivery.svix_id,
+            "svix-timestamp": str(seconds),
+            "svix-signature": sign(self._secret, delivery.svix_id, seconds, body),
+        }
+        parts = urlsplit(url)
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        return h11.Request(method="POST", target=target, headers=list(headers.items()))
+
+    def _trust(self) -> ssl.SSLContext:
+        if self._context is None:
+            self._context = ssl.create_default_context(
+                cafile=None if isinstance(self._verify, bool) else str(self._verify)
+            )
+            if self._verify is False:
+                self._context.check_hostname = False
+                self._context.verify_mode = ssl.CERT_NONE
+        return self._context
+
+
+async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: h11.Request, body: str) -> int:
+    """Send a request, and return the status of the answer; of what follows, a little is read and thrown away."""
+    connection = h11.Connection(h11.CLIENT)
+    parts = [connection.send(part) for part in (request, h11.Data(data=body.encode()), h11.EndOfMessage())]
+    writer.writelines([part for part in parts if part])
+    await writer.drain()
+    while not isinstance(event := await _next_event(connection, reader), h11.Response):
+        if not isinstance(event, h11.InformationalResponse):
+            raise h11.RemoteProtocolError("no answer")
+    size = 0
+    with contextlib.suppress(TimeoutError, OSError, h11.RemoteProtocolError):
+        async with asyncio.timeout(REST_SECONDS):
+            while size < REST_BYTES and isinstance(rest := await _next_event(connection, reader), h11.Data):
+                size += len(rest.data)
+    return int(event.status_code)
+
+
+async def _next_event(connection: h11.Connection, reader: asyncio.StreamReader) -> object:
+    while (event := connection.next_event()) is h11.NEED_DATA:
+        connection.receive_data(await reader.read(REST_BYTES))
+    return event
