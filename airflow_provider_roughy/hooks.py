@@ -32,7 +32,7 @@ from airflow_provider_roughy.target import check_overwrite
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
     from typing import Self
 
     from airflow_provider_roughy.api import (
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         RoughyProject,
         RoughyRender,
         RoughyUser,
+        RoughyWebhookEndpoint,
     )
     from airflow_provider_roughy.client import AsyncClient, Client
     from airflow_provider_roughy.compat import Connection, ObjectStoragePath
@@ -591,6 +592,38 @@ class RoughyHook(BaseHook):
     def get_profile(self) -> RoughyUser:
         """Read the profile of the key's owner."""
         return self.client.run(api.get_profile())
+
+    # ---- Webhook endpoints
+
+    def create_webhook_endpoint(
+        self, url: str, event_types: Iterable[str], description: str | None = None
+    ) -> RoughyWebhookEndpoint:
+        """Have Roughy tell a URL of what happens. Every call makes a new endpoint.
+
+        Where the signing secret comes from, Roughy's documentation does not say; its dashboard shows it. If the reply
+        has one, it is in the result's ``signing_secret``, which neither ``repr`` nor XCom shows.
+
+        :param url: Where Roughy sends to, https; plain http to this machine only, which is for the emulator.
+        :param event_types: What to tell, in Roughy's own words, e.g. ``["asset.ready", "asset.failed"]``.
+        :param description: Free text.
+        :raises RoughyConfigurationError: If an argument is unusable; nothing was sent.
+        :raises RoughyValidationError: If Roughy does not know such an event.
+        """
+        return self.client.run(api.create_webhook_endpoint(url, event_types, description=description))
+
+    def list_webhook_endpoints(self) -> Iterator[RoughyWebhookEndpoint]:
+        """Yield the webhook endpoints, page by page."""
+        return self._pages(lambda offset: api.list_webhook_endpoints(offset=offset))
+
+    def delete_webhook_endpoint(self, endpoint_id: str, missing_ok: bool = True) -> bool:
+        """Remove a webhook endpoint: it is told nothing more.
+
+        :param endpoint_id: The endpoint.
+        :param missing_ok: Whether it is fine that there is none.
+        :returns: ``False`` if there was none.
+        :raises RoughyNotFoundError: If there was none and ``missing_ok`` is false.
+        """
+        return self._removed(api.delete_webhook_endpoint(endpoint_id), missing_ok=missing_ok)
 
     def _pages(self, read: Callable[[int], Call[Page[T]]]) -> Iterator[T]:
         page: Page[T] | None = None

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import pickle
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
 from airflow_provider_roughy import api, client, exceptions
 from airflow_provider_roughy.api import Reply, RoughyAsset
-from airflow_provider_roughy.api.calls import secret
 from airflow_provider_roughy.compat import AirflowException, AirflowFailException
 
 ID = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"
@@ -343,18 +342,105 @@ def test_a_broken_answer_is_told_in_few_words() -> None:
     assert len(str(raised(reply(200, page, content_type=long, x_request_id=long), api.list_assets()))) < 10_000
 
 
-@dataclass(frozen=True)
-class Endpoint(api.Resource):
-    """A resource as those to come: without a state."""
+ENDPOINT = {
+    "id": "ep_2Qx/7",
+    "url": "https://airflow.example.com/roughy/hooks",
+    "event_types": ["asset.ready"],
+    "description": None,
+}
 
-    signing_secret: str | None = secret()
+
+@pytest.mark.parametrize("name", ["secret", "signing_secret"])
+def test_a_webhook_endpoint_keeps_its_secret_to_itself(name: str) -> None:
+    call = api.create_webhook_endpoint("https://airflow.example.com/roughy/hooks", ["asset.ready"])
+    made = api.decipher(call, reply(201, {**ENDPOINT, name: "whsec_x", "new": 1}))
+    assert (made.signing_secret, made.request_id) == ("whsec_x", "req-1")
+    assert made.to_dict() == ENDPOINT
+    assert "whsec" not in repr(made)
+    broken = raised(reply(201, {"id": "ep_1", name: "whsec_x"}), call)
+    assert type(broken) is exceptions.RoughyProtocolError
+    assert "whsec" not in str(broken)
 
 
-def test_a_resource_needs_no_state() -> None:
-    endpoint = Endpoint.from_json({"id": ID, "signing_secret": "whsec_x", "new": 1}, request_id="req-1")
-    assert (endpoint.signing_secret, endpoint.request_id) == ("whsec_x", "req-1")
-    assert endpoint.to_dict() == {"id": ID}
-    assert "whsec" not in repr(endpoint)
+@pytest.mark.parametrize("status", [200, 201])
+def test_a_webhook_endpoint_is_asked_for_in_the_users_words(status: int) -> None:
+    url, words = "https://airflow.example.com/roughy/hooks?team=1", ("asset.ready", "asset.mood")
+    call = api.create_webhook_endpoint(url, words, description="Airflow")
+    assert call.request.json == {"url": url, "event_types": list(words), "description": "Airflow"}
+    assert "description" not in (api.create_webhook_endpoint(url, words).request.json or {})
+    assert api.decipher(call, reply(status, ENDPOINT)).id == "ep_2Qx/7"
+    assert not call.idempotent
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:80/", "http://localhost/x", "http://[::1]:8321/x", "HTTPS://a.example"]
+)
+def test_urls_that_a_webhook_may_go_to(url: str) -> None:
+    assert api.create_webhook_endpoint(url, ["asset.ready"]).request.json == {
+        "url": url,
+        "event_types": ["asset.ready"],
+    }
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://hooks.example.com/token",
+        "http://127.0.0.1.example.com/token",
+        "https://user:token@hooks.example.com/",
+        "https:///token",
+        "ftp://127.0.0.1/token",
+        "hooks.example.com/token",
+        "https://hooks.example.com/a token",
+        "",
+        None,
+    ],
+)
+def test_urls_that_no_webhook_may_go_to(url: Any) -> None:
+    with pytest.raises(exceptions.RoughyConfigurationError, match="must be an https URL") as caught:
+        api.create_webhook_endpoint(url, ["asset.ready"])
+    assert "token" not in str(caught.value)
+
+
+@pytest.mark.parametrize("event_types", [[], "asset.ready", None, 7, ["asset.ready", None], [""]], ids=str)
+def test_event_types_that_are_none(event_types: Any) -> None:
+    with pytest.raises(exceptions.RoughyConfigurationError, match="event_types"):
+        api.create_webhook_endpoint("https://hooks.example.com/", event_types)
+    text: Any = 7
+    with pytest.raises(exceptions.RoughyConfigurationError, match="description"):
+        api.create_webhook_endpoint("https://hooks.example.com/", ["asset.ready"], description=text)
+
+
+@pytest.mark.parametrize(
+    ("body", "next_offset"),
+    [
+        ({"items": [ENDPOINT, ENDPOINT], "total": 5, "limit": 2, "offset": 2}, 4),
+        ({"items": [ENDPOINT, ENDPOINT], "total": 4, "limit": 2, "offset": 2}, None),
+        ({"items": [ENDPOINT, ENDPOINT]}, None),
+        ([ENDPOINT, ENDPOINT], None),
+        ([], None),
+    ],
+    ids=["page", "last page", "no total", "array", "nothing"],
+)
+def test_a_list_of_webhook_endpoints_may_be_a_page_or_an_array(body: Any, next_offset: int | None) -> None:
+    page = api.decipher(api.list_webhook_endpoints(limit=2, offset=2), reply(200, body))
+    assert [endpoint.to_dict() for endpoint in page.items] == [ENDPOINT] * (2 if body else 0)
+    assert page.next_offset == next_offset
+
+
+@pytest.mark.parametrize(
+    "body", [None, 5, "ep_1", {"data": []}, [5], [{"id": 5, "url": "", "event_types": []}]], ids=str
+)
+def test_a_list_of_anything_else_breaks_the_contract(body: Any) -> None:
+    assert type(raised(reply(200, body), api.list_webhook_endpoints())) is exceptions.RoughyProtocolError
+
+
+def test_the_id_of_a_webhook_endpoint_is_text_and_no_path() -> None:
+    target = api.delete_webhook_endpoint("ep_1/../../assets?x=%2e#ä").request.target
+    assert target == "/v1/webhook-endpoints/ep_1%2F..%2F..%2Fassets%3Fx%3D%252e%23%C3%A4"
+    for nothing in ("", " ", ".", "..", None, 7, "\ud800"):
+        with pytest.raises(exceptions.RoughyConfigurationError, match="endpoint_id"):
+            api.delete_webhook_endpoint(nothing)  # type: ignore[arg-type]
 
 
 CUT = {
@@ -482,4 +568,4 @@ def test_every_secret_is_kept_from_sight_by_one_word() -> None:
     assert {api.RoughyAsset, api.RoughyRender} < set(resources)
     for cls in resources:
         for entry in fields(cls):
-            assert ("secret" in entry.metadata) == entry.name.endswith("_url"), entry.name
+            assert ("secret" in entry.metadata) == entry.name.endswith(("_url", "_secret")), entry.name

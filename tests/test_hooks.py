@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from airflow_provider_roughy.exceptions import (
     RoughyNotFoundError,
     RoughyPaymentRequiredError,
     RoughyProtocolError,
+    RoughyServerError,
+    RoughyUnreachableError,
+    RoughyValidationError,
 )
 from airflow_provider_roughy.hooks import RoughyHook
 
@@ -141,6 +145,69 @@ def test_the_credit_ledger_tells_where_the_balance_comes_from(
     assert [(entry.type, entry.delta) for entry in entries[:2]] == [("topup", 7), ("consume_asset", -1)]
     assert entries[1].asset_id == asset.id
     assert sum(entry.delta for entry in entries) == hook.get_credit_balance()
+
+
+@pytest.mark.parametrize("shape", ["page", "array"])
+def test_webhook_endpoints(connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch, shape: Any) -> None:
+    choices = Choices(webhook_list=shape, delete_status=200)
+    with Emulator(choices=choices) as roughy:
+        monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps(roughy.airflow_connection))
+        with RoughyHook() as hook:
+            made = hook.create_webhook_endpoint("https://hooks.example.com/", ["asset.ready"], "Airflow")
+            other = hook.create_webhook_endpoint("http://127.0.0.1:8080/roughy/", ("cut.failed", "asset.failed"))
+            assert list(hook.list_webhook_endpoints()) == [other, made]
+            assert (made.description, other.event_types) == ("Airflow", ["cut.failed", "asset.failed"])
+            assert hook.delete_webhook_endpoint(made.id) is True
+            assert hook.delete_webhook_endpoint(made.id) is False
+            assert list(hook.list_webhook_endpoints()) == [other]
+            with pytest.raises(RoughyNotFoundError):
+                hook.delete_webhook_endpoint("no/such?endpoint", missing_ok=False)
+            with pytest.raises(RoughyValidationError, match="event_types"):
+                hook.create_webhook_endpoint("https://hooks.example.com/", ["asset.mood"])
+
+
+def test_webhook_endpoints_are_listed_over_all_pages(hook: RoughyHook) -> None:
+    ids = [hook.create_webhook_endpoint("https://hooks.example.com/", ["asset.ready"]).id for _ in range(101)]
+    assert [endpoint.id for endpoint in hook.list_webhook_endpoints()] == ids[::-1]
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "requests"),
+    [
+        ({"lose_reply": True}, RoughyUnreachableError, 1),
+        ({"status": 500}, RoughyServerError, 1),
+        ({"status": 429, "headers": {"Retry-After": "0"}}, None, 2),
+    ],
+    ids=["reply lost", "server error", "turned away"],
+)
+def test_a_webhook_endpoint_is_made_again_only_if_it_certainly_was_not(
+    hook: RoughyHook, roughy: Emulator, fault: dict[str, Any], error: type[RoughyError] | None, requests: int
+) -> None:
+    """Nothing says that the same URL is the same endpoint, and two would be told everything twice."""
+    roughy.inject(Fault(method="POST", path="/v1/webhook-endpoints", **fault))
+    with contextlib.nullcontext() if error is None else pytest.raises(error):
+        hook.create_webhook_endpoint("https://hooks.example.com/", ["asset.ready"])
+    assert len(roughy.requests) == requests
+
+
+def test_removing_a_webhook_endpoint_outlives_a_lost_reply(hook: RoughyHook, roughy: Emulator) -> None:
+    made = hook.create_webhook_endpoint("https://hooks.example.com/", ["asset.ready"])
+    roughy.inject(Fault(method="DELETE", path="/v1/webhook-endpoints/*", lose_reply=True))
+    assert hook.delete_webhook_endpoint(made.id) is True
+    roughy.inject(Fault(method="DELETE", path="/v1/webhook-endpoints/*", status=410))
+    assert hook.delete_webhook_endpoint(made.id) is False
+
+
+def test_a_secret_that_comes_with_a_webhook_endpoint_is_in_no_log(
+    hook: RoughyHook, roughy: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = {"id": "ep_1", "url": "https://a.example/", "event_types": ["asset.ready"], "secret": "whsec_hidden"}
+    headers = {"Content-Type": "application/json"}
+    roughy.inject(Fault(method="POST", path="/v1/webhook-endpoints", status=201, body=body, headers=headers))
+    caplog.set_level("DEBUG")
+    made = hook.create_webhook_endpoint("https://a.example/", ["asset.ready"])
+    assert made.signing_secret == "whsec_hidden"
+    assert "whsec_hidden" not in caplog.text + repr(made) + json.dumps(made.to_dict())
 
 
 def test_the_owner_of_the_key_is_known(hook: RoughyHook) -> None:

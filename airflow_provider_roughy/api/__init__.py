@@ -49,6 +49,12 @@ from airflow_provider_roughy.api.projects import (
 from airflow_provider_roughy.api.renders import RoughyRender, cancel_render, create_render, get_render, list_renders
 from airflow_provider_roughy.api.uploads import TUS_HEADERS, cancel_upload, read_offset, send_bytes
 from airflow_provider_roughy.api.users import RoughyUser, get_profile
+from airflow_provider_roughy.api.webhooks import (
+    RoughyWebhookEndpoint,
+    create_webhook_endpoint,
+    delete_webhook_endpoint,
+    list_webhook_endpoints,
+)
 
 __all__ = [
     "MAX_SCRIPT_CHARACTERS",
@@ -68,15 +74,18 @@ __all__ = [
     "RoughyProject",
     "RoughyRender",
     "RoughyUser",
+    "RoughyWebhookEndpoint",
     "cancel_render",
     "cancel_upload",
     "create_asset",
     "create_cut",
     "create_project",
     "create_render",
+    "create_webhook_endpoint",
     "decipher",
     "delete_asset",
     "delete_project",
+    "delete_webhook_endpoint",
     "export_cut",
     "export_subtitles",
     "get_asset",
@@ -91,6 +100,7 @@ __all__ = [
     "list_cuts",
     "list_projects",
     "list_renders",
+    "list_webhook_endpoints",
     "read_offset",
     "resource_id",
     "retry_after",

@@ -1,0 +1,113 @@
+"""Webhook endpoints: which URLs Roughy tells of what happens. What it sends there is read in ``webhooks.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+from urllib.parse import quote
+
+from airflow_provider_roughy.api.calls import (
+    PAGE_SIZE,
+    Call,
+    Page,
+    Reply,
+    Request,
+    Resource,
+    page_params,
+    parse_nothing,
+    read_json,
+    secret,
+)
+from airflow_provider_roughy.exceptions import RoughyConfigurationError
+from airflow_provider_roughy.settings import Address
+
+
+@dataclass(frozen=True)
+class RoughyWebhookEndpoint(Resource):
+    """A webhook endpoint, with the API's own field names (API page "Create a webhook endpoint").
+
+    :param id: Plain text, no UUID.
+    :param event_types: What it is told of, e.g. ``asset.ready``.
+    :param signing_secret: What its webhooks are signed with. The documentation names no such field, and leaves open how
+        else a client learns the secret, so it is read where Roughy happens to send it, as ``secret`` too.
+    """
+
+    url: str
+    event_types: list[str]
+    description: str | None = None
+    signing_secret: str | None = secret()
+
+    _words: ClassVar[tuple[str, ...]] = ("id", "url")
+
+
+def create_webhook_endpoint(
+    url: str, event_types: Iterable[str], *, description: str | None = None
+) -> Call[RoughyWebhookEndpoint]:
+    """Make a webhook endpoint: ``POST /v1/webhook-endpoints``.
+
+    Nothing says that the same request finds the same endpoint, so it counts as one that makes another.
+
+    :param url: Where Roughy sends to, https; plain http to this machine only, which is for the emulator.
+    :param event_types: What to tell, in Roughy's own words, e.g. ``["asset.ready", "asset.failed"]``; Roughy judges
+        them.
+    :param description: Free text.
+    :raises RoughyConfigurationError: If an argument is none.
+    """
+    address = Address.of(url) if isinstance(url, str) else None
+    if address is None or not (address.scheme == "https" or address.is_loopback):
+        # Not quoted: its path or query may be what keeps others out.
+        raise RoughyConfigurationError("url must be an https URL; plain http is for this machine only")
+    names = [] if isinstance(event_types, str) or not isinstance(event_types, Iterable) else list(event_types)
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise RoughyConfigurationError(f"event_types must be a list of names, and not empty: {event_types!r}")
+    if not isinstance(description, str | None):
+        raise RoughyConfigurationError(f"description must be text, not {description!r}")
+    body: dict[str, Any] = {"url": url, "event_types": names}
+    if description is not None:
+        body["description"] = description
+    return Call(Request("POST", "/v1/webhook-endpoints", json=body), _parse_created, idempotent=False)
+
+
+def list_webhook_endpoints(*, limit: int = PAGE_SIZE, offset: int = 0) -> Call[Page[RoughyWebhookEndpoint]]:
+    """Read one page of webhook endpoints: ``GET /v1/webhook-endpoints``.
+
+    The documentation does not say what the reply looks like: a page as of all other lists is read, and a bare array.
+
+    :param limit: At most this many, 1 to 100.
+    :param offset: After this many.
+    """
+
+    def parse(reply: Reply) -> Page[RoughyWebhookEndpoint]:
+        body = read_json(reply)
+        items = body if isinstance(body, list) else body["items"]
+        found = [_endpoint(item, reply) for item in items]
+        # What has no total is the whole.
+        total = len(found) if isinstance(body, list) else int(body.get("total", len(found)))
+        return Page(found, total, limit, offset)
+
+    return Call(Request("GET", "/v1/webhook-endpoints", params=page_params(limit, offset)), parse)
+
+
+def delete_webhook_endpoint(endpoint_id: str) -> Call[None]:
+    """Remove a webhook endpoint: ``DELETE /v1/webhook-endpoints/{endpoint_id}``.
+
+    :raises RoughyConfigurationError: If the id is none.
+    """
+    if not isinstance(endpoint_id, str) or endpoint_id.strip() in ("", ".", ".."):
+        raise RoughyConfigurationError(f"endpoint_id must be the id of a webhook endpoint, not {endpoint_id!r}")
+    try:
+        path = f"/v1/webhook-endpoints/{quote(endpoint_id, safe='')}"
+    except UnicodeEncodeError:
+        raise RoughyConfigurationError(f"endpoint_id is no text: {endpoint_id!r}") from None
+    return Call(Request("DELETE", path), parse_nothing)
+
+
+def _parse_created(reply: Reply) -> RoughyWebhookEndpoint:
+    return _endpoint(read_json(reply), reply)
+
+
+def _endpoint(item: Any, reply: Reply) -> RoughyWebhookEndpoint:
+    if isinstance(item, dict) and "secret" in item:
+        item = {"signing_secret": item["secret"], **item}
+    return RoughyWebhookEndpoint.from_json(item, request_id=reply.request_id)
