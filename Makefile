@@ -31,7 +31,7 @@ ifdef PIP_EXTRA_INDEX_URL
 export UV_INDEX ?= $(PIP_EXTRA_INDEX_URL)
 endif
 
-.PHONY: help test test-fast test-all lint format demo bench dist constraints clean $(AIRFLOWS:%=test-%) $(AIRFLOWS:%=test-fast-%)
+.PHONY: help test test-fast test-all lint format docs demo bench dist constraints clean $(AIRFLOWS:%=test-%) $(AIRFLOWS:%=test-fast-%)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -53,6 +53,11 @@ format: .venv/.installed ## Put the code in shape
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 
+docs: .venv/.installed ## Build the documentation site into docs/_build/html; a warning is an error
+	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && AIRFLOW_HOME="$$home" \
+		.venv/bin/python -m sphinx --nitpicky --fail-on-warning --keep-going --quiet -d docs/_build/doctrees docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 demo: .venv/.installed ## Run the main job on a real Airflow and the emulator (FILE=talk.mp4, KEEP=1)
 	.venv/bin/python -m demo $(if $(FILE),"$(FILE)") $(if $(KEEP),--keep)
 
@@ -69,7 +74,7 @@ constraints: | $(UV) ## Renew tests/constraints/
 	tests/constraints/renew $(UV)
 
 clean: ## Remove environments and caches
-	rm -rf .venv .venv-* dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* dist .pytest_cache .mypy_cache .ruff_cache .hypothesis docs/_build
 
 # Airflow keeps its configuration and its database in AIRFLOW_HOME: a new one for each run. With ARGS a part of the
 # suite may have no test left (pytest's 5).
@@ -90,7 +95,7 @@ test-fast-$(1): $(call venv,$(1))/.installed
 $(call venv,$(1))/.installed: tests/constraints/airflow-$(1).txt pyproject.toml | $(UV)
 	test -x $(call venv,$(1))/bin/python || $(UV) venv --quiet --python $(PYTHON) $(call venv,$(1))
 	$(UV) pip install --quiet --compile-bytecode --python $(call venv,$(1))/bin/python --constraint $$< \
-		--editable '.[emulator]' --group test --group lint $(if $(filter 3.3,$(1)),$(addprefix --group=,s3 exports postgres celery bench))
+		--editable '.[emulator]' --group test --group lint $(if $(filter 3.3,$(1)),$(addprefix --group=,s3 exports postgres celery bench docs))
 	touch $$@
 endef
 $(foreach line,$(AIRFLOWS),$(eval $(call line_rules,$(line))))

@@ -2,7 +2,7 @@
 
 Nothing here knows Airflow: what one start leaves to the next goes into any :class:`Memory`, such as Airflow's task
 state store. Whether bytes have arrived, and whether an upload is dead, the transfer decides (``tus.py``); what may be
-deleted is decided here, in :meth:`DurableUpload._discard`.
+deleted is decided here, in ``DurableUpload._discard``.
 """
 
 from __future__ import annotations

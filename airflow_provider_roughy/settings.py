@@ -27,7 +27,7 @@ _URL = re.compile(
 class Settings:
     """What a connection says.
 
-    :param api_key: Sent as a bearer token, and only to hosts that :meth:`check_may_see_key` lets pass.
+    :param api_key: Sent as a bearer token, and only to hosts that :meth:`url` lets pass.
     :param base_url: Roughy's address, without a trailing slash.
     :param project_id: The project that new assets belong to unless the caller names one.
     :param timeout: Seconds that a request may take in all; of one that carries an upload's bytes, seconds that may pass

@@ -143,7 +143,7 @@ class RoughyUploader(Uploader):
         return offset
 
     def upload_chunk(self) -> None:
-        """Take one step: send what is left, or ask where to go on; :meth:`upload` calls this until all is done."""
+        """Take one step: send what is left, or ask where to go on; ``upload()`` calls this until all is done."""
         if self._offset_known:
             self._send()
         else:

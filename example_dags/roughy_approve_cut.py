@@ -32,6 +32,7 @@ with DAG(
     tags=["roughy"],
     doc_md=__doc__,
 ) as dag:
+    # [START approve]
     upload = RoughyCreateUploadOperator(task_id="upload", source="{{ params.source }}")
     cut = RoughyCutOperator(task_id="cut", asset_id=upload.output, deferrable=True, poll_interval=5)
     captions = RoughyExportSubtitlesOperator(
@@ -54,3 +55,4 @@ with DAG(
         task_id="download", render_id=render.output, target="{{ params.target }}/rough-cut.mp4"
     )
     captions >> approve >> render
+    # [END approve]

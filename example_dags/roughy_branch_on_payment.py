@@ -22,6 +22,7 @@ with DAG(
     tags=["roughy"],
     doc_md=__doc__,
 ) as dag:
+    # [START branch]
     upload = RoughyCreateUploadOperator(task_id="upload", source="{{ params.source }}")
 
     settle = RoughyAssetSensor(
@@ -63,3 +64,4 @@ with DAG(
     done = go_on(upload.output)
     decision >> [asked, done]
     asked >> topped_up >> done
+    # [END branch]

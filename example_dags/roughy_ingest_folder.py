@@ -21,7 +21,7 @@ with DAG(
     tags=["roughy"],
     doc_md=__doc__,
 ) as dag:
-
+    # [START task_a_file]
     @task
     def recordings(params: dict) -> list[str]:
         """List the folder."""
@@ -56,3 +56,4 @@ with DAG(
         return {"ready": len(ready), "minutes": round(minutes, 1)}
 
     report(wait.output)
+    # [END task_a_file]

@@ -21,6 +21,7 @@ with DAG(
     tags=["roughy"],
     doc_md=__doc__,
 ) as dag:
+    # [START one]
     upload = RoughyCreateUploadOperator(task_id="upload", source="{{ params.source }}")
 
     ready = RoughyAssetSensor(
@@ -40,3 +41,4 @@ with DAG(
     delete = RoughyDeleteAssetOperator(task_id="delete", asset_id=upload.output).as_teardown(setups=upload.as_setup())
 
     use(ready.output) >> delete
+    # [END one]

@@ -29,6 +29,7 @@ with DAG(
     tags=["roughy"],
     doc_md=__doc__,
 ) as dag:
+    # [START ingest]
     ingest = RoughyIngestOperator(
         task_id="ingest",
         source="{{ params.folder }}",
@@ -39,7 +40,9 @@ with DAG(
         poll_interval=5,
         timeout=6 * 3600,
     )
+    # [END ingest]
 
+    # [START outcomes]
     # The grid shows files, not 0, 1, 2.
     @task(map_index_template="{{ ti.xcom_pull(task_ids='ingest', key='sources')[task.op_kwargs['asset_id']] }}")
     def go_on(asset_id: str) -> str:
@@ -66,3 +69,4 @@ with DAG(
     told = ingest.output
     notify_unpaid(told["pending_payment"], told["sources"])
     notify_failed(told["failed"], told["refused"], told["unfinished"], told["sources"])
+    # [END outcomes]

@@ -23,12 +23,14 @@ from airflow_provider_roughy.operators import (
     RoughyRenderOperator,
 )
 
+# [START file]
 #: The file of an instance, which names its folder, and which the grid shows rather than 0, 1, 2.
 FILE = (
     "{{ ti.xcom_pull(task_ids='ingest', key='sources')[ti.xcom_pull(task_ids='ingest')[ti.map_index]]"
     ".rpartition('/')[2] }}"
 )
 FOLDER = "{{ params.target }}/" + FILE
+# [END file]
 
 with DAG(
     dag_id="roughy_rough_cut",
@@ -46,6 +48,7 @@ with DAG(
     tags=["roughy"],
     doc_md=__doc__,
 ) as dag:
+    # [START rough_cut]
     ingest = RoughyIngestOperator(
         task_id="ingest",
         source="{{ params.source }}",
@@ -76,3 +79,4 @@ with DAG(
         RoughyDownloadOperator(task_id="download", render_id=render.output, target=FOLDER + "/rough-cut.mp4")
 
     rough_cut.expand(asset_id=ingest.output)
+    # [END rough_cut]

@@ -1,0 +1,242 @@
+"""Figures in SVG, drawn from what the code holds, in the colours of the page, light or dark; they load nothing."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from functools import partial
+from html import escape
+from types import ModuleType
+
+from airflow_provider_roughy import operators, sensors, triggers
+from airflow_provider_roughy.api import PAGE_SIZE
+from airflow_provider_roughy.compat import AirflowFailException, AirflowSensorTimeout, BaseTrigger
+from airflow_provider_roughy.exceptions import api_error
+from airflow_provider_roughy.lifecycle import KINDS, Arrival, Kind, Outcome
+from airflow_provider_roughy.retry import Backoff, TransferTries
+from from_code.tables import of_the_tree, what_the_task_does
+
+#: Pixels of a line of text, of a character (about), and between a box and its text.
+LINE, CHARACTER, PAD = 20, 7.4, 12
+
+_ID = "00000000-0000-7000-8000-000000000000"
+
+#: How an outcome looks; a colour is never all that tells it.
+LOOKS = {
+    Outcome.WAITING: "waiting",
+    Outcome.SUCCEEDED: "good",
+    Outcome.FAILED: "bad",
+    Outcome.PAYMENT_REQUIRED: "unpaid",
+}
+
+#: What a later start of the task does about an upload, by what its asset says.
+GOES_ON = {
+    Arrival.OPEN: "sends what Roughy does not have yet",
+    Arrival.CLOSED: "uploads anew",
+    Arrival.ARRIVED: "sends nothing",
+}
+
+
+class Drawing:
+    """An SVG that grows with what is drawn into it.
+
+    :param title: What a screen reader says of it.
+    """
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._parts: list[str] = []
+        self._width = self._height = 0.0
+
+    def box(
+        self, x: float, y: float, lines: Iterable[str], *, look: str = "plain", width: float = 0, height: float = 0
+    ) -> tuple[float, float]:
+        """Draw a box around lines of text, as big as they need; return its width and height.
+
+        :param x: Its left side.
+        :param y: Its top.
+        :param lines: The text; a line that begins with ``#`` is a heading, one with a backtick is code.
+        :param look: A class of ``site.css``.
+        :param width: The least width.
+        :param height: The least height.
+        """
+        lines = list(lines)
+        width = max(width, max(len(line.lstrip("#` ")) for line in lines) * CHARACTER + 2 * PAD)
+        height = max(height, len(lines) * LINE + PAD)
+        self._parts.append(f'<rect class="{look}" x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="6"/>')
+        for number, line in enumerate(lines):
+            self.text(x + PAD, y + (number + 1) * LINE, line)
+        self._seen(x + width, y + height)
+        return width, height
+
+    def text(self, x: float, y: float, line: str, *, anchor: str = "start") -> None:
+        """Write a line of text, its base line at ``y``."""
+        look = {"#": "heading", "`": "code"}.get(line[:1], "words")
+        words = line.lstrip("#` ")
+        self._parts.append(f'<text class="{look}" x="{x:g}" y="{y:g}" text-anchor="{anchor}">{escape(words)}</text>')
+        if anchor == "start":
+            self._seen(x + len(words) * CHARACTER, y + 6)
+
+    def arrow(self, *points: tuple[float, float]) -> None:
+        """Draw a line through points, with a head at the last."""
+        path = " ".join(f"{'L' if number else 'M'}{x:g} {y:g}" for number, (x, y) in enumerate(points))
+        self._parts.append(f'<path class="line" d="{path}"/>')
+        (x0, y0), (x1, y1) = points[-2:]
+        dx, dy = (x1 > x0) - (x1 < x0), (y1 > y0) - (y1 < y0)
+        if abs(x1 - x0) > abs(y1 - y0):
+            dy = 0
+        else:
+            dx = 0
+        left = (x1 - 8 * dx - 4 * dy, y1 - 8 * dy - 4 * dx)
+        right = (x1 - 8 * dx + 4 * dy, y1 - 8 * dy + 4 * dx)
+        corners = " ".join(f"{x:g},{y:g}" for x, y in ((x1, y1), left, right))
+        self._parts.append(f'<polygon class="head" points="{corners}"/>')
+        for x, y in points:
+            self._seen(x, y)
+
+    def _seen(self, x: float, y: float) -> None:
+        self._width, self._height = max(self._width, x), max(self._height, y)
+
+    def __str__(self) -> str:
+        width, height = round(self._width + 4), round(self._height + 4)
+        return (
+            f'<svg class="figure" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+            f'role="img"><title>{escape(self._title)}</title>{"".join(self._parts)}</svg>'
+        )
+
+
+def life_of(kind: Kind) -> str:
+    """Draw the states of a kind: those in which a task waits, in their order, and the ends, with what it does there."""
+    drawing = Drawing(f"The states of {kind.name}s, and what a task makes of each")
+    waiting = [state for state, outcome in kind.outcomes.items() if outcome is Outcome.WAITING]
+    # What is paid for later stands under what it becomes then.
+    order = [Outcome.SUCCEEDED, Outcome.PAYMENT_REQUIRED, Outcome.FAILED]
+    ends = sorted(kind.ends, key=lambda state: order.index(kind.outcomes[state]))
+    gap, row = 34, 62
+    top = (len(ends) - 1) * row / 2 + 42
+    # The frame first: what is drawn later lies above it.
+    inside = sum(len(state) * CHARACTER + 2 * PAD for state in waiting) + gap * (len(waiting) - 1)
+    right, _ = drawing.box(2, top - 36, ["# the task waits"], width=inside + 28, height=82)
+    x = 16.0
+    for number, state in enumerate(waiting):
+        if number:
+            drawing.arrow((x - gap, top + 16), (x, top + 16))
+        x += drawing.box(x, top, [f"`{state}"], look=LOOKS[Outcome.WAITING])[0] + gap
+    far = right + 60
+    width = max(len(state) for state in ends) * CHARACTER + 2 * PAD
+    tops = {state: 34 + number * row for number, state in enumerate(ends)}
+    for state, y in tops.items():
+        drawing.box(far, y, [f"`{state}"], look=LOOKS[kind.outcomes[state]], width=width)
+        drawing.arrow((right + 2, top + 8), (right + 26, top + 8), (right + 26, y + 16), (far, y + 16))
+        for line, words in enumerate(what_the_task_does(kind, state)):
+            drawing.text(far + width + 16, y + 20 + line * LINE, words)
+        if kind.outcomes[state] is Outcome.PAYMENT_REQUIRED:
+            middle = far + width / 2
+            drawing.arrow((middle, y), (middle, tops[ends[0]] + 32))
+            drawing.text(middle + 10, y - 10, "by itself, after a top-up")
+    return str(drawing)
+
+
+def what_a_retry_does() -> str:
+    """Draw which errors are tried again, by whom, and what a new try of the task finds."""
+    drawing = Drawing("What is tried again after an error, and by whom")
+    requests, transfers = Backoff(), TransferTries("", None, None)._backoff
+    told = [status for status in range(400, 500) if api_error("HEAD /", status=status).transient]
+    final = [
+        error.__name__
+        for _, error in of_the_tree()
+        if _ends(error) and not any(_ends(parent) for parent in error.__bases__ if parent.__name__.startswith("Roughy"))
+    ]
+    passing = [
+        "# It may pass",
+        f"no answer; {', '.join(map(str, told))}, 5xx",
+        "a proxy's page, an answer that makes no sense",
+    ]
+    again = [
+        "# The same request is sent again",
+        f"{requests.tries} tries, {requests.first:g} s apart, doubling to {requests.longest:g} s;",
+        f"a transfer: {transfers.tries} tries after which no byte moved,",
+        f"up to {transfers.longest:g} s apart.",
+        f"Retry-After is obeyed, up to {requests.patience / 60:g} minutes.",
+    ]
+    retried = [
+        "# Airflow retries the task",
+        "An upload (Airflow 3.3, or with a ledger), if its asset is",
+        *(f"  {arrival.value}: {GOES_ON[arrival]}" for arrival in Arrival),
+        "A batch takes up only what is missing.",
+        "A cut or render: the same request finds what there is.",
+        "A download starts anew; the old file stays until then.",
+    ]
+    width, height = drawing.box(2, 2, ["# An error"], width=460)
+    y = 2 + height
+    for lines in (passing, again, retried):
+        drawing.arrow((230, y), (230, y + 28))
+        _, height = drawing.box(2, y + 28, lines, width=width)
+        y += 28 + height
+    x = 2 + width + 60
+    drawing.arrow((2 + width, 18), (x + 130, 18), (x + 130, 62))
+    drawing.box(
+        x, 62, ["# No retry mends it: the task", "# fails and burns no retries", *(f"`{name}" for name in final)]
+    )
+    return str(drawing)
+
+
+def _ends(error: type) -> bool:
+    return issubclass(error, (AirflowFailException, AirflowSensorTimeout))
+
+
+def where_waiting_happens() -> str:
+    """Draw who waits where, and what is asked of Roughy."""
+    drawing = Drawing("Where tasks wait, and what they ask of Roughy")
+    waiting = [*_that_wait(operators), *_that_wait(sensors)]
+    of_ours = [
+        name
+        for name, each in vars(triggers).items()
+        if inspect.isclass(each) and issubclass(each, BaseTrigger) and name.startswith("Roughy")
+    ]
+    asked = []
+    for kind in KINDS.values():
+        asked.append(f"`{str(kind.get(_ID).request).replace(_ID, '{id}')}")
+        if kind.list:
+            listed = kind.list(state=kind.working, offset=0).request
+            asked.append(f"`{listed}?state={listed.params['state']}")
+    worker = ["# On a worker", *(f"`{name}" for name in waiting)]
+    width, height = drawing.box(2, 2, worker)
+    triggerer = ["# In the triggerer", *(f"`{name}" for name in of_ours)]
+    x = 2 + width + 150
+    middle, inner = drawing.box(x, 2, triggerer)
+    drawing.arrow((2 + width, 40), (x, 40))
+    drawing.text(2 + width + 8, 32, "deferrable=True")
+    poll = ["# SharedPoll", "one for each connection and kind", "of resource, for all who wait"]
+    middle = max(middle, drawing.box(x, inner + 42, poll, width=middle)[0])
+    drawing.arrow((x + middle / 2, 2 + inner), (x + middle / 2, inner + 42))
+    drawing.text(x + middle / 2 + 8, inner + 28, "no worker slot")
+    far = x + middle + 220
+    _, deep = drawing.box(far, 2, ["# Roughy", *asked])
+    drawing.arrow((x + middle, inner + 74), (far + 60, inner + 74), (far + 60, 2 + deep))
+    drawing.text(x + middle + 8, inner + 66, f"one each, or a list of {PAGE_SIZE} a page:")
+    drawing.text(x + middle + 8, inner + 94, "whichever are fewer requests")
+    bottom = max(2 + height, inner + 130) + 40
+    drawing.arrow((60, 2 + height), (60, bottom), (far + 120, bottom), (far + 120, 2 + deep))
+    drawing.text(
+        72, bottom - 10, 'deferrable=False: a look each. mode="reschedule" leaves the worker slot between two looks.'
+    )
+    return str(drawing)
+
+
+def _that_wait(module: ModuleType) -> list[str]:
+    named = [name for name in dir(module) if name.startswith("Roughy")]
+    return [name for name in named if "deferrable" in _parameters(getattr(module, name))]
+
+
+def _parameters(cls: type) -> set[str]:
+    makers = [vars(each)["__init__"] for each in cls.__mro__ if "__init__" in vars(each)]
+    return {name for make in makers for name in inspect.signature(make).parameters}
+
+
+#: By the names that pages know.
+FIGURES: dict[str, Callable[[], str]] = {
+    **{f"life-of-{kind.name}": partial(life_of, kind) for kind in KINDS.values()},
+    "what-a-retry-does": what_a_retry_does,
+    "where-waiting-happens": where_waiting_happens,
+}
