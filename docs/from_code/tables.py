@@ -10,10 +10,9 @@ from typing import get_args
 
 from airflow_provider_roughy import exceptions
 from airflow_provider_roughy.compat import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
-from airflow_provider_roughy.emulator import Choices
+from airflow_provider_roughy.emulator import Emulator
 from airflow_provider_roughy.emulator.__main__ import _parser
 from airflow_provider_roughy.emulator.control import Control
-from airflow_provider_roughy.emulator.steering import Steering
 from airflow_provider_roughy.exceptions import ERRORS_BY_CODE, RoughyApiError, RoughyError, api_error
 from airflow_provider_roughy.get_provider_info import CONN_FIELDS, UI_FIELD_BEHAVIOUR
 from airflow_provider_roughy.lifecycle import KINDS, Kind, OnPendingPayment, Outcome, Verdict
@@ -225,8 +224,8 @@ def emulator_options() -> str:
 
 def emulator_routes() -> str:
     """List what the emulator can be steered by over HTTP."""
-    steering = Steering(choices=Choices(), progression="immediate", faults=(), on_request=None)
-    rows = [(f"`{route['method']} {route['path']}`", route["does"]) for route in Control(steering)._index({})["routes"]]
+    routes = Control(Emulator())._index({})["routes"]
+    rows = [(f"`{route['method']} {route['path']}`", route["does"]) for route in routes]
     return table(("Request", "Does"), rows)
 
 
