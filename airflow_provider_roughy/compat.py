@@ -2,7 +2,8 @@
 
 All of this package takes them from here, so that one place knows what moved between Airflow 2.11 and 3.3 and what each
 line needs. A name is imported when it is first asked for, so that a DAG file loads no more than it uses.
-A DAG file that shall run on Airflow 2 and 3 may take ``DAG``, ``Param``, ``task`` and ``task_group`` from here too.
+A DAG file that shall run on Airflow 2 and 3 may take ``DAG``, ``Param``, ``task`` and ``task_group`` from here too, and
+``Asset`` and ``AssetAlias``, which Airflow 2 calls ``Dataset`` and ``DatasetAlias``.
 
 :raises RuntimeError: On import, if Airflow is older than 2.11.
 """
@@ -18,8 +19,12 @@ from airflow import __version__ as AIRFLOW_VERSION
 from airflow_provider_roughy import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from airflow.sdk import (
         DAG,
+        Asset,
+        AssetAlias,
         BaseHook,
         BaseOperator,
         BaseSensorOperator,
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
         task,
         task_group,
     )
+    from airflow.sdk.definitions.asset import BaseAsset
     from airflow.sdk.exceptions import (
         AirflowException,
         AirflowFailException,
@@ -42,6 +48,7 @@ if TYPE_CHECKING:
         TaskDeferred,
     )
     from airflow.sdk.io import attach
+    from airflow.sdk.lineage import get_hook_lineage_collector
     from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 __all__ = [
@@ -53,6 +60,9 @@ __all__ = [
     "AirflowRescheduleException",
     "AirflowSensorTimeout",
     "AirflowSkipException",
+    "Asset",
+    "AssetAlias",
+    "BaseAsset",
     "BaseHook",
     "BaseOperator",
     "BaseSensorOperator",
@@ -64,10 +74,12 @@ __all__ = [
     "PokeReturnValue",
     "TaskDeferred",
     "TriggerEvent",
+    "add_lineage",
     "aget_connection",
     "aget_task_state",
     "attach",
     "conf",
+    "get_hook_lineage_collector",
     "task",
     "task_group",
 ]
@@ -80,7 +92,8 @@ if _LINE < (2, 11):
 
 _EXCEPTIONS = {(2, 11): "airflow.exceptions", (3, 2): "airflow.sdk.exceptions"}
 
-#: The module that holds a name, from each line of Airflow on in which it moved.
+#: The module that holds a name, from each line of Airflow on in which it moved; ``module:name`` where it is called
+#: something else there.
 _HOMES: dict[str, dict[tuple[int, int], str]] = {
     "AirflowException": _EXCEPTIONS,
     "AirflowFailException": _EXCEPTIONS,
@@ -88,6 +101,9 @@ _HOMES: dict[str, dict[tuple[int, int], str]] = {
     "AirflowRescheduleException": _EXCEPTIONS,
     "AirflowSensorTimeout": _EXCEPTIONS,
     "AirflowSkipException": _EXCEPTIONS,
+    "Asset": {(2, 11): "airflow.datasets:Dataset", (3, 0): "airflow.sdk"},
+    "AssetAlias": {(2, 11): "airflow.datasets:DatasetAlias", (3, 0): "airflow.sdk"},
+    "BaseAsset": {(2, 11): "airflow.datasets:BaseDataset", (3, 0): "airflow.sdk.definitions.asset"},
     "BaseHook": {(2, 11): "airflow.hooks.base", (3, 1): "airflow.sdk"},
     "BaseOperator": {(2, 11): "airflow.models.baseoperator", (3, 0): "airflow.sdk"},
     "BaseSensorOperator": {(2, 11): "airflow.sensors.base", (3, 0): "airflow.sdk"},
@@ -102,6 +118,7 @@ _HOMES: dict[str, dict[tuple[int, int], str]] = {
     "TriggerEvent": {(2, 11): "airflow.triggers.base"},
     "attach": {(2, 11): "airflow.io.store", (3, 0): "airflow.sdk.io"},
     "conf": {(2, 11): "airflow.configuration", (3, 2): "airflow.sdk"},
+    "get_hook_lineage_collector": {(2, 11): "airflow.lineage.hook", (3, 2): "airflow.sdk.lineage"},
     "task": {(2, 11): "airflow.decorators", (3, 0): "airflow.sdk"},
     "task_group": {(2, 11): "airflow.decorators", (3, 0): "airflow.sdk"},
 }
@@ -113,9 +130,26 @@ if not TYPE_CHECKING:  # To whom a module with __getattr__ has any name.
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         homes = _HOMES[name]
-        home = homes[max(line for line in homes if line <= _LINE)]
-        globals()[name] = value = getattr(import_module(home), name)
+        home, _, called = homes[max(line for line in homes if line <= _LINE)].partition(":")
+        globals()[name] = value = getattr(import_module(home), called or name)
         return value
+
+
+def add_lineage(hook: BaseHook, *, read: Iterable[str], written: Iterable[str]) -> None:
+    """Tell Airflow's lineage collector what was read and written; it forgets that unless a reader is installed.
+
+    :param hook: Who did.
+    :param read: URIs of assets.
+    :param written: Likewise.
+    """
+    from airflow_provider_roughy.compat import get_hook_lineage_collector
+
+    collector = get_hook_lineage_collector()
+    what = "asset" if _LINE >= (3, 0) else "dataset"
+    for direction, uris in (("input", read), ("output", written)):
+        add = getattr(collector, f"add_{direction}_{what}")
+        for uri in uris:
+            add(context=hook, uri=uri)
 
 
 async def aget_connection(conn_id: str) -> tuple[Connection, dict[str, Any]]:

@@ -109,6 +109,7 @@ class DurableUpload:
         the caller asks, for many at a time.
     :param on_progress: Called with the bytes handed over so far and the bytes in all, about once a MiB; by default
         they are told in the log.
+    :param on_arrival: Called with the asset's id when all bytes have arrived.
     :param log: Where to say what happens: a logger of the standard library or of structlog.
     """
 
@@ -120,6 +121,7 @@ class DurableUpload:
         memory: Memory | None = None,
         confirm: bool = True,
         on_progress: Callable[[int, int], None] | None = None,
+        on_arrival: Callable[[str], None] = lambda asset_id: None,
         log: Any = _log,
     ) -> None:
         self._client = client
@@ -127,6 +129,7 @@ class DurableUpload:
         self._note = _Note(memory)
         self._confirm = confirm
         self._on_progress = on_progress
+        self._on_arrival = on_arrival
         self._log = log
         #: The asset that bytes are being sent to, and what moves them.
         self._asset: RoughyAsset | None = None
@@ -219,6 +222,7 @@ class DurableUpload:
                 bytes_in_words(self._source.size),
             )
             self._send(asset)
+        self._on_arrival(asset.id)
         return asset.id
 
     def _create(self, project_id: str, language: str | None) -> RoughyAsset:
@@ -242,6 +246,7 @@ class DurableUpload:
             self._log.info("Resuming the upload of %s to asset %s", self._source.uri, asset.id)
             with self._answer_for(asset, wanted):
                 self._send(asset)
+        self._on_arrival(asset.id)
         return asset.id
 
     def _read(self, asset_id: str) -> RoughyAsset:

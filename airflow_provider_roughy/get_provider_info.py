@@ -45,6 +45,14 @@ UI_FIELD_BEHAVIOUR: dict[str, Any] = {
 def get_provider_info() -> dict[str, Any]:
     """Return the provider's metadata (Airflow: "Custom providers", ``provider_info.schema.json``)."""
     name = "Roughy"
+    uris = [
+        {
+            "schemes": ["roughy"],
+            "handler": "airflow_provider_roughy.lineage.sanitize_uri",
+            "factory": "airflow_provider_roughy.lineage.create_asset",
+            "to_openlineage_converter": "airflow_provider_roughy.lineage.convert_asset_to_openlineage",
+        }
+    ]
     return {
         "package-name": "airflow-provider-roughy",
         "name": name,
@@ -64,4 +72,7 @@ def get_provider_info() -> dict[str, Any]:
                 "ui-field-behaviour": UI_FIELD_BEHAVIOUR,
             }
         ],
+        "asset-uris": uris,
+        # What Airflow 2 reads.
+        "dataset-uris": uris,
     }

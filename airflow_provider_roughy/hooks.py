@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from weakref import WeakKeyDictionary
 
-from airflow_provider_roughy import api
+from airflow_provider_roughy import api, lineage
 from airflow_provider_roughy.compat import AirflowNotFoundException, BaseHook, aget_connection
 from airflow_provider_roughy.download import download
 from airflow_provider_roughy.durable import DurableUpload, open_uploader
@@ -24,10 +24,11 @@ from airflow_provider_roughy.exceptions import (
     RoughyProtocolError,
 )
 from airflow_provider_roughy.get_provider_info import CONN_FIELDS, UI_FIELD_BEHAVIOUR
-from airflow_provider_roughy.lifecycle import ASSET, RENDER, Outcome, Verdict
+from airflow_provider_roughy.lifecycle import ASSET, CUT, RENDER, Outcome, Verdict
 from airflow_provider_roughy.retry import Backoff
 from airflow_provider_roughy.settings import Settings
 from airflow_provider_roughy.source import Source, find_source
+from airflow_provider_roughy.storage import asset_uri
 from airflow_provider_roughy.target import check_overwrite
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class RoughyHook(BaseHook):
     The connection holds the API key as its password. Its host is Roughy's base URL, by default
     ``https://api.roughy.ai``. Its extra may hold ``project_id`` (the default project), ``timeout`` (seconds),
     ``verify`` (path of a CA bundle, or false) and ``allow_http``.
+
+    What it uploads, makes, exports and downloads it tells Airflow's lineage.
 
     Use it as a context manager to close its network connections early.
 
@@ -268,6 +271,7 @@ class RoughyHook(BaseHook):
         found = source if isinstance(source, Source) else find_source(source)
         with found.open() as reader:
             open_uploader(self.client, asset, reader, on_progress, fresh=fresh).upload()
+        lineage.report_upload(self, found.uri, asset.id)
 
     def durable_upload(
         self,
@@ -293,7 +297,13 @@ class RoughyHook(BaseHook):
             50 GiB.
         """
         found = source if isinstance(source, Source) else find_source(source, conn_id=source_conn_id)
-        return DurableUpload(self.client, found, memory=memory, log=log or self.log)
+        return DurableUpload(
+            self.client,
+            found,
+            memory=memory,
+            on_arrival=lambda asset_id: lineage.report_upload(self, found.uri, asset_id),
+            log=log or self.log,
+        )
 
     def cancel_upload(self, asset: RoughyAsset) -> bool:
         """Cancel an asset's upload, which removes the asset.
@@ -373,7 +383,9 @@ class RoughyHook(BaseHook):
         :raises RoughyPaymentRequiredError: If the asset is not paid for.
         :raises RoughyAssetFailedError: If the asset has failed.
         """
-        return self._make_of(asset_id, api.create_cut(asset_id, script=script))
+        cut = self._make_of(asset_id, api.create_cut(asset_id, script=script))
+        lineage.report_making(self, CUT.name, cut.id, asset_id=asset_id)
+        return cut
 
     def get_cut(self, cut_id: str) -> RoughyCut:
         """Read a cut.
@@ -405,7 +417,7 @@ class RoughyHook(BaseHook):
         :raises RoughyUnsupportedFormatError: If Roughy does not make this format of this cut.
         :raises RoughyFrameRateRequiredError: If the timeline needs a frame rate, and the recording has none.
         """
-        return self.client.run(api.export_cut(cut_id, format, frame_rate=frame_rate))
+        return self._export(cut_id, api.export_cut(cut_id, format, frame_rate=frame_rate))
 
     def export_subtitles(self, cut_id: str, format: str = "srt") -> RoughyExport:
         """Read the captions of a cut.
@@ -414,7 +426,12 @@ class RoughyHook(BaseHook):
         :param format: ``"srt"`` or ``"vtt"``.
         :raises RoughyUnsupportedFormatError: If Roughy does not make this format of this cut.
         """
-        return self.client.run(api.export_subtitles(cut_id, format))
+        return self._export(cut_id, api.export_subtitles(cut_id, format))
+
+    def _export(self, cut_id: str, call: Call[RoughyExport]) -> RoughyExport:
+        export = self.client.run(call)
+        lineage.report(self, read=[lineage.resource_uri(CUT.name, cut_id)])
+        return export
 
     # ---- Renders
 
@@ -431,7 +448,9 @@ class RoughyHook(BaseHook):
         :raises RoughyAssetFailedError: If the asset has failed.
         :raises RoughyValidationError: If Roughy does not know such an output.
         """
-        return self._make_of(asset_id, api.create_render(asset_id, output, cut_id=cut_id))
+        render = self._make_of(asset_id, api.create_render(asset_id, output, cut_id=cut_id))
+        lineage.report_making(self, RENDER.name, render.id, asset_id=asset_id, cut_id=cut_id)
+        return render
 
     def get_render(self, render_id: str) -> RoughyRender:
         """Read a render.
@@ -525,7 +544,7 @@ class RoughyHook(BaseHook):
             raise RoughyConfigurationError("A download needs either asset_id or render_id")
         check_overwrite(overwrite)
         ((kind, id),) = chosen
-        return download(
+        uri = download(
             self.client,
             kind,
             id,
@@ -535,6 +554,8 @@ class RoughyHook(BaseHook):
             on_progress=on_progress,
             log=self.log,
         ).uri
+        lineage.report(self, read=[lineage.resource_uri(kind.name, id)], written=[asset_uri(uri)])
+        return uri
 
     # ---- Projects, credits, users
 

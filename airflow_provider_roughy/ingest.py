@@ -106,9 +106,13 @@ class Report:
 
     def counts(self) -> str:
         """Count what came of how many, for the log."""
+        return ", ".join(f"{number:,} {name}" for name, number in self.numbers().items()) or "nothing to do"
+
+    def numbers(self) -> dict[str, int]:
+        """Return how many recordings came to which outcome, save those that none came to."""
         numbers = {name: value if isinstance(value, int) else len(value) for name, value in asdict(self).items()}
         del numbers["sources"]
-        return ", ".join(f"{number:,} {name}" for name, number in numbers.items() if number) or "nothing to do"
+        return {name: number for name, number in numbers.items() if number}
 
     def table(self) -> Iterator[str]:
         """Yield a line for each recording that something came of."""

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy.exceptions import RoughySourceError, RoughyUnusableSourceError
 from airflow_provider_roughy.lifecycle import counted
-from airflow_provider_roughy.source import local_fingerprint, stored_fingerprint, without_secrets
-from airflow_provider_roughy.storage import as_text, local_path, stored_path
+from airflow_provider_roughy.source import local_fingerprint, stored_fingerprint
+from airflow_provider_roughy.storage import as_text, local_path, stored_path, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -6,6 +6,7 @@ import time
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from airflow_provider_roughy import lineage
 from airflow_provider_roughy.compat import (
     AirflowFailException,
     AirflowSensorTimeout,
@@ -25,6 +26,7 @@ from airflow_provider_roughy.lifecycle import (
     as_seconds,
     check_on_pending_payment,
 )
+from airflow_provider_roughy.outlets import announce_verdict
 from airflow_provider_roughy.polling import Watch
 from airflow_provider_roughy.triggers import RoughyAssetTrigger, RoughyTrigger, ended_by_airflow
 
@@ -68,7 +70,7 @@ class _RoughySensor(BaseSensorOperator):
     def poke(self, context: Context) -> PokeReturnValue:
         """Look once."""
         verdict = self._watch.look(self.hook, within=max(self.timeout, 1.0))
-        return PokeReturnValue(is_done=False) if verdict is None else PokeReturnValue(True, self._end(verdict))
+        return PokeReturnValue(is_done=False) if verdict is None else PokeReturnValue(True, self._end(context, verdict))
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Wait, here or in the triggerer.
@@ -93,7 +95,7 @@ class _RoughySensor(BaseSensorOperator):
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the wait in the triggerer, unless nothing came of it."""
         verdict = ended_by_airflow(self.kind, next_method, next_kwargs, id=self._watch.id)
-        return self._end(verdict) if verdict else super().resume_execution(next_method, next_kwargs, context)
+        return self._end(context, verdict) if verdict else super().resume_execution(next_method, next_kwargs, context)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
         """Take the trigger's verdict.
@@ -101,11 +103,11 @@ class _RoughySensor(BaseSensorOperator):
         :returns: The resource's fields, without its signed URLs.
         """
         verdict = Verdict.from_event(event)
-        result = self._end(verdict)
+        result = self._end(context, verdict)
         self.log.info("%s %s is %s", self.kind.name.capitalize(), verdict.id, verdict.state)
         return result
 
-    def _end(self, verdict: Verdict) -> dict[str, Any]:
+    def _end(self, context: Context, verdict: Verdict) -> dict[str, Any]:
         """Return the fields, or end as the verdict says; skipping is ours, as Airflow's differs by mode."""
         try:
             verdict.raise_for_failure(self.on_pending_payment)
@@ -113,6 +115,8 @@ class _RoughySensor(BaseSensorOperator):
             if self.soft_fail or self.never_fail:
                 raise AirflowSkipException(str(error)) from error
             raise
+        lineage.report(self.hook, read=[lineage.resource_uri(verdict.kind, verdict.id)])
+        announce_verdict(self, context, verdict)
         return verdict.resource
 
 

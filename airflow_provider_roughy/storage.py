@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING
+from urllib.parse import quote, urlsplit
 
 if TYPE_CHECKING:
     from airflow_provider_roughy.compat import ObjectStoragePath
+
+#: What may stand in the URI of an Airflow asset as it is.
+_PLAIN = "".join(char for char in map(chr, range(0x20, 0x7F)) if char not in "#?")
 
 
 def local_path(location: str) -> str | None:
@@ -26,6 +31,25 @@ def local_path(location: str) -> str | None:
 def as_text(location: str) -> str:
     """Return a location as text: the name of a file may be none, and logs and databases take nothing else."""
     return location.encode("utf-8", "backslashreplace").decode()
+
+
+def without_secrets(uri: str) -> str:
+    """Return a URI without what may be a secret: who signs in, and a query."""
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl() if parts.netloc else uri
+
+
+def asset_uri(location: str) -> str:
+    """Return a location as the URI of an Airflow asset: ``file:///…`` with all folders, or as its storage has it.
+
+    It is written as a DAG's author would, without what may be a secret; only what Airflow would drop or refuse is
+    spelled ``%XX``: ``#``, ``?`` and what is not ASCII.
+
+    :param location: A path, or a URI.
+    """
+    path = local_path(location)
+    uri = without_secrets(location) if path is None else f"file://{os.path.abspath(path)}"
+    return quote(as_text(uri), safe=_PLAIN)
 
 
 def stored_path(uri: str, conn_id: str | None) -> ObjectStoragePath:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy.compat import BaseOperator
 from airflow_provider_roughy.hooks import RoughyHook
+from airflow_provider_roughy.outlets import announce
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,4 +50,5 @@ class RoughyDeleteAssetOperator(BaseOperator):
         with RoughyHook(self.roughy_conn_id) as hook:
             deleted = hook.delete_asset(self.asset_id, missing_ok=self.missing_ok)
         self.log.info("Asset %s %s", self.asset_id, "deleted" if deleted else "was gone already")
+        announce(self, context, [], {"state": "deleted" if deleted else "gone", "asset_id": self.asset_id})
         return {"asset_id": self.asset_id, "deleted": deleted}

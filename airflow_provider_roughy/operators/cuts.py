@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_roughy import lineage
 from airflow_provider_roughy.compat import BaseOperator
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.lifecycle import CUT
 from airflow_provider_roughy.operators.making import MakingOperator
+from airflow_provider_roughy.outlets import announce_file
+from airflow_provider_roughy.storage import asset_uri
 from airflow_provider_roughy.target import Overwrite, check_overwrite, find_target
 
 if TYPE_CHECKING:
@@ -112,6 +115,8 @@ class _ExportOperator(BaseOperator):
             target.uri,
             len(export.content),
         )
+        lineage.report(hook, written=[asset_uri(target.uri)])
+        announce_file(self, context, target.uri, cut_id=self.cut_id, format=self.format)
         return target.uri
 
 

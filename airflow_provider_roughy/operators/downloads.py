@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_roughy.compat import BaseOperator
 from airflow_provider_roughy.exceptions import RoughyDownloadError
 from airflow_provider_roughy.hooks import RoughyHook
+from airflow_provider_roughy.outlets import announce_file
 from airflow_provider_roughy.progress import Progress
 from airflow_provider_roughy.target import check_overwrite
 
@@ -90,7 +91,7 @@ class RoughyDownloadOperator(BaseOperator):
             progress(done, total)
 
         with RoughyHook(self.roughy_conn_id) as hook:
-            return hook.download(
+            uri = hook.download(
                 self.target,
                 asset_id=self.asset_id,
                 render_id=self.render_id,
@@ -98,6 +99,8 @@ class RoughyDownloadOperator(BaseOperator):
                 overwrite=self.overwrite,
                 on_progress=on_progress,
             )
+        announce_file(self, context, uri, asset_id=self.asset_id, render_id=self.render_id)
+        return uri
 
     def on_kill(self) -> None:
         """End the download with the next bytes that come, so that nothing of it stays."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
+from airflow_provider_roughy import lineage
 from airflow_provider_roughy.api import language_code
 from airflow_provider_roughy.compat import AirflowSkipException
 from airflow_provider_roughy.exceptions import (
@@ -28,8 +29,10 @@ from airflow_provider_roughy.lifecycle import (
 )
 from airflow_provider_roughy.memory import Owner
 from airflow_provider_roughy.operators.waiting import WaitingOperator
+from airflow_provider_roughy.outlets import Product, announce, ids_by_outcome
 from airflow_provider_roughy.polling import run_here, wait_for_batch
 from airflow_provider_roughy.recordings import MEDIA, find_recordings
+from airflow_provider_roughy.storage import asset_uri
 from airflow_provider_roughy.triggers import RoughyBatchTrigger
 
 if TYPE_CHECKING:
@@ -301,6 +304,7 @@ class RoughyIngestOperator(WaitingOperator):
     def _end(self, context: Context, batch: Batch) -> list[str]:
         report, trouble = batch.report, batch.trouble
         self._tell(context, report)
+        self._report_lineage(report)
         lines = [line for line in report.table() if not line.startswith(("ready", "postponed"))]
         text = "\n".join([f"{report.counts()}:", *lines[:_LINES_OF_ERROR]])
         if len(lines) > _LINES_OF_ERROR:
@@ -317,7 +321,36 @@ class RoughyIngestOperator(WaitingOperator):
             if self.on_pending_payment == "skip":
                 raise AirflowSkipException(unpaid)
             raise trouble or RoughyIngestFailedError(unpaid, outcomes=report.to_dict())
+        self._announce(context, report)
         return report.ready
+
+    def _report_lineage(self, report: Report) -> None:
+        there = [*report.ready, *report.pending_payment]
+        lineage.report(
+            self.hook,
+            read=(asset_uri(report.sources[id]) for id in there if id in report.sources),
+            written=(lineage.resource_uri(ASSET.name, id) for id in there),
+        )
+
+    def _announce(self, context: Context, report: Report) -> None:
+        project_id = self.hook.get_project_id(self.project_id)
+
+        def known_of(id: str) -> dict[str, str]:
+            source = {"source": report.sources[id]} if id in report.sources else {}
+            return {"asset_id": id, "project_id": project_id, **source}
+
+        announce(
+            self,
+            context,
+            (Product(lineage.resource_uri(ASSET.name, id), known_of(id)) for id in report.ready),
+            {
+                "project_id": project_id,
+                "counts": report.numbers(),
+                **ids_by_outcome(
+                    {"ready": report.ready, "pending_payment": report.pending_payment, "failed": list(report.failed)}
+                ),
+            },
+        )
 
 
 def _check(name: str, value: str, known: Sequence[str]) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_roughy import lineage
 from airflow_provider_roughy.exceptions import RoughyAssetProcessingError, RoughyPaymentRequiredError
 from airflow_provider_roughy.lifecycle import ASSET, Outcome, Verdict
 from airflow_provider_roughy.operators.waiting import WaitingOperator
+from airflow_provider_roughy.outlets import announce_verdict
 from airflow_provider_roughy.polling import Watch, wait_here
 from airflow_provider_roughy.triggers import RoughyAssetTrigger, RoughyTrigger
 
@@ -20,13 +22,14 @@ class MakingOperator(WaitingOperator):
 
     The request that makes it may be sent again, as the same request finds what there is. So nothing is remembered: each
     start of the task, the first one or one after a wait, a retry, a cleared task, a killed worker, asks for the same.
-    A subclass holds the asset's id in ``asset_id``.
+    A subclass holds the asset's id in ``asset_id``, and that of the cut to follow, if there is one, in ``cut_id``.
 
     :param wait_for_completion: Whether to wait until it is made.
     :param options: As of :class:`~airflow_provider_roughy.operators.waiting.WaitingOperator`.
     """
 
     asset_id: str
+    cut_id: str | None = None
 
     def __init__(self, *, wait_for_completion: bool = True, **options: Any) -> None:
         super().__init__(**options)
@@ -43,11 +46,12 @@ class MakingOperator(WaitingOperator):
 
         :returns: Its id; ``None`` if the asset is not paid for and ``on_pending_payment`` lets that pass.
         """
-        return self._run(None, deadline=self.deadline(time.time()))
+        return self._run(context, None, deadline=self.deadline(time.time()))
 
-    def _run(self, verdict: Verdict | None, *, deadline: float) -> str | None:
+    def _run(self, context: Context, verdict: Verdict | None, *, deadline: float) -> str | None:
         """Ask for it until there is an end.
 
+        :param context: Airflow's.
         :param verdict: Of the wait that has ended, if there was one.
         :param deadline: When to give up, in seconds since the epoch.
         """
@@ -58,8 +62,10 @@ class MakingOperator(WaitingOperator):
                         self.give_up(verdict.id)
                     verdict.raise_for_failure(self.on_pending_payment)
                     if verdict.kind == self.kind.name:
+                        announce_verdict(self, context, verdict)
                         return verdict.id
                     if verdict.outcome is Outcome.PAYMENT_REQUIRED:
+                        announce_verdict(self, context, verdict)
                         self.log.info("Asset %s is not paid for: there is no %s", verdict.id, self.kind.name)
                         return None
                 verdict = self._ask(deadline)
@@ -141,4 +147,7 @@ class MakingOperator(WaitingOperator):
         """
         verdict = Verdict.from_event(event)
         self.log.info("%s %s is %s", verdict.kind.capitalize(), verdict.id, verdict.state)
-        return self._run(verdict, deadline=(event or {}).get("deadline", time.time() + self.timeout))
+        if verdict.kind == self.kind.name:
+            # What the process before the wait has reported is gone with it.
+            lineage.report_making(self.hook, verdict.kind, verdict.id, asset_id=self.asset_id, cut_id=self.cut_id)
+        return self._run(context, verdict, deadline=(event or {}).get("deadline", time.time() + self.timeout))

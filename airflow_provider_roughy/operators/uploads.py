@@ -6,13 +6,16 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_roughy import lineage
 from airflow_provider_roughy.api import language_code
 from airflow_provider_roughy.ledger import Ledger
-from airflow_provider_roughy.lifecycle import ASSET, Verdict
+from airflow_provider_roughy.lifecycle import ASSET, Outcome, Verdict
 from airflow_provider_roughy.memory import Owner, remembered
 from airflow_provider_roughy.operators.waiting import WaitingOperator
+from airflow_provider_roughy.outlets import announce_verdict
 from airflow_provider_roughy.polling import Watch, wait_here
 from airflow_provider_roughy.source import find_source
+from airflow_provider_roughy.storage import as_text, without_secrets
 from airflow_provider_roughy.triggers import RoughyAssetTrigger
 
 if TYPE_CHECKING:
@@ -128,9 +131,9 @@ class RoughyCreateUploadOperator(WaitingOperator):
         started = time.time()
         with self.hook:
             asset_id = self._upload(context)
-            if self.wait_for_completion:
-                self._wait_for(asset_id, started)
-        return asset_id
+            if not self.wait_for_completion:
+                return self._end(context, Verdict(asset_id, Outcome.WAITING, kind=ASSET.name, state="uploaded"))
+            return self._end(context, self._wait_for(asset_id, started))
 
     def _upload(self, context: Context) -> str:
         source = find_source(self.source, conn_id=self.source_conn_id)
@@ -164,7 +167,7 @@ class RoughyCreateUploadOperator(WaitingOperator):
         if self._running is not None:
             self._running.abandon()
 
-    def _wait_for(self, asset_id: str, started: float) -> None:
+    def _wait_for(self, asset_id: str, started: float) -> Verdict:
         deadline = self.deadline(started)
         watch = Watch(ASSET, asset_id, on_pending_payment=self.on_pending_payment, log=self.log)
         verdict = watch.look(self.hook, within=max(deadline - time.time(), 1.0))
@@ -178,7 +181,12 @@ class RoughyCreateUploadOperator(WaitingOperator):
             ).take_over(self)
         if verdict is None:
             verdict = wait_here(self.hook, watch, poll_interval=self.poll_interval, deadline=deadline)
+        return verdict
+
+    def _end(self, context: Context, verdict: Verdict) -> str:
         verdict.raise_for_failure(self.on_pending_payment)
+        announce_verdict(self, context, verdict, source=as_text(without_secrets(str(self.source))))
+        return verdict.id
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> str:
         """Take the trigger's verdict.
@@ -186,6 +194,8 @@ class RoughyCreateUploadOperator(WaitingOperator):
         :returns: The asset's id.
         """
         verdict = Verdict.from_event(event)
-        verdict.raise_for_failure(self.on_pending_payment)
+        # What the process before the wait has reported is gone with it.
+        lineage.report_upload(self.hook, str(self.source), verdict.id)
+        result = self._end(context, verdict)
         self.log.info("Asset %s is %s", verdict.id, verdict.state)
-        return verdict.id
+        return result
