@@ -1,0 +1,426 @@
+"""What other DAGs and Airflow's lineage learn of a task: its outlets' events, and what it read and wrote."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import airflow
+import pytest
+
+from airflow_provider_roughy import lineage
+from airflow_provider_roughy.compat import Asset, AssetAlias, BaseOperator, get_hook_lineage_collector
+from airflow_provider_roughy.emulator import Emulator
+from airflow_provider_roughy.hooks import RoughyHook
+from airflow_provider_roughy.operators import (
+    RoughyCreateUploadOperator,
+    RoughyCutOperator,
+    RoughyDeleteAssetOperator,
+    RoughyDownloadOperator,
+    RoughyExportCutOperator,
+    RoughyIngestOperator,
+    RoughyRenderOperator,
+)
+from airflow_provider_roughy.outlets import MOST_IDS, ids_by_outcome
+from airflow_provider_roughy.sensors import RoughyAssetSensor, RoughyCutSensor, RoughyRenderSensor
+from airflow_provider_roughy.storage import asset_uri
+from tests import media
+from tests.running import Ended, run_task, whenever
+from tests.uploading import Store
+
+AIRFLOW_2 = airflow.__version__.startswith("2.")
+ID = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"
+#: Where a task waits.
+MODES = pytest.mark.parametrize("mode", ["worker", "triggerer", "nowhere"])
+
+# Airflow 2 asks its database when a sensor was first rescheduled.
+pytestmark = pytest.mark.usefixtures("airflow_db", "patient")
+
+
+@pytest.fixture
+def roughy() -> Iterator[Emulator]:
+    """A Roughy in which nothing happens by itself."""
+    with Emulator(progression="manual") as emulator:
+        yield emulator
+
+
+class Reader:
+    """Runs tasks, and holds what Airflow would learn of the last process of each."""
+
+    def __init__(self) -> None:
+        context = import_module("airflow.utils.context" if AIRFLOW_2 else "airflow.sdk.execution_time.context")
+        self.events: Any = context.OutletEventAccessors()
+        self.collector: Any = get_hook_lineage_collector()
+
+    def run(self, task: BaseOperator, *, meanwhile: Callable[[], Any] = lambda: None, **context: Any) -> Ended:
+        """Run a task.
+
+        :param task: The task.
+        :param meanwhile: What happens while it waits outside of a process.
+        :param context: More of Airflow's context.
+        """
+        task.outlets = [AssetAlias("media"), Asset(uri="x-team://night")]
+
+        def wait() -> None:
+            assert (self.announced, self.said) == ([], {}), "said too early"
+            self._forget()
+            meanwhile()
+
+        self._forget()
+        return run_task(task, before_resuming=wait, context={"outlet_events": self.events, **context})
+
+    def _forget(self) -> None:
+        """Forget what goes with a process."""
+        self.events._dict.clear()
+        for part in ("_inputs", "_outputs", "_input_counts", "_output_counts"):
+            getattr(self.collector, part).clear()
+
+    @property
+    def announced(self) -> list[tuple[str, dict[str, Any]]]:
+        """What the alias announces: URIs and extras."""
+        events = getattr(
+            self.events[AssetAlias("media")], "dataset_alias_events" if AIRFLOW_2 else "asset_alias_events"
+        )
+        if AIRFLOW_2:
+            return [(event["dest_dataset_uri"], event["extra"]) for event in events]
+        return [(event.dest_asset_key.uri, event.extra) for event in events]
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What the plain asset says."""
+        return dict(self.events[Asset(uri="x-team://night")].extra)
+
+    @property
+    def read(self) -> list[str]:
+        """What was read, for Airflow's lineage; once each."""
+        return self._uris("_inputs")
+
+    @property
+    def written(self) -> list[str]:
+        """What was written, likewise."""
+        return self._uris("_outputs")
+
+    def _uris(self, part: str) -> list[str]:
+        assert set(getattr(self.collector, f"{part[:-1]}_counts").values()) <= {1}, "told twice"
+        return [asset.uri for asset, _ in getattr(self.collector, part).values()]
+
+
+@pytest.fixture
+def reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
+    """An Airflow in which somebody reads lineage, by Airflow's own collector."""
+    if hasattr(get_hook_lineage_collector, "cache_clear"):
+        readers = "airflow.sdk.plugins_manager.get_hook_lineage_readers_plugins"
+        monkeypatch.setattr(readers, lambda: [object])
+        get_hook_lineage_collector.cache_clear()
+        yield Reader()
+        get_hook_lineage_collector.cache_clear()
+    else:
+        monkeypatch.setattr("airflow.plugins_manager.hook_lineage_reader_classes", [object])
+        monkeypatch.setattr("airflow.lineage.hook._hook_lineage_collector", None)
+        yield Reader()
+
+
+def uri(kind: str, id: str) -> str:
+    return f"roughy://{kind}/{id}"
+
+
+def run(roughy: Emulator, reader: Reader, task: BaseOperator, mode: str) -> Ended:
+    """Run a task that waits where the mode says, and let Roughy finish its work once the task has looked."""
+
+    def settle() -> None:
+        roughy.settle()
+
+    def looked() -> bool:
+        return any(asked.method == "GET" and asked.path.startswith("/v1/") for asked in roughy.requests)
+
+    if mode == "nowhere":
+        roughy.progression = "immediate"
+    roughy.clear_requests()
+    with whenever(looked, settle) if mode == "worker" else nullcontext():
+        ended = reader.run(task, meanwhile=settle)
+    assert ended.state == "success", ended.error
+    assert (ended.waited == "triggerer") == (mode == "triggerer")
+    return ended
+
+
+def waiting(mode: str) -> dict[str, Any]:
+    """The options of a task that waits where the mode says."""
+    return {"poll_interval": 0.05, "timeout": 60, "deferrable": mode != "worker"}
+
+
+# ---- What operators and sensors say
+
+
+@MODES
+def test_an_upload_announces_its_asset_once_it_is_ready(
+    roughy: Emulator, reader: Reader, recordings: dict[str, Path], mode: str
+) -> None:
+    source = recordings["audio"]
+    upload = RoughyCreateUploadOperator(
+        task_id="upload", source=f"file://conn@{source}", wait_for_completion=True, **waiting(mode)
+    )
+    asset_id = run(roughy, reader, upload, mode).result
+    extra = {
+        "asset_id": asset_id,
+        "project_id": roughy.project_id,
+        "duration_seconds": roughy.assets[0]["duration_seconds"],
+        "source": f"file://{source}",
+    }
+    assert float(extra["duration_seconds"]) > 2
+    assert reader.announced == [(uri("asset", asset_id), extra)]
+    assert reader.said == {"state": "ready", **extra}
+    assert (reader.read, reader.written) == ([f"file://{source}"], [uri("asset", asset_id)])
+
+
+def test_what_is_only_uploaded_is_not_announced(roughy: Emulator, reader: Reader, recordings: dict[str, Path]) -> None:
+    source, store = recordings["audio"], Store()
+    upload = RoughyCreateUploadOperator(task_id="upload", source=source)
+    asset_id = reader.run(upload, task_state_store=store).result
+    assert reader.announced == []
+    assert reader.said == {"state": "uploaded", "asset_id": asset_id, "source": str(source)}
+    assert (reader.read, reader.written) == ([f"file://{source}"], [uri("asset", asset_id)])
+
+    # The retry of a task that was killed at its very end sends nothing, and says the same.
+    roughy.settle()
+    again = RoughyCreateUploadOperator(task_id="upload", source=source, wait_for_completion=True)
+    assert reader.run(again, task_state_store=store).result == asset_id
+    assert [announced for announced, _ in reader.announced] == [uri("asset", asset_id)]
+    assert (reader.read, reader.written) == ([f"file://{source}"], [uri("asset", asset_id)])
+
+
+@pytest.mark.parametrize("mode", ["worker", "reschedule", "triggerer", "nowhere"])
+@pytest.mark.parametrize("kind", ["asset", "cut", "render"])
+def test_a_sensor_announces_what_it_found(roughy: Emulator, reader: Reader, kind: str, mode: str) -> None:
+    sensor = {"asset": RoughyAssetSensor, "cut": RoughyCutSensor, "render": RoughyRenderSensor}[kind]
+    ended_state = "ready" if kind == "asset" else "completed"
+    state = ended_state if mode == "nowhere" else "processing"
+    asset_id = roughy.seed_asset("ready" if kind != "asset" else state, duration_seconds=75)
+    extra = {"asset_id": asset_id}
+    if kind == "asset":
+        extra |= {"project_id": roughy.project_id}
+        id = asset_id
+    else:
+        cut_id = roughy.seed_cut("completed" if kind == "render" else state, asset_id=asset_id)
+        id = cut_id if kind == "cut" else roughy.seed_render(state, asset_id=asset_id, cut_id=cut_id)
+        extra |= {"cut_id": cut_id, f"{kind}_id": id}
+    where = {"mode": "reschedule"} if mode == "reschedule" else {}
+    deferrable = mode in ("triggerer", "nowhere")
+    task: Any = sensor(
+        **{f"{kind}_id": id}, task_id="wait", poke_interval=0.05, timeout=60, deferrable=deferrable, **where
+    )
+    run(roughy, reader, task, mode)
+    (announced,) = reader.announced
+    duration = announced[1].pop("duration_seconds", None)
+    assert announced == (uri(kind, id), extra)
+    assert bool(duration) == (kind == "asset")
+    assert reader.said["state"] == ended_state
+    assert (reader.read, reader.written) == ([uri(kind, id)], [])
+
+
+@pytest.mark.parametrize("state", ["pending_payment", "failed"])
+def test_what_is_not_ready_is_not_announced(roughy: Emulator, reader: Reader, state: str) -> None:
+    asset_id = roughy.seed_asset(state)
+    sensor = RoughyAssetSensor(task_id="wait", asset_id=asset_id, on_pending_payment="return")
+    ended = reader.run(sensor)
+    assert reader.announced == []
+    if state == "failed":
+        assert (ended.state, reader.said) == ("failed", {})
+    else:
+        assert ended.state == "success"
+        assert (reader.said["state"], reader.said["asset_id"]) == (state, asset_id)
+
+    cut = RoughyCutOperator(task_id="cut", asset_id=asset_id, on_pending_payment="return")
+    assert reader.run(cut).result is None
+    assert reader.announced == []
+    assert reader.said == ({} if state == "failed" else {"state": state, "asset_id": asset_id})
+
+
+@MODES
+def test_cuts_and_renders_are_announced_when_they_are_completed(
+    roughy: Emulator, reader: Reader, recordings: dict[str, Path], mode: str
+) -> None:
+    asset_id = roughy.seed_asset(content=recordings["audio"].read_bytes(), extension="mp3", type="audio")
+    if mode == "nowhere":
+        # What they find is there already.
+        cut_id = roughy.seed_cut(asset_id=asset_id)
+        roughy.seed_render(asset_id=asset_id, cut_id=cut_id, output={"format": "mp3"})
+    cut_id = run(roughy, reader, RoughyCutOperator(task_id="cut", asset_id=asset_id, **waiting(mode)), mode).result
+    of_cut = {"asset_id": asset_id, "cut_id": cut_id}
+    assert reader.announced == [(uri("cut", cut_id), of_cut)]
+    assert reader.said == {"state": "completed", **of_cut}
+    assert (reader.read, reader.written) == ([uri("asset", asset_id)], [uri("cut", cut_id)])
+
+    render = RoughyRenderOperator(
+        task_id="render", asset_id=asset_id, cut_id=cut_id, output={"format": "mp3"}, **waiting(mode)
+    )
+    render_id = run(roughy, reader, render, mode).result
+    assert reader.announced == [(uri("render", render_id), {**of_cut, "render_id": render_id})]
+    assert reader.read == [uri("asset", asset_id), uri("cut", cut_id)]
+    assert reader.written == [uri("render", render_id)]
+
+
+def test_a_cut_that_is_not_waited_for_is_not_announced(roughy: Emulator, reader: Reader) -> None:
+    asset_id = roughy.seed_asset()
+    cut_id = reader.run(RoughyCutOperator(task_id="cut", asset_id=asset_id, wait_for_completion=False)).result
+    assert reader.announced == []
+    assert reader.said == {"state": "pending", "asset_id": asset_id, "cut_id": cut_id}
+
+
+@pytest.mark.parametrize("mode", ["worker", "triggerer"])
+def test_a_batch_announces_each_recording_that_is_ready(
+    roughy: Emulator, reader: Reader, recordings: dict[str, Path], tmp_path: Path, mode: str
+) -> None:
+    folder = tmp_path / "incoming"
+    folder.mkdir()
+    for name in ("a #1.mp3", "b.mp3"):
+        shutil.copy(recordings["audio"], folder / name)
+    (folder / "text.mp3").write_text("No recording. " * 50)
+    media.corrupt(Path(shutil.copy(recordings["video"], folder / "cut off.mp4")))
+    ingest = RoughyIngestOperator(
+        task_id="ingest", source=str(folder), ledger=str(tmp_path / "ledger"), on_failed="return", **waiting(mode)
+    )
+    ready = run(roughy, reader, ingest, mode).result
+    sources = {extra["asset_id"]: extra["source"] for _, extra in reader.announced}
+    assert [announced for announced, _ in reader.announced] == [uri("asset", id) for id in ready]
+    assert sorted(sources.values()) == [str(folder / "a #1.mp3"), str(folder / "b.mp3")]
+    assert {extra["project_id"] for _, extra in reader.announced} == {roughy.project_id}
+    (failed,) = [asset["id"] for asset in roughy.assets if asset["id"] not in ready]
+    assert reader.said == {
+        "project_id": roughy.project_id,
+        "counts": {"ready": 2, "failed": 1, "refused": 1},
+        "ready": ready,
+        "pending_payment": [],
+        "failed": [failed],
+    }
+    assert sorted(reader.read) == [f"file://{folder}/a %231.mp3", f"file://{folder}/b.mp3"]
+    assert reader.written == [uri("asset", id) for id in ready]
+
+
+def test_ten_thousand_recordings_are_told_in_less_than_a_hundred_kilobytes() -> None:
+    told = ids_by_outcome({"ready": [ID] * 10_000, "pending_payment": [ID]})
+    assert (len(told["ready"]), told["pending_payment"], told["omitted"]) == (MOST_IDS, [ID], {"ready": 9000})
+    assert len(json.dumps(told)) < 100_000
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["written", "there already"])
+def test_files_are_announced_by_their_uris(
+    roughy: Emulator, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    asset_id = roughy.seed_asset(duration_seconds=75, content=b"moving pictures", extension="mp4", type="video")
+    cut_id = roughy.seed_cut(asset_id=asset_id, segments=[(1, 2)], frame_rate=25)
+    # A path that is none of its own.
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1 + again):
+        download: BaseOperator = RoughyDownloadOperator(
+            task_id="download", target="take #1.mp4", asset_id=asset_id, overwrite="skip"
+        )
+        assert reader.run(download).result == "take #1.mp4"
+    extra = {"target": "take #1.mp4", "asset_id": asset_id}
+    assert reader.announced == [(f"file://{tmp_path}/take %231.mp4", extra)]
+    assert reader.said == {"state": "written", **extra}
+    assert (reader.read, reader.written) == ([uri("asset", asset_id)], [f"file://{tmp_path}/take %231.mp4"])
+
+    target = f"file://{tmp_path}/talk.edl"
+    reader.run(RoughyExportCutOperator(task_id="export", cut_id=cut_id, target=target, format="edl"))
+    assert reader.announced == [(target, {"target": target, "cut_id": cut_id, "format": "edl"})]
+    assert (reader.read, reader.written) == ([uri("cut", cut_id)], [target])
+
+
+def test_a_deletion_announces_nothing(roughy: Emulator, reader: Reader) -> None:
+    asset_id = roughy.seed_asset()
+    for state in ("deleted", "gone"):
+        reader.run(RoughyDeleteAssetOperator(task_id="delete", asset_id=asset_id))
+        assert reader.announced == []
+        assert reader.said == {"state": state, "asset_id": asset_id}
+
+
+# ---- Nothing fails because of it
+
+
+def test_a_task_needs_no_outlets_and_no_airflow_that_has_them(roughy: Emulator, reader: Reader) -> None:
+    sensor = RoughyAssetSensor(task_id="wait", asset_id=roughy.seed_asset())
+    assert run_task(sensor, context={"outlet_events": reader.events}).state == "success"
+    assert len(reader.events) == 0
+    sensor.outlets = [AssetAlias("media")]
+    assert run_task(sensor).state == "success"
+
+
+def test_what_airflow_does_not_take_fails_no_task(
+    roughy: Emulator, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Longer than the URI of an asset may be.
+    target = tmp_path.joinpath(*["x" * 200] * 8)
+    asset_id = roughy.seed_asset(content=b"sound")
+    ended = reader.run(RoughyDownloadOperator(task_id="download", target=target, asset_id=asset_id))
+    assert (ended.state, target.read_bytes()) == ("success", b"sound"), ended.error
+    assert reader.said["asset_id"] == asset_id
+    if not AIRFLOW_2:
+        assert reader.announced == []
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("the reader is broken")
+
+    monkeypatch.setattr(type(reader.collector), "add_input_dataset" if AIRFLOW_2 else "add_input_asset", broken)
+    assert reader.run(RoughyAssetSensor(task_id="wait", asset_id=asset_id)).state == "success"
+
+
+def test_lineage_costs_no_collector_where_nobody_reads_it(
+    roughy: Emulator, hook: RoughyHook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made() -> None:
+        raise AssertionError("a collector was made")
+
+    monkeypatch.setattr("airflow_provider_roughy.compat.get_hook_lineage_collector", made)
+    told: list[object] = []
+    monkeypatch.setattr(lineage._log, "warning", lambda *args: told.append(args))
+    hook.create_cut(roughy.seed_asset())
+    assert told == []
+
+
+# ---- What things are called
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("/data/talk.mp4", "file:///data/talk.mp4"),
+        ("/data/../data//my talk.mp4", "file:///data/my talk.mp4"),
+        ("file://conn@/data/take #1?.mp4", "file:///data/take %231%3F.mp4"),
+        ("/data/Überblick.mp4", "file:///data/%C3%9Cberblick.mp4"),
+        ("/data/\udcff.mp4", "file:///data/\\udcff.mp4"),
+        ("s3://conn@bucket/100%/talk.mp4", "s3://bucket/100%/talk.mp4"),
+        ("https://user:secret@host/talk.mp4?signature=secret", "https://host/talk.mp4"),
+    ],
+)
+def test_a_location_is_called_as_a_dag_would(location: str, expected: str) -> None:
+    assert asset_uri(location) == expected
+    assert Asset(uri=expected).uri == expected, "Airflow calls it something else"
+
+
+@pytest.mark.parametrize("kind", ["asset", "cut", "render", "project"])
+def test_airflow_takes_the_uris_of_roughy(kind: str) -> None:
+    assert Asset(uri=f"Roughy://{kind.upper()}/{ID.upper()}/").uri == lineage.resource_uri(kind, ID)
+    assert lineage.create_asset(kind=kind, id=ID, extra={"a": 1}) == Asset(uri=uri(kind, ID), extra={"a": 1})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "roughy://asset",
+        "roughy://asset/1234",
+        f"roughy://{ID}",
+        f"roughy://assets/{ID}",
+        f"roughy://asset/{ID}/cut",
+        f"roughy://asset/{ID}?state=ready",
+        f"roughy:/asset/{ID}",
+    ],
+)
+def test_a_wrong_uri_is_told_when_the_dag_is_read(wrong: str) -> None:
+    message = r"roughy://KIND/ID, with one of .* and a UUID"
+    with pytest.warns(UserWarning, match=message) if AIRFLOW_2 else pytest.raises(ValueError, match=message):
+        Asset(uri=wrong)
