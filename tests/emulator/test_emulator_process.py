@@ -23,6 +23,7 @@ from airflow_provider_roughy.hooks import RoughyHook
 from tests.emulator.api import CHUNK, TUS
 
 PROJECT = "01900000-0000-7000-8000-000000000001"
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 KEY = {"Authorization": "Bearer sk_emulator"}
 
 
@@ -45,6 +46,7 @@ def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_line(number: signal.Signals, speech: bytes) -> None:
     arguments = ["--port", "0", "--balance", "7", "--progression", "immediate", "--choice", "delete_status=200"]
+    arguments += ["--webhook-secret", SECRET, "--webhook-verify", "false"]
     with running(*arguments, "--api-key", "sk_other") as (process, url), httpx.Client(base_url=url) as http:
         http.headers["Authorization"] = "Bearer sk_other"
         assert http.get("/v1/credits/balance").json() == {"balance": 7}
@@ -55,7 +57,7 @@ def test_the_command_line(number: signal.Signals, speech: bytes) -> None:
         assert httpx.get(download_url).content == speech
         assert http.delete(f"/v1/assets/{asset['id']}").status_code == 200
         assert process.stdout is not None
-        project, export = process.stdout.readline(), process.stdout.readline()
+        project, export, secret = (process.stdout.readline() for _ in range(3))
         process.send_signal(number)
         _, errors = process.communicate(timeout=5)
     assert process.returncode == 0
@@ -63,7 +65,9 @@ def test_the_command_line(number: signal.Signals, speech: bytes) -> None:
     name, _, value = export.removeprefix("export ").partition("=")
     assert name == "AIRFLOW_CONN_ROUGHY_DEFAULT"
     connection = json.loads(value.strip().strip("'"))
-    assert connection == {"conn_type": "roughy", "host": url, "password": "sk_other", "extra": {"project_id": PROJECT}}
+    extra = {"project_id": PROJECT, "webhook_secret": SECRET}
+    assert connection == {"conn_type": "roughy", "host": url, "password": "sk_other", "extra": extra}
+    assert secret == f"Webhooks are signed with {SECRET}\n"
     lines = errors.splitlines()
     assert len(lines) == 6
     assert lines[2].startswith(f"PATCH {httpx.URL(asset['upload_url']).path} 204 {len(speech)} bytes ")
@@ -98,6 +102,7 @@ def test_several_keys_and_a_warning_off_loopback(monkeypatch: pytest.MonkeyPatch
         ["--choice", "nonsense=1"],
         ["--api-key", "secret"],
         ["--host", "192.0.2.1"],
+        ["--webhook-secret", "secret"],
     ],
 )
 def test_what_cannot_start(arguments: list[str]) -> None:

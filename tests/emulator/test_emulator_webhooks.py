@@ -516,6 +516,27 @@ def test_two_hundred_events_at_once(api: Api, roughy: Emulator) -> None:
     assert {each["state"] for each in roughy.webhook_deliveries} == {"delivered"}
 
 
+def test_the_pause_before_a_repetition_counts_from_the_failure(api: Api, roughy: Emulator) -> None:
+    """Also of an event that had to wait for its first attempt, behind many others."""
+    answered: dict[str, float] = {}
+
+    def answer(handler: BaseHTTPRequestHandler) -> int:
+        time.sleep(0.05)
+        answered[handler.headers["svix-id"]] = time.time()
+        return 500
+
+    with receiving(answer) as receiver:
+        register(api, receiver.url)
+        for _ in range(40):
+            roughy.seed_asset("ready")
+        roughy.flush_webhooks()
+        for delivery in roughy.webhook_deliveries:
+            (attempt,) = delivery["attempts"]
+            at = datetime.fromisoformat(attempt["at"])
+            assert at.timestamp() >= answered[delivery["svix_id"]] - 0.001
+            assert (datetime.fromisoformat(delivery["next_at"]) - at).total_seconds() == 5
+
+
 def test_an_event_can_be_sent_again(api: Api, roughy: Emulator, receiver: Receiver) -> None:
     endpoint = register(api, receiver.url)
     roughy.seed_asset("ready")

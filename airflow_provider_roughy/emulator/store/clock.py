@@ -97,11 +97,12 @@ class Clock:
 
     def restart(self) -> None:
         """Take up the offset that the database remembers, or none."""
-        self._offset = int(self._database.meta("clock_offset", "0"))
+        #: By how much it was moved, in microseconds.
+        self.offset = int(self._database.meta("clock_offset", "0"))
 
     def now(self) -> int:
         """Return emulator time."""
-        return time.time_ns() // 1000 + self._offset
+        return time.time_ns() // 1000 + self.offset
 
     def advance(self, seconds: float) -> None:
         """Move emulator time on.
@@ -112,5 +113,5 @@ class Clock:
         with self._database.change():
             if not math.isfinite(seconds) or not 0 <= self.now() + seconds * 1_000_000 < _LATEST:
                 raise ValueError("the clock must stay between the years 1970 and 9000")
-            self._offset += round(seconds * 1_000_000)
-            self._database.set_meta("clock_offset", str(self._offset))
+            self.offset += round(seconds * 1_000_000)
+            self._database.set_meta("clock_offset", str(self.offset))

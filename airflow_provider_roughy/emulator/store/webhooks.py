@@ -48,7 +48,7 @@ CREATE TABLE IF NOT EXISTS webhook_endpoints (
 CREATE TABLE IF NOT EXISTS deliveries (
     id TEXT PRIMARY KEY, svix_id TEXT NOT NULL, endpoint_id TEXT NOT NULL, event TEXT NOT NULL, payload TEXT NOT NULL,
     state TEXT NOT NULL, tries INTEGER NOT NULL, attempts TEXT NOT NULL, created_at INTEGER NOT NULL,
-    next_at INTEGER, UNIQUE (svix_id, endpoint_id));
+    next_at INTEGER, clock_offset INTEGER NOT NULL, UNIQUE (svix_id, endpoint_id));
 CREATE INDEX IF NOT EXISTS deliveries_by_state ON deliveries (endpoint_id, state, next_at);
 """
 
@@ -88,6 +88,7 @@ class Delivery:
     :param tries: attempts of this run through :data:`RETRY_SECONDS`.
     :param attempts: all attempts, as JSON.
     :param next_at: when the next attempt is due; ``None`` if there is none.
+    :param clock_offset: by how much the clock was moved at the time that :attr:`next_at` counts from.
     """
 
     id: str
@@ -100,6 +101,7 @@ class Delivery:
     attempts: str
     created_at: int
     next_at: int | None
+    clock_offset: int
 
 
 def as_url(choices: Choices) -> Reader[str]:
@@ -217,19 +219,19 @@ class Webhooks:
 
         One state of one resource is told once, however often it is entered (webhooks page).
         """
-        for kind, room in self._rooms.items():
-            row = room.find(resource_id) if f"{kind}.{state}" in EVENTS else None
-            if row is not None:
-                break
-        else:
+        endpoints = self.listening()
+        if not endpoints:
             return
-        event = f"{kind}.{state}"
-        if isinstance(row, Render) and row.cancelled:
-            # There is an event for it, but no such state.
-            event = "render.cancelled"
-        for endpoint in self.listening():
-            if endpoint.account == row.account and event in endpoint.wanted:
-                self._put(endpoint, event, row)
+        for kind, room in self._rooms.items():
+            row = room.find(resource_id)
+            if row is None:
+                continue
+            # Where a render that was cancelled counts as failed, there is an event for it, but no such state.
+            cancelled = isinstance(row, Render) and row.cancelled and state == "failed"
+            event = "render.cancelled" if cancelled else f"{kind}.{state}"
+            for endpoint in endpoints:
+                if event in EVENTS and event in endpoint.wanted and endpoint.account == row.account:
+                    self._put(endpoint, event, row)
 
     def _put(self, endpoint: WebhookEndpoint, event: str, row: Asset | Job) -> None:
         told = f"{event} {row.id}".encode()
@@ -239,8 +241,20 @@ class Webhooks:
             return
         now = self._clock.now()
         payload = json.dumps({"type": event, "data": self._data(event, row)}, separators=(",", ":"))
-        values = (uuid7(now), svix_id, endpoint.id, event, payload, "pending", 0, "[]", now, now)
-        self._database.insert("deliveries", Delivery(*values))
+        delivery = Delivery(
+            id=uuid7(now),
+            svix_id=svix_id,
+            endpoint_id=endpoint.id,
+            event=event,
+            payload=payload,
+            state="pending",
+            tries=0,
+            attempts="[]",
+            created_at=now,
+            next_at=now,
+            clock_offset=self._clock.offset,
+        )
+        self._database.insert("deliveries", delivery)
         self.on_due()
 
     def _data(self, event: str, row: Asset | Job) -> dict[str, str | None]:
@@ -275,8 +289,7 @@ class Webhooks:
     def note_attempt(self, tried: Delivery, seconds: float, status: int | None, problem: str | None) -> None:
         """Note what came of an attempt, and when the next one is due.
 
-        An attempt counts as made when it was due: if the clock was moved on by a day, all that would have happened
-        on that day follows, one after the other.
+        If the clock was moved on by a day, all that would have happened on that day follows, one after the other.
 
         :param tried: the delivery as it was when the attempt began.
         :param seconds: how long it took.
@@ -287,7 +300,7 @@ class Webhooks:
             delivery = self._database.row(Delivery, "SELECT * FROM deliveries WHERE id = ?", tried.id)
             if delivery is None:
                 return
-            at = (tried.next_at or tried.created_at) + round(seconds * 1_000_000)
+            at = self._when(tried, seconds)
             attempt = {"at": timestamp(at), "status": status, "problem": problem}
             attempts = [*json.loads(delivery.attempts), attempt][-_ATTEMPTS_KEPT:]
             self._database.update("deliveries", delivery.id, attempts=json.dumps(attempts))
@@ -296,13 +309,23 @@ class Webhooks:
                 self._go_on(delivery, at, failed=problem is not None)
             self._judge(delivery.endpoint_id, at, failed=problem is not None)
 
+    def _when(self, tried: Delivery, seconds: float) -> int:
+        """Return when an attempt was over, had the clock not been moved beyond the time at which it was due."""
+        now, moved = self._clock.now(), self._clock.offset - tried.clock_offset
+        if tried.next_at is None or moved <= 0:
+            return now
+        # Not earlier than it would have been without: it may have waited for others as well.
+        return min(now, max(tried.next_at + round(seconds * 1_000_000), now - moved))
+
     def _go_on(self, delivery: Delivery, at: int, *, failed: bool) -> None:
         state, next_at = "delivered", None
         if failed and delivery.tries < len(RETRY_SECONDS):
             state, next_at = "pending", at + RETRY_SECONDS[delivery.tries] * 1_000_000
         elif failed:
             state = "given_up"
-        self._database.update("deliveries", delivery.id, state=state, tries=delivery.tries + 1, next_at=next_at)
+        behind = self._clock.offset - (self._clock.now() - at)
+        values = {"state": state, "tries": delivery.tries + 1, "next_at": next_at, "clock_offset": behind}
+        self._database.update("deliveries", delivery.id, **values)
 
     def _judge(self, endpoint_id: str, at: int, *, failed: bool) -> None:
         """Switch an endpoint off that has failed for days on end."""
@@ -330,10 +353,13 @@ class Webhooks:
         :returns: how many endpoints it goes to.
         :raises UnknownId: when no endpoint that is there and not switched off was ever told.
         """
-        query = "UPDATE deliveries SET state = 'pending', tries = 0, next_at = ? WHERE svix_id = ? AND endpoint_id = ?"
-        now = self._clock.now()
+        query = (
+            "UPDATE deliveries SET state = 'pending', tries = 0, next_at = ?, clock_offset = ? "
+            "WHERE svix_id = ? AND endpoint_id = ?"
+        )
         with self._database.change():
-            sent = sum(self._database.execute(query, now, svix_id, each.id).rowcount for each in self.listening())
+            values = (self._clock.now(), self._clock.offset, svix_id)
+            sent = sum(self._database.execute(query, *values, each.id).rowcount for each in self.listening())
             if not sent:
                 raise UnknownId(svix_id)
             self.on_due()
