@@ -11,6 +11,7 @@ A DAG file that shall run on Airflow 2 and 3 may take ``DAG``, ``Param``, ``task
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from airflow_provider_roughy import __version__
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from airflow.plugins_manager import AirflowPlugin
     from airflow.sdk import (
         DAG,
         Asset,
@@ -57,6 +59,7 @@ __all__ = [
     "AirflowException",
     "AirflowFailException",
     "AirflowNotFoundException",
+    "AirflowPlugin",
     "AirflowRescheduleException",
     "AirflowSensorTimeout",
     "AirflowSkipException",
@@ -77,6 +80,7 @@ __all__ = [
     "add_lineage",
     "aget_connection",
     "aget_task_state",
+    "announce",
     "attach",
     "conf",
     "get_hook_lineage_collector",
@@ -98,6 +102,7 @@ _HOMES: dict[str, dict[tuple[int, int], str]] = {
     "AirflowException": _EXCEPTIONS,
     "AirflowFailException": _EXCEPTIONS,
     "AirflowNotFoundException": _EXCEPTIONS,
+    "AirflowPlugin": {(2, 11): "airflow.plugins_manager"},
     "AirflowRescheduleException": _EXCEPTIONS,
     "AirflowSensorTimeout": _EXCEPTIONS,
     "AirflowSkipException": _EXCEPTIONS,
@@ -224,3 +229,39 @@ def _query_task_state(ti: Any) -> Any:
             {"dag_id": ti.dag_id, "task_id": ti.task_id, "run_id": ti.run_id, "map_index": ti.map_index},
         )
         return found.state if found else None
+
+
+def announce(name: str, extra: dict[str, Any], *, once: str, within: timedelta) -> bool | None:
+    """Make an event of an Airflow asset, in Airflow's own database: for the API server of Airflow 3, and in a thread.
+
+    The events of an asset are made one after another, whichever process makes them, so that each sees the others.
+
+    :param name: Of the asset, which a DAG has to declare.
+    :param extra: What the event says: plain JSON with ``once`` in it.
+    :param once: A text, of which there is but one event.
+    :param within: For how long that holds.
+    :returns: Whether an event was made, and is stored; ``False`` if there was one; ``None`` if Airflow knows no such
+        asset.
+    """
+    from airflow.assets.manager import asset_manager
+    from airflow.models.asset import AssetEvent, AssetModel
+    from airflow.utils.session import create_session
+    from sqlalchemy import String, cast, select, update
+
+    declared = (AssetModel.name == name, AssetModel.active.has())
+    with create_session() as session:
+        # Changes nothing, but locks the row: on every database, SQLite too, which knows no SELECT FOR UPDATE.
+        lock = update(AssetModel).where(*declared).values(updated_at=AssetModel.updated_at)
+        session.execute(lock.execution_options(synchronize_session=False))
+        asset = session.scalar(select(AssetModel).where(*declared))
+        if asset is None:
+            return None
+        # By the index on asset and time.
+        known = select(AssetEvent.id).where(
+            AssetEvent.asset_id == asset.id,
+            AssetEvent.timestamp >= datetime.now(UTC) - within,
+            cast(AssetEvent.extra, String).contains(f'"{once}"', autoescape=True),
+        )
+        if session.scalar(known.limit(1)) is not None:
+            return False
+        return asset_manager.register_asset_change(asset=asset, extra=extra, session=session) is not None or None

@@ -41,6 +41,7 @@
     │   ├── RoughyAssetFailedError *       the asset; asset_failed
     │   ├── RoughyCutFailedError *         the cut
     │   └── RoughyRenderFailedError *      the render
+    ├── RoughyWebhookError                 a request that is no webhook of Roughy's
     ├── RoughyPaymentRequiredError *       the asset is in ``pending_payment``; asset_payment_required
     └── RoughyTimeoutError †               what was waited for was not done in time
 
@@ -487,6 +488,10 @@ class RoughyPaymentRequiredError(RoughyError, AirflowFailException):
             f"Asset {asset_id} is not paid for{_asked_in(request_id)}. Top up the credits at Roughy within 30 days: "
             "it then becomes ready by itself, with nothing to upload again"
         )
+
+
+class RoughyWebhookError(RoughyError):
+    """A request is no webhook of Roughy's: not signed lately by who has the secret, or not what Roughy sends."""
 
 
 class RoughyTimeoutError(RoughyError, AirflowSensorTimeout):

@@ -32,6 +32,33 @@ CONN_FIELDS: dict[str, dict[str, Any]] = {
         "description": "Send the API key over plain http to a host other than this machine.",
         "schema": {"type": ["boolean", "null"], "default": False},
     },
+    "webhook_secret": {
+        "label": "Webhook signing secret",
+        "description": "whsec_…; with it, Airflow 3 takes Roughy's webhooks at /roughy/webhooks. Several: with spaces.",
+        "schema": {"type": ["string", "null"], "format": "password"},
+    },
+    "webhook_asset": {
+        "label": "Webhook asset",
+        "description": "The name of the Airflow asset that webhooks make events of. Leave empty for roughy_media.",
+        "schema": {"type": ["string", "null"]},
+    },
+}
+
+#: Airflow's section ``[roughy]``.
+CONFIG: dict[str, Any] = {
+    "roughy": {
+        "description": "Settings of airflow-provider-roughy.",
+        "options": {
+            "webhook_conn_ids": {
+                "description": "The connections, separated by commas, whose webhooks the API server takes at "
+                "``/roughy/webhooks``, if they have a ``webhook_secret`` (Airflow 3).",
+                "version_added": "0.2.0",
+                "type": "string",
+                "example": "roughy_default,roughy_studio",
+                "default": "roughy_default",
+            },
+        },
+    },
 }
 
 #: What the form's standard fields are called.
@@ -75,4 +102,5 @@ def get_provider_info() -> dict[str, Any]:
         "asset-uris": uris,
         # What Airflow 2 reads.
         "dataset-uris": uris,
+        "config": CONFIG,
     }

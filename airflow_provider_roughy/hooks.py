@@ -66,7 +66,8 @@ class RoughyHook(BaseHook):
 
     The connection holds the API key as its password. Its host is Roughy's base URL, by default
     ``https://api.roughy.ai``. Its extra may hold ``project_id`` (the default project), ``timeout`` (seconds),
-    ``verify`` (path of a CA bundle, or false) and ``allow_http``.
+    ``verify`` (path of a CA bundle, or false) and ``allow_http``; for webhooks, ``webhook_secret`` and
+    ``webhook_asset``.
 
     What it uploads, makes, exports and downloads it tells Airflow's lineage.
 
@@ -98,15 +99,18 @@ class RoughyHook(BaseHook):
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
         """Return the connection form's extra fields, for Airflow before 3.2."""
-        from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
-        from wtforms import BooleanField, StringField
+        from flask_appbuilder.fieldwidgets import BS3PasswordFieldWidget, BS3TextFieldWidget
+        from wtforms import BooleanField, PasswordField, StringField
 
-        return {
-            name: BooleanField(entry["label"], description=entry["description"])
-            if "boolean" in entry["schema"]["type"]
-            else StringField(entry["label"], widget=BS3TextFieldWidget(), description=entry["description"])
-            for name, entry in CONN_FIELDS.items()
-        }
+        def field(entry: dict[str, Any]) -> Any:
+            label, description, schema = entry["label"], entry["description"], entry["schema"]
+            if "boolean" in schema["type"]:
+                return BooleanField(label, description=description)
+            if schema.get("format") == "password":
+                return PasswordField(label, widget=BS3PasswordFieldWidget(), description=description)
+            return StringField(label, widget=BS3TextFieldWidget(), description=description)
+
+        return {name: field(entry) for name, entry in CONN_FIELDS.items()}
 
     # ---- The connection
 

@@ -13,6 +13,8 @@ from airflow_provider_roughy.exceptions import RoughyConfigurationError, RoughyU
 
 #: Roughy in production (page "Quickstart").
 DEFAULT_BASE_URL = "https://api.roughy.ai"
+#: The Airflow asset that webhooks make events of, unless the connection names another one.
+DEFAULT_WEBHOOK_ASSET = "roughy_media"
 
 #: Names of this machine.
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -34,6 +36,8 @@ class Settings:
         without any of them moving, and seconds until it is answered. ``None`` for this package's own choice.
     :param verify: A path to a CA bundle; ``True`` for the usual one, ``False`` to trust anybody.
     :param allow_http: Whether plain http may leave this machine.
+    :param webhook_secret: What the account's webhooks are signed with: one secret, or several, separated by spaces.
+    :param webhook_asset: The name of the Airflow asset that they make events of.
     """
 
     api_key: str = field(repr=False)
@@ -42,6 +46,8 @@ class Settings:
     timeout: float | None = None
     verify: bool | str = True
     allow_http: bool = False
+    webhook_secret: str | None = field(default=None, repr=False)
+    webhook_asset: str = DEFAULT_WEBHOOK_ASSET
 
     @classmethod
     def from_connection(
@@ -74,6 +80,8 @@ class Settings:
             timeout=_seconds(extra.get("timeout")),
             verify=_verify(extra.get("verify")),
             allow_http=_flag("allow_http", extra.get("allow_http"), default=False),
+            webhook_secret=_text("webhook_secret", extra.get("webhook_secret")),
+            webhook_asset=_text("webhook_asset", extra.get("webhook_asset")) or DEFAULT_WEBHOOK_ASSET,
         )
         own = Address.of(settings.base_url)
         if own is None:
@@ -182,6 +190,12 @@ def _flag(name: str, value: Any, *, default: bool) -> bool:
     if flag is None:
         raise RoughyConfigurationError(f"{name} in the extra must be true or false, not {value!r}")
     return flag
+
+
+def _text(name: str, value: Any) -> str | None:
+    if not isinstance(value, str | None):
+        raise RoughyConfigurationError(f"{name} in the extra must be text")
+    return (value or "").strip() or None
 
 
 def _verify(value: Any) -> bool | str:

@@ -45,6 +45,7 @@ ONCE = {
     "test_referees.py",
     "test_tus.py",
     "test_tus_properties.py",
+    "test_webhooks.py",
 }
 
 

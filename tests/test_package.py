@@ -34,6 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "settings": {"exceptions"},
     "api": {"exceptions", "settings"},
     "lifecycle": {"api", "compat", "exceptions"},
+    "webhooks": {"api", "exceptions"},
     "retry": {"api", "exceptions"},
     "client": {"__init__", "api", "compat", "exceptions", "retry", "settings"},
     "progress": set(),
@@ -84,6 +85,8 @@ ROOMS: dict[str, set[str]] = {
         "source",
     },
     "triggers": {"compat", "exceptions", "hooks", "lifecycle", "polling"},
+    "plugin": {"compat"},
+    "receiver": {"compat", "exceptions", "hooks", "lifecycle", "settings", "webhooks"},
     "sensors": {"compat", "hooks", "lifecycle", "lineage", "outlets", "polling", "triggers"},
     "operators": {
         "api",
@@ -213,7 +216,7 @@ def test_compat_names_are_told_to_type_checkers_too() -> None:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
     )
     names = {alias.name for node in told.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    made_here = {"AIRFLOW_VERSION", "add_lineage", "aget_connection", "aget_task_state"}
+    made_here = {"AIRFLOW_VERSION", "add_lineage", "aget_connection", "aget_task_state", "announce"}
     assert names - {"Iterable"} == set(compat._HOMES) == set(compat.__all__) - made_here
 
 
