@@ -23,7 +23,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from airflow_provider_roughy.api import resource_id
 from airflow_provider_roughy.exceptions import RoughyConfigurationError, RoughyWebhookError
 
-K = TypeVar("K")
+T = TypeVar("T")
 
 #: What the headers of a signed request look like, by the end of their names.
 _HEADERS = {
@@ -86,7 +86,7 @@ def message_id(headers: Iterable[tuple[str, str]]) -> str:
     return _signed_headers(headers)["webhook-id"]
 
 
-def verify(headers: Iterable[tuple[str, str]], body: bytes, secrets: Mapping[K, str]) -> K:
+def verify(headers: Iterable[tuple[str, str]], body: bytes, secrets: Mapping[T, str]) -> T:
     """Check that a request was signed within the last five minutes by somebody who knows a secret.
 
     :param headers: As for :func:`message_id`.
