@@ -45,7 +45,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyUnusableSourceError,
     api_error,
 )
-from airflow_provider_roughy.ledger import Entry, Lease, Ledger, entry_key
+from airflow_provider_roughy.ledger import ENDED, Entry, Lease, Ledger, entry_key
 from airflow_provider_roughy.lifecycle import ASSET, Arrival, Outcome, Verdict, counted
 from airflow_provider_roughy.memory import Claim, LockedMemory, Owner, PartOfMemory
 from airflow_provider_roughy.polling import look_at_batch, run_here
@@ -71,8 +71,6 @@ _OF_ALL = (
     RoughyLedgerError,
     RoughyUntrustedUrlError,
 )
-#: States of an entry that ends: nobody has to look at it again.
-_ENDED = {"ready", "failed", "refused", "gone", "uploaded"}
 
 _log = logging.getLogger(__name__)
 
@@ -272,7 +270,7 @@ class Batch:
             if entry is None:
                 continue
             item, mine = items.get(entry.key), entry.owner == str(self._owner)
-            if entry.state in _ENDED:
+            if entry.state in ENDED:
                 # Whoever wrote its end died before the mark was removed.
                 ended[entry.key] = ledger.close(entry)
             elif mine:
@@ -331,6 +329,8 @@ class Batch:
                 self._under_way[verdict.id] = item
                 self.report.sources[verdict.id] = item.name
                 self.settle([verdict])
+            else:
+                self.report.known += 1
         if unpaid:
             self._log.warning("%s of earlier runs are still not paid for", counted(unpaid, "asset"))
             self.report.known += unpaid
@@ -626,7 +626,7 @@ class Batch:
 
         def write(end: tuple[Claim, str, str | None]) -> None:
             claim, state, reason = end
-            if state in _ENDED:
+            if state in ENDED:
                 claim.end(state, reason)
             else:
                 claim.leave(state)

@@ -11,6 +11,8 @@ known:
   before the entry and goes after its end was written: one that is left behind does no harm.
 - ``runs/<hash>.json`` says until when an owner is believed to be alive. It renews that while it works; another run
   takes over what it has claimed after that, and not before. So the clocks of workers must agree to a few minutes.
+  An owner may come to life again, as a retry does: it gives a sign of life before it looks who has taken over, and who
+  takes over looks for that sign afterwards, so that at least one of them sees the other, and lets go.
 
 Create-if-absent is atomic on a local file system, a network's one included, and on S3 (``If-None-Match``); what else
 Airflow can write to is asked first and written then, so that two runs that overlap may both upload one recording there.
@@ -49,6 +51,9 @@ if TYPE_CHECKING:
 LEASE_SECONDS = 600.0
 #: Seconds between two signs of life.
 RENEW_SECONDS = 120.0
+
+#: States of an entry that ends: nobody has to look at it again.
+ENDED = {"ready", "failed", "refused", "gone", "uploaded"}
 
 _NAME = re.compile(r"([0-9a-f]{32})(?:\.([1-9]\d*))?\.(json|open)")
 
@@ -267,6 +272,14 @@ class Ledger:
             for generation in range(entry.generation, 0, -1):
                 self._folder.remove(_entry_name(entry.key, generation))
             self._folder.remove(f"{entry.key}.open")
+
+    def give_back(self, entry: Entry) -> None:
+        """Undo a take-over, whose entry says nothing yet that the one before it does not.
+
+        :raises RoughyLedgerError: If the ledger cannot be written.
+        """
+        with self._errors():
+            self._folder.remove(entry.name)
 
     def is_taken_over(self, entry: Entry) -> bool:
         """Tell whether somebody else has taken over a claim.

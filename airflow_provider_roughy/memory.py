@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy.exceptions import RoughyClaimedError
-from airflow_provider_roughy.ledger import Entry, entry_key
+from airflow_provider_roughy.ledger import ENDED, Entry, entry_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,12 +99,25 @@ class Claim:
                 generation=before.generation + 1,
             )
         self.entry = self._ledger.claim(entry)
-        if self.entry is not None and before is not None and before.asset_id is None:
-            # Its owner may have come to life again, and have made an asset in the meantime.
-            now = self._ledger.read(before.key, before.generation)
-            if now is not None and now.asset_id is not None:
-                self.entry = self._ledger.write(replace(self.entry, asset_id=now.asset_id, state=now.state))
+        if self.entry is not None and before is not None:
+            if before.state not in ENDED and self._ledger.is_alive(before.owner):
+                # It has come to life again, and goes on with what is its own.
+                self._ledger.give_back(self.entry)
+                self.entry = None
+            elif before.asset_id is None:
+                self._find_asset(before)
         return self.entry is not None
+
+    def _find_asset(self, before: Entry) -> None:
+        """Take up an asset that somebody has made who came to life again, and died, since the entry was read.
+
+        :param before: What was taken over.
+        """
+        for generation in range(before.generation, 0, -1):
+            now = self._ledger.read(before.key, generation)
+            if self.entry is not None and now is not None and now.asset_id is not None:
+                self.entry = self._ledger.write(replace(self.entry, asset_id=now.asset_id, state=now.state))
+                return
 
     def end(self, state: str, reason: str | None = None) -> None:
         """Write what became of the recording, after which nobody has to look at it again.

@@ -42,10 +42,9 @@ def zygote(roughy: Emulator, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def recording(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The begin of recordings that can be told apart by their ends."""
-    path = tmp_path_factory.mktemp("recording") / "silence.wav"
-    return media.make_long_audio(path, seconds=SIZE / 8000).read_bytes()
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What recordings begin with; they are told apart by their ends."""
+    return media.make_long_audio(tmp_path_factory.mktemp("recording") / "silence.wav", seconds=SIZE / 8000)
 
 
 def passing() -> st.SearchStrategy[dict[str, Any]]:
@@ -100,7 +99,7 @@ def steps() -> st.SearchStrategy[dict[str, Any]]:
 )
 @given(steps=st.lists(steps(), min_size=1, max_size=3))
 def test_each_recording_is_uploaded_once_and_whole(
-    third: int, roughy: Emulator, zygote: Zygote, recording: bytes, tmp_path: Path, steps: list[dict[str, Any]]
+    third: int, roughy: Emulator, zygote: Zygote, recording: Path, tmp_path: Path, steps: list[dict[str, Any]]
 ) -> None:
     roughy.reset()
     roughy.balance = 10**6
@@ -116,7 +115,7 @@ def test_each_recording_is_uploaded_once_and_whole(
 
     def add() -> None:
         number = len(list(folder.iterdir()))
-        (folder / f"{number}.wav").write_bytes(recording[:-16] + number.to_bytes(16, "big"))
+        (folder / f"{number}.wav").write_bytes(recording.read_bytes()[:-16] + number.to_bytes(16, "big"))
 
     def finish(child: Child, lives: float | None) -> dict[str, Any] | None:
         nonlocal kills

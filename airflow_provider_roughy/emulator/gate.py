@@ -19,6 +19,8 @@ import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from starlette.requests import ClientDisconnect
+
 from .faults import Fault, FaultBook
 from .wire import ApiError, code_of
 
@@ -188,6 +190,8 @@ class Gate:
             await self._app(exchange.scope, exchange.receive, exchange.send)
         except _ReplyCut:
             raise
+        except ClientDisconnect:
+            pass  # Whoever asked is gone, and nobody is left to answer.
         except Exception:
             _log.exception("%s %s", exchange.scope["method"], exchange.scope["path"])
             if exchange.status is None:

@@ -257,3 +257,15 @@ def test_faults_from_json() -> None:
     assert Fault.from_dict(fault.to_dict()) == fault
     with pytest.raises(ValueError, match="unknown field"):
         Fault.from_dict({"statsu": 500})
+
+
+def test_a_client_that_leaves_in_the_middle_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    with Emulator() as roughy:
+        head = f"POST /v1/assets HTTP/1.1\r\nAuthorization: Bearer {roughy.api_key}\r\nContent-Length: 99"
+        with socket.create_connection(("127.0.0.1", int(roughy.url.rpartition(":")[2]))) as client:
+            client.sendall(f"{head}\r\nContent-Type: application/json\r\nHost: roughy\r\n\r\n{{".encode())
+            while not roughy.requests:
+                time.sleep(0.01)
+            client.shutdown(socket.SHUT_WR)
+            assert client.recv(1) == b""
+    assert not caplog.records

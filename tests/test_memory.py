@@ -1,0 +1,65 @@
+"""Claims: who goes on with what somebody else has begun, when that one may come to life again."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_roughy.ledger import Entry, Ledger, entry_key
+from airflow_provider_roughy.memory import Claim, Owner
+
+WANTED = {"uri": "/data/talk.mp3", "size": 46_000, "mtime": "1", "project_id": "p", "language": None}
+KEY = entry_key(WANTED)
+FIRST, SECOND, THIRD = (Owner("dag.task", f"night {number}") for number in (1, 2, 3))
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    ledger = Ledger(tmp_path / "ledger")
+    ledger.check()
+    return ledger
+
+
+@pytest.fixture
+def begun(ledger: Ledger) -> Entry:
+    """What a run that is dead has claimed."""
+    claimed = ledger.claim(Entry(KEY, source="/data/talk.mp3", wanted=WANTED, owner=str(FIRST)))
+    assert claimed is not None
+    return claimed
+
+
+def take_over(ledger: Ledger, owner: Owner, entry: Entry) -> Claim:
+    return Claim(ledger, owner, WANTED, lease=None, takes_over=entry)
+
+
+@pytest.mark.parametrize("state", ["claimed", "uploading", "processing", "pending_payment"])
+def test_who_comes_to_life_again_keeps_what_is_his(ledger: Ledger, begun: Entry, state: str) -> None:
+    begun = ledger.write(replace(begun, state=state))
+    other = take_over(ledger, SECOND, begun)
+    ledger.keep_alive(str(FIRST), time.time() + 600)
+    assert not other.take()
+    assert ledger.latest(KEY) == begun
+    assert ledger.names({KEY}).open == {KEY}
+    # Nor does it hold up those who come after its end.
+    ledger.keep_alive(str(FIRST), 0)
+    assert take_over(ledger, THIRD, begun).take()
+
+
+def test_what_has_ended_is_nobodys(ledger: Ledger, begun: Entry) -> None:
+    ended = ledger.close(replace(begun, state="uploaded", asset_id="a"))
+    ledger.keep_alive(str(FIRST), time.time() + 600)
+    assert take_over(ledger, SECOND, ended).take()
+
+
+def test_what_was_made_meanwhile_is_not_made_again(ledger: Ledger, begun: Entry) -> None:
+    # The second one dies while it looks for signs of life, and the first one does not see its claim any more.
+    second = ledger.claim(replace(begun, owner=str(SECOND), generation=2))
+    assert second is not None
+    ledger.write(replace(begun, state="uploading", asset_id="a"))
+    third = take_over(ledger, THIRD, second)
+    assert third.take()
+    assert third.entry is not None
+    assert (third.entry.owner, third.entry.asset_id, third.entry.state) == (str(THIRD), "a", "uploading")
