@@ -28,7 +28,7 @@ TICK_SECONDS = 0.1
 
 #: How much of the answer is read, and for how long, once its status is known: so that few receivers see a reset.
 REST_BYTES = 65536
-REST_SECONDS = 1.0
+REST_SECONDS = 0.5
 
 _log = logging.getLogger(__name__)
 
@@ -155,14 +155,12 @@ class Deliverer:
 
     async def _attempt(self, url: str, delivery: Delivery) -> None:
         started, status, problem = time.monotonic(), None, None
-        timeout = self._store.choices.webhook_timeout_seconds
         try:
-            async with asyncio.timeout(timeout):
-                status = await self._post(url, delivery)
+            status = await self._post(url, delivery)
             if not 200 <= status < 300:
                 problem = f"status {status}"
         except TimeoutError:
-            problem = f"no answer within {timeout:g} s"
+            problem = f"no answer within {self._store.choices.webhook_timeout_seconds:g} s"
         except (OSError, ValueError, h11.RemoteProtocolError) as error:
             problem = f"{type(error).__name__}: {error}"
         try:
@@ -177,18 +175,31 @@ class Deliverer:
         secure = parts.scheme == "https"
         context = self._trust() if secure else None
         port = parts.port or (443 if secure else 80)
-        reader, writer = await asyncio.open_connection(parts.hostname, port, ssl=context)
+        writer = None
+        connection = h11.Connection(h11.CLIENT)
         try:
-            return await _exchange(reader, writer, self._request(parts.netloc, url, delivery), delivery.payload)
+            async with asyncio.timeout(self._store.choices.webhook_timeout_seconds):
+                reader, writer = await asyncio.open_connection(parts.hostname, port, ssl=context)
+                for part in (
+                    self._request(url, delivery),
+                    h11.Data(data=delivery.payload.encode()),
+                    h11.EndOfMessage(),
+                ):
+                    writer.write(connection.send(part) or b"")
+                await writer.drain()
+                status = await _read_status(connection, reader)
+            await _read_rest(connection, reader)
+            return status
         finally:
-            writer.transport.abort()
+            if writer is not None:
+                writer.transport.abort()
 
-    def _request(self, host: str, url: str, delivery: Delivery) -> h11.Request:
-        body = delivery.payload.encode()
+    def _request(self, url: str, delivery: Delivery) -> h11.Request:
+        parts, body = urlsplit(url), delivery.payload.encode()
         # Real time, whatever the emulator's clock says: a receiver compares it with its own.
         seconds = int(time.time())
         headers = {
-            "Host": host,
+            "Host": parts.netloc,
             "User-Agent": "Roughy-Emulator",
             "Content-Type": "application/json",
             "Content-Length": str(len(body)),
@@ -197,7 +208,6 @@ class Deliverer:
             "svix-timestamp": str(seconds),
             "svix-signature": sign(self._secret, delivery.svix_id, seconds, body),
         }
-        parts = urlsplit(url)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         return h11.Request(method="POST", target=target, headers=list(headers.items()))
 
@@ -212,21 +222,20 @@ class Deliverer:
         return self._context
 
 
-async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: h11.Request, body: str) -> int:
-    """Send a request, and return the status of the answer; of what follows, a little is read and thrown away."""
-    connection = h11.Connection(h11.CLIENT)
-    parts = [connection.send(part) for part in (request, h11.Data(data=body.encode()), h11.EndOfMessage())]
-    writer.writelines([part for part in parts if part])
-    await writer.drain()
+async def _read_status(connection: h11.Connection, reader: asyncio.StreamReader) -> int:
     while not isinstance(event := await _next_event(connection, reader), h11.Response):
         if not isinstance(event, h11.InformationalResponse):
             raise h11.RemoteProtocolError("no answer")
+    return int(event.status_code)
+
+
+async def _read_rest(connection: h11.Connection, reader: asyncio.StreamReader) -> None:
+    """Throw away what follows the status, of which nothing counts any more."""
     size = 0
     with contextlib.suppress(TimeoutError, OSError, h11.RemoteProtocolError):
         async with asyncio.timeout(REST_SECONDS):
             while size < REST_BYTES and isinstance(rest := await _next_event(connection, reader), h11.Data):
                 size += len(rest.data)
-    return int(event.status_code)
 
 
 async def _next_event(connection: h11.Connection, reader: asyncio.StreamReader) -> object:
