@@ -63,4 +63,5 @@ html_theme_options = {
     "footer_end": ["sphinx-version"],
     "secondary_sidebar_items": ["page-toc"],
 }
-html_sidebars = {"index": []}
+# A sidebar is for the pages of a folder.
+html_sidebars = {"*": []}

@@ -36,6 +36,7 @@ ONCE = {
     "emulator",
     "test_api.py",
     "test_client.py",
+    "test_docs.py",
     "test_download.py",
     "test_ingest_properties.py",
     "test_ledger.py",

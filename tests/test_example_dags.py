@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import shutil
 from collections.abc import Iterator
@@ -228,12 +227,9 @@ def test_rough_cut(roughy: Emulator, tmp_path: Path) -> None:
     assert len(roughy.cuts) == 1
 
 
-def python_blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-
-
 def test_the_dag_of_the_readme_runs(roughy: Emulator, recordings: dict[str, Path]) -> None:
-    (block, *_) = (block for block in python_blocks() if "with DAG(" in block)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (block,) = (block for block in blocks if "with DAG(" in block)
     try:
         import airflow.sdk  # noqa: F401  # Airflow 3
     except ImportError:
@@ -246,28 +242,6 @@ def test_the_dag_of_the_readme_runs(roughy: Emulator, recordings: dict[str, Path
     ended = Run(load(path).dag, {})
     assert ended.state == "success"
     assert ended.states() == {name: ["success"] for name in ("upload", "wait", "use", "delete")}
-
-
-@pytest.mark.parametrize("name", ["RoughyCreateUploadOperator", "RoughyIngestOperator"])
-def test_the_operators_of_the_readme_exist(name: str) -> None:
-    from airflow_provider_roughy import operators
-    from airflow_provider_roughy.compat import DAG
-
-    (block,) = (block for block in python_blocks() if f"{name}(" in block and "import" not in block)
-    with DAG("readme", schedule=None):
-        exec(block, vars(operators).copy())
-
-
-def test_the_emulator_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = (block for block in python_blocks() if "Emulator(" in block)
-    exec(block, {})
-    assert "roughy" in capsys.readouterr().out
-
-
-def test_every_block_of_the_readme_is_python() -> None:
-    assert len(python_blocks()) == 4
-    for block in python_blocks():
-        ast.parse(block)
 
 
 CALLBACK_DAG = """

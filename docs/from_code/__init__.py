@@ -26,7 +26,7 @@ class FromCode(SphinxDirective):
         if name in FIGURES:
             return [nodes.raw("", f'<div class="from-code">{FIGURES[name]()}</div>', format="html")]
         if name in TABLES:
-            return self.parse_text_to_nodes(TABLES[name]())
+            return [nodes.container("", *self.parse_text_to_nodes(TABLES[name]()), classes=["from-code"])]
         raise self.error(f"there is neither a figure nor a table {name!r}: {', '.join([*FIGURES, *TABLES])}")
 
 

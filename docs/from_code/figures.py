@@ -17,7 +17,7 @@ from airflow_provider_roughy.retry import Backoff, TransferTries
 from from_code.tables import of_the_tree, what_the_task_does
 
 #: Pixels of a line of text, of a character (about), and between a box and its text.
-LINE, CHARACTER, PAD = 20, 7.4, 12
+LINE, CHARACTER, PAD = 20, 7.6, 12
 
 _ID = "00000000-0000-7000-8000-000000000000"
 
@@ -162,7 +162,7 @@ def what_a_retry_does() -> str:
     retried = [
         "# Airflow retries the task",
         "An upload (Airflow 3.3, or with a ledger), if its asset is",
-        *(f"  {arrival.value}: {GOES_ON[arrival]}" for arrival in Arrival),
+        *(f"· {arrival.value}: {GOES_ON[arrival]}" for arrival in Arrival),
         "A batch takes up only what is missing.",
         "A cut or render: the same request finds what there is.",
         "A download starts anew; the old file stays until then.",

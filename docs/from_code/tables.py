@@ -95,10 +95,10 @@ def may_pass(error: type[RoughyError]) -> bool:
 
 
 def who_retries(error: type[RoughyError]) -> str:
-    """Say who tries again: the request itself first, then Airflow; or nobody."""
+    """Say who tries again, if anybody: the request itself first, then Airflow."""
     if issubclass(error, (AirflowFailException, AirflowSensorTimeout)):
-        return "no"
-    return "at once, then by Airflow" if may_pass(error) else "by Airflow"
+        return "not retried"
+    return f"retried {'at once, then ' if may_pass(error) else ''}by Airflow"
 
 
 def answers(error: type[RoughyError]) -> str:
@@ -116,8 +116,8 @@ def errors() -> str:
         text = markdown(inspect.getdoc(error) or "")
         codes = answers(error) if issubclass(error, RoughyApiError) else ""
         met = f" *Answers: {codes}.*" if codes else ""
-        rows.append((f"{'&emsp;' * depth}{name}", text + met, who_retries(error), advice_on(error)))
-    return table(("Error", "When", "Retried", "What to do"), rows)
+        rows.append(("&emsp;" * depth + name, text + met, f"**{_sentence(who_retries(error))}** {advice_on(error)}"))
+    return table(("Error", "When", "What to do"), rows)
 
 
 def outcomes() -> str:
@@ -159,10 +159,7 @@ def what_the_task_does(kind: Kind, state: str) -> list[str]:
     try:
         Verdict("id", kind.outcomes[state], kind=kind.name, state=state).raise_for_failure()
     except RoughyError as error:
-        return [
-            f"the task fails, {'no retry' if who_retries(type(error)) == 'no' else 'may be retried'}:",
-            f"`{type(error).__name__}",
-        ]
+        return [f"the task fails, {who_retries(type(error))}:", f"`{type(error).__name__}"]
     return ["the task succeeds"]
 
 
@@ -183,7 +180,7 @@ def _raised(verdict: Verdict, policy: OnPendingPayment) -> str:
         return "is skipped"
     except RoughyError as error:
         name = type(error).__name__
-        return f"fails with {{py:exc}}`~{type(error).__module__}.{name}`, retried: {who_retries(type(error))}"
+        return f"fails with {{py:exc}}`~{type(error).__module__}.{name}`, {who_retries(type(error))}"
     if verdict.outcome is Outcome.PAYMENT_REQUIRED:
         return f"succeeds; the result has `state` `{verdict.state}` for a branch to look at"
     return "succeeds"
@@ -227,6 +224,10 @@ def emulator_routes() -> str:
     routes = Control(Emulator())._index({})["routes"]
     rows = [(f"`{route['method']} {route['path']}`", route["does"]) for route in routes]
     return table(("Request", "Does"), rows)
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -1,0 +1,93 @@
+"""The documentation: it builds, its code runs, its links lead somewhere, and it holds what the code does."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from airflow_provider_roughy import exceptions, operators, sensors
+from airflow_provider_roughy.compat import DAG
+from airflow_provider_roughy.emulator import Emulator
+from airflow_provider_roughy.exceptions import RoughyError
+from airflow_provider_roughy.lifecycle import KINDS
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)]
+
+#: A block of Python, with where it begins.
+BLOCKS = [
+    pytest.param(block, id=f"{path.stem}-{number}")
+    for path in PAGES
+    for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE))
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_every_block_of_python_runs(
+    block: str, roughy: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tasks are put into a DAG, and what asks Roughy asks an emulator."""
+    monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps(roughy.airflow_connection))
+    roughy.seed_asset("ready", duration_seconds=60.0)
+    known = vars(operators) | vars(sensors) if "import " not in block else {}
+    with DAG("docs", schedule=None):
+        exec(compile(block.replace("/data/", f"{tmp_path}/"), "docs", "exec"), {"__name__": "docs", **known})
+
+
+@pytest.mark.parametrize("page", [*PAGES, *ROOT.glob("*.md")], ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_relative_link_leads_to_a_file(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    targets = [target.partition("#")[0] for target in re.findall(r"\]\((?!https?://)([^)\s]+)\)", text)]
+    assert [target for target in targets if target and not (page.parent / target).exists()] == []
+
+
+def test_the_site_builds_and_holds_what_the_code_does(tmp_path: Path) -> None:
+    """References, includes, markers of examples, anchors: Sphinx looks at all of them."""
+    pytest.importorskip("sphinx", reason="the group docs is installed for the newest Airflow only")
+    command = [sys.executable, "-m", "sphinx", "--nitpicky", "--fail-on-warning", "--keep-going", "--quiet"]
+    built = subprocess.run(
+        [*command, "-d", tmp_path / "doctrees", DOCS, tmp_path / "html"], capture_output=True, text=True, timeout=100
+    )
+    assert built.returncode == 0, built.stderr
+    pages = {path.stem: path.read_text() for path in (tmp_path / "html").glob("*.html")}
+    errors = [
+        name for name, each in vars(exceptions).items() if isinstance(each, type) and issubclass(each, RoughyError)
+    ]
+    assert [name for name in errors if f"exceptions.{name}" not in pages["errors"]] == []
+    states = {state for kind in KINDS.values() for state in kind.outcomes}
+    assert [state for state in states if f">{state}</span>" not in pages["outcomes"]] == []
+    loaded = re.findall(r'<(?:script|img|iframe)[^>]*\ssrc="([^"]+)|<link[^>]*\shref="([^"]+)', "".join(pages.values()))
+    assert [url for pair in loaded for url in pair if re.match(r"(https?:)?//", url)] == [], "nothing from elsewhere"
+
+
+def test_every_figure_is_drawn_in_the_colours_of_the_page() -> None:
+    from from_code.figures import FIGURES
+
+    for name, draw in FIGURES.items():
+        svg = ElementTree.fromstring(draw())
+        _, _, width, height = map(float, svg.attrib["viewBox"].split())
+        parts = list(svg.iter())
+        assert not [part.attrib for part in parts if {"fill", "stroke", "style"} & part.attrib.keys()], name
+        boxes = [
+            {key: float(part.attrib[key]) for key in ("x", "y", "width", "height")}
+            for part in parts
+            if "rx" in part.attrib
+        ]
+        assert all(0 <= box["x"] <= box["x"] + box["width"] <= width for box in boxes), name
+        assert all(0 <= box["y"] <= box["y"] + box["height"] <= height for box in boxes), name
+
+
+def test_advice_is_about_errors_that_exist() -> None:
+    from from_code.tables import ADVICE, advice_on, of_the_tree
+
+    errors = [error for _, error in of_the_tree()]
+    assert set(ADVICE) <= {error.__name__ for error in errors}
+    assert all(advice_on(error).endswith(".") for error in errors)
+    assert not [name for name in ADVICE if getattr(exceptions, name).hint], "its message says it already"
