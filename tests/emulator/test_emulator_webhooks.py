@@ -25,6 +25,7 @@ import trustme
 
 from airflow_provider_roughy.emulator import Choices, Emulator
 from airflow_provider_roughy.emulator.delivery import sign
+from airflow_provider_roughy.webhooks import verify
 from tests.emulator.api import Api, problem
 
 EVERYTHING = [
@@ -251,6 +252,7 @@ def test_an_upload_that_becomes_ready_is_told_without_anybody_looking(speech: by
         ready = {"entity_id": asset_id, "asset_id": asset_id, "previous_state": "processing"}
         assert json.loads(body) == {"type": "asset.ready", "data": ready}
         assert headers["svix-signature"] == signature(secret, headers, body)
+        assert verify(headers.items(), body, {"by our own receiver": secret}) == "by our own receiver"
         assert headers["content-type"] == "application/json"
         assert headers["host"] == httpx.URL(receiver.url).netloc.decode()
         assert abs(int(headers["svix-timestamp"]) - time.time()) < 60
