@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
 
 import psutil
 import pytest
 
+from airflow_provider_roughy.api import create_webhook_endpoint
+from airflow_provider_roughy.client import Client
+from airflow_provider_roughy.emulator import Emulator
+from airflow_provider_roughy.settings import Settings
 from harness.airflow import LocalAirflow
 from tests.live import LIVE
+from tests.live.running import wait_until
 
 pytestmark = LIVE
 
@@ -20,7 +28,7 @@ import os
 import time
 
 from airflow.providers.standard.sensors.time_delta import TimeDeltaSensor
-from airflow.sdk import DAG, task
+from airflow.sdk import DAG, Asset, task
 
 with DAG("waits", schedule=None):
     wait = TimeDeltaSensor(task_id="wait", delta=timedelta(seconds=8), deferrable=True)
@@ -41,6 +49,14 @@ with DAG("dies", schedule=None):
         return task_instance.try_number
 
     linger()
+
+with DAG("reacts", schedule=Asset("roughy_media")):
+
+    @task
+    def see(triggering_asset_events=None):
+        return [event.extra for events in triggering_asset_events.values() for event in events]
+
+    see()
 """
 
 
@@ -98,6 +114,41 @@ def test_a_killed_task_is_tried_again_and_a_cleared_one_runs_again(local_airflow
 def test_an_unknown_dag_is_told(local_airflow: LocalAirflow) -> None:
     with pytest.raises(RuntimeError, match="no DAG nowhere"):
         local_airflow.trigger_dag("nowhere", timeout=1)
+
+
+def test_a_webhook_of_roughys_starts_a_dag(local_airflow: LocalAirflow) -> None:
+    """The emulator signs and sends it; the API server's plugin takes it; the connection is one of Airflow's own."""
+    with Emulator(progression="manual") as roughy:
+        asset_id = roughy.seed_asset(state="processing")
+        fields = roughy.airflow_connection
+        extra = {**fields["extra"], "webhook_secret": roughy.webhook_secret}
+        body = {**fields, "connection_id": "roughy_default", "extra": json.dumps(extra)}
+        local_airflow.request("POST", "/connections", json=body)
+        settings = Settings(api_key=fields["password"], base_url=fields["host"])
+        with Client(settings) as client:
+            client.run(create_webhook_endpoint(f"{local_airflow.url}/roughy/webhooks", ["asset.ready"]))
+
+        ready_at = datetime.now(UTC)
+        roughy.settle(asset_id)
+        wait_until(lambda: runs_of("reacts", local_airflow))
+        (run,) = runs_of("reacts", local_airflow)
+        delay = datetime.fromisoformat(run["queued_at"]) - ready_at
+        print(f"\nFrom ready to a queued run: {delay.total_seconds():.1f} s")
+
+        run_id = run["dag_run_id"]
+        assert local_airflow.wait_for_run("reacts", run_id) == "success"
+        (extra,) = local_airflow.xcom("reacts", run_id, "see")
+        assert extra["payload"] == {"ready": [asset_id]}
+        (delivery,) = roughy.webhook_deliveries
+        assert (delivery["state"], delivery["svix_id"]) == ("delivered", extra["svix_id"])
+        # The connection keeps it, here without a key to encrypt it with; nothing else does.
+        shown = {place for place, text in local_airflow.everything_visible() if roughy.webhook_secret in text}
+        assert shown == {"connection.extra"}
+
+
+def runs_of(dag_id: str, running: LocalAirflow) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = running.request("GET", f"/dags/{dag_id}/dagRuns").json()["dag_runs"]
+    return found
 
 
 def seen_in(where: str, running: LocalAirflow) -> str:
