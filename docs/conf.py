@@ -30,6 +30,7 @@ autodoc_typehints_format = "short"
 autodoc_default_options = {"members": True}
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
+toc_object_entries_show_parents = "hide"
 python_maximum_signature_line_length = 100
 
 # References to what is documented elsewhere: there is no network to look it up by. Everything of ours must resolve.

@@ -23,6 +23,8 @@ class FromCode(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Return what the name stands for."""
         (name,) = self.arguments
+        # What the page shows may change without the page.
+        self.env.note_reread()
         if name in FIGURES:
             return [nodes.raw("", f'<div class="from-code">{FIGURES[name]()}</div>', format="html")]
         if name in TABLES:
@@ -33,5 +35,4 @@ class FromCode(SphinxDirective):
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Tell Sphinx of it."""
     app.add_directive("from-code", FromCode)
-    # What a page shows may change without the page: each build reads all of them.
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

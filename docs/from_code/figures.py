@@ -167,10 +167,10 @@ def what_a_retry_does() -> str:
         "A cut or render: the same request finds what there is.",
         "A download starts anew; the old file stays until then.",
     ]
-    width, height = drawing.box(2, 2, ["# An error"], width=460)
+    width, height = drawing.box(2, 2, ["# An error"], width=470)
     y = 2 + height
     for lines in (passing, again, retried):
-        drawing.arrow((230, y), (230, y + 28))
+        drawing.arrow((235, y), (235, y + 28))
         _, height = drawing.box(2, y + 28, lines, width=width)
         y += 28 + height
     x = 2 + width + 60
