@@ -42,6 +42,7 @@ ONCE = {
     "test_ledger.py",
     "test_lies.py",
     "test_lifecycle.py",
+    "test_many.py",
     "test_memory.py",
     "test_polling_in_time.py",
     "test_referees.py",

@@ -81,7 +81,7 @@ def test_the_result_is_the_asset_id_in_every_mode(
 
 
 @pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
-@pytest.mark.parametrize("progression", ["immediate", "polls=2"])
+@pytest.mark.parametrize("progression", [pytest.param("immediate", marks=pytest.mark.once), "polls=2"])
 @pytest.mark.parametrize(
     ("policy", "state", "error"),
     [("fail", "failed", RoughyPaymentRequiredError), ("skip", "skipped", None), ("return", "success", None)],

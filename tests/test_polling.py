@@ -288,6 +288,7 @@ def everybody_gets_their_own_outcome(roughy: Emulator, *, seed: int, count: int,
 
 
 # The clock is real, since sockets are, so the examples are few and each holds many waiters.
+@once
 @pytest.mark.timeout(300)
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32), count=st.integers(2, 140), faults=st.integers(0, 6))
@@ -295,6 +296,7 @@ def test_everybody_gets_their_own_outcome(roughy: Emulator, seed: int, count: in
     everybody_gets_their_own_outcome(roughy, seed=seed, count=count, faults=faults)
 
 
+@once
 def test_each_of_a_thousand_gets_its_own_outcome(roughy: Emulator) -> None:
     everybody_gets_their_own_outcome(roughy, seed=random.randrange(2**32), count=1000, faults=6)
 
