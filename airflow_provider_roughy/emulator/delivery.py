@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import contextlib
 import hashlib
 import hmac
@@ -33,27 +32,32 @@ REST_SECONDS = 0.5
 _log = logging.getLogger(__name__)
 
 
-def secret_key(secret: str) -> bytes:
-    """Return the key in a signing secret: base64 after ``whsec_``, of 24 to 64 bytes (Standard Webhooks).
+def secret_keys(secret: str) -> list[bytes]:
+    """Return the keys in a signing secret: base64 after ``whsec_``, of 24 to 64 bytes (Standard Webhooks).
 
-    :raises ValueError: when it is none.
+    :param secret: one, or several with spaces between them, as while a secret is being changed.
+    :raises ValueError: when one of them is none.
     """
-    try:
-        key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
-    except (ValueError, binascii.Error):
-        key = b""
-    if not secret.startswith("whsec_") or not 24 <= len(key) <= 64:
-        raise ValueError("a webhook secret is whsec_ and 24 to 64 bytes as base64")
-    return key
+    keys = []
+    for word in secret.split() or [""]:
+        try:
+            key = base64.b64decode(word.removeprefix("whsec_"), validate=True)
+        except ValueError:
+            key = b""
+        if not word.startswith("whsec_") or not 24 <= len(key) <= 64:
+            raise ValueError("a webhook secret is whsec_ and 24 to 64 bytes as base64")
+        keys.append(key)
+    return keys
 
 
 def sign(secret: str, svix_id: str, seconds: int, body: bytes) -> str:
-    """Return the value of ``svix-signature`` (Svix, "Verifying webhooks manually").
+    """Return the value of ``svix-signature``, a signature for each key (Svix, "Verifying webhooks manually").
 
     :param seconds: time since the epoch, as in ``svix-timestamp``.
     """
     signed = b".".join((svix_id.encode(), str(seconds).encode(), body))
-    return "v1," + base64.b64encode(hmac.digest(secret_key(secret), signed, hashlib.sha256)).decode()
+    digests = [hmac.digest(key, signed, hashlib.sha256) for key in secret_keys(secret)]
+    return " ".join(f"v1,{base64.b64encode(digest).decode()}" for digest in digests)
 
 
 class Deliverer:
@@ -161,7 +165,7 @@ class Deliverer:
                 problem = f"status {status}"
         except TimeoutError:
             problem = f"no answer within {self._store.choices.webhook_timeout_seconds:g} s"
-        except (OSError, ValueError, h11.RemoteProtocolError) as error:
+        except Exception as error:  # Whatever it is, the next attempt comes after a pause and not at once.
             problem = f"{type(error).__name__}: {error}"
         try:
             self._store.webhooks.note_attempt(delivery, time.monotonic() - started, status, problem)

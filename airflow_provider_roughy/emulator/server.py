@@ -51,8 +51,9 @@ class Emulator(Steering):
     :param faults: rules in force from the start.
     :param on_request: called with each request that is over, from the server's thread.
     :param storage_port: TCP port of the object store that download URLs lead to, as ``port``.
-    :param webhook_secret: what webhooks are signed with (``whsec_…``); by default one of its own, which is kept as long
-        as ``data_dir`` is. If it is given, it is also in :attr:`airflow_connection`.
+    :param webhook_secret: what webhooks are signed with (``whsec_…``), or two with a space between them, as while one
+        is being changed; by default one of its own, which is kept as long as ``data_dir`` is. If it is given, it is
+        also in :attr:`airflow_connection`.
     :param webhook_verify: whether the certificates of webhook endpoints are checked; or a file of authorities.
     """
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from .choices import Choices
-from .delivery import Deliverer, secret_key
+from .delivery import Deliverer, secret_keys
 from .faults import Fault, FaultBook
 from .gate import Request, RequestLog
 from .store import Asset, Cut, Delivery, Job, Progression, Render, Store, WebhookEndpoint, well_known_id
@@ -36,7 +36,7 @@ class Steering:
     ) -> None:
         Progression.parse(progression)
         if webhook_secret is not None:
-            secret_key(webhook_secret)
+            secret_keys(webhook_secret)
         self._webhook_secret = webhook_secret
         self.choices = choices
         self.project_id = well_known_id(1)

@@ -39,6 +39,8 @@ EVERYTHING = [
     "asset.failed",
 ]
 DAY = 86400.0
+#: The secret of the published vector.
+VECTOR = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
 class Receiver:
@@ -217,7 +219,7 @@ def test_endpoints_belong_to_a_key(receiver: Receiver) -> None:
 
 def test_the_published_vector_of_the_signature() -> None:
     signed = sign(
-        "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        VECTOR,
         "msg_p5jXN8AQM9LWM0D4loKWxJek",
         1614265330,
         b'{"test": 2432232314}',
@@ -225,14 +227,20 @@ def test_the_published_vector_of_the_signature() -> None:
     assert signed == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
-@pytest.mark.parametrize("secret", ["", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_", "whsec_abcd", "whsec_ä"])
+def test_while_a_secret_is_changed_either_fits() -> None:
+    old, new = (f"whsec_{base64.b64encode(letter * 24).decode()}" for letter in (b"a", b"b"))
+    assert sign(f"{new} {old}", "msg_1", 5, b"{}").split() == [sign(each, "msg_1", 5, b"{}") for each in (new, old)]
+    assert Emulator(webhook_secret=f"{new} {old}").webhook_secret == f"{new} {old}"
+
+
+@pytest.mark.parametrize("secret", ["", VECTOR[6:], "whsec_", "whsec_abcd", "whsec_ä", f"{VECTOR} none"])
 def test_secrets_that_are_none(secret: str) -> None:
     with pytest.raises(ValueError, match="whsec_"):
         Emulator(webhook_secret=secret)
 
 
 def test_an_upload_that_becomes_ready_is_told_without_anybody_looking(speech: bytes) -> None:
-    secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+    secret = VECTOR
     arrived = threading.Event()
 
     def answer(_: BaseHTTPRequestHandler) -> int:

@@ -312,10 +312,9 @@ class Webhooks:
     def _when(self, tried: Delivery, seconds: float) -> int:
         """Return when an attempt was over, had the clock not been moved beyond the time at which it was due."""
         now, moved = self._clock.now(), self._clock.offset - tried.clock_offset
-        if tried.next_at is None or moved <= 0:
-            return now
-        # Not earlier than it would have been without: it may have waited for others as well.
-        return min(now, max(tried.next_at + round(seconds * 1_000_000), now - moved))
+        at_once = (tried.next_at or now) + round(seconds * 1_000_000)
+        # It may have had to wait for others, too.
+        return min(now, max(at_once, now - moved))
 
     def _go_on(self, delivery: Delivery, at: int, *, failed: bool) -> None:
         state, next_at = "delivered", None
