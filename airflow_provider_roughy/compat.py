@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     )
     from airflow.sdk.io import attach
     from airflow.sdk.lineage import get_hook_lineage_collector
-    from airflow.triggers.base import BaseTrigger, TriggerEvent
+    from airflow.triggers.base import BaseEventTrigger, BaseTrigger, TriggerEvent
 
 __all__ = [
     "AIRFLOW_VERSION",
@@ -66,6 +66,7 @@ __all__ = [
     "Asset",
     "AssetAlias",
     "BaseAsset",
+    "BaseEventTrigger",
     "BaseHook",
     "BaseOperator",
     "BaseSensorOperator",
@@ -82,6 +83,7 @@ __all__ = [
     "aget_task_state",
     "announce",
     "attach",
+    "check_airflow",
     "conf",
     "get_hook_lineage_collector",
     "task",
@@ -109,6 +111,8 @@ _HOMES: dict[str, dict[tuple[int, int], str]] = {
     "Asset": {(2, 11): "airflow.datasets:Dataset", (3, 0): "airflow.sdk"},
     "AssetAlias": {(2, 11): "airflow.datasets:DatasetAlias", (3, 0): "airflow.sdk"},
     "BaseAsset": {(2, 11): "airflow.datasets:BaseDataset", (3, 0): "airflow.sdk.definitions.asset"},
+    # Airflow 2 has no such class, and check_airflow() tells so whoever makes one.
+    "BaseEventTrigger": {(2, 11): "airflow.triggers.base:BaseTrigger", (3, 0): "airflow.triggers.base"},
     "BaseHook": {(2, 11): "airflow.hooks.base", (3, 1): "airflow.sdk"},
     "BaseOperator": {(2, 11): "airflow.models.baseoperator", (3, 0): "airflow.sdk"},
     "BaseSensorOperator": {(2, 11): "airflow.sensors.base", (3, 0): "airflow.sdk"},
@@ -166,6 +170,17 @@ def _lineage_is_read() -> bool:
     plugins: Any = import_module("airflow.plugins_manager")
     plugins.initialize_hook_lineage_readers_plugins()
     return bool(plugins.hook_lineage_reader_classes)
+
+
+def check_airflow(what: str, *, needs: tuple[int, int]) -> None:
+    """Refuse what the running Airflow is too old for.
+
+    :param what: What the user calls it.
+    :param needs: The first line of Airflow that has what it takes.
+    :raises RuntimeError: If this one is older.
+    """
+    if needs > _LINE:
+        raise RuntimeError(f"{what} needs Apache Airflow {needs[0]}.{needs[1]}.0+; this is {AIRFLOW_VERSION}")
 
 
 async def aget_connection(conn_id: str) -> tuple[Connection, dict[str, Any]]:

@@ -354,7 +354,8 @@ class RoughyHook(BaseHook):
         there: dict[str, set[str]] = {}
         gone = []
         for entry in ledger.entries():
-            if entry.asset_id is None:
+            # What was announced and taken, nobody would ingest again.
+            if entry.asset_id is None or entry.state == "taken":
                 continue
             project_id = str(entry.wanted["project_id"])
             if project_id not in there:

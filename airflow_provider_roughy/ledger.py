@@ -9,6 +9,7 @@ known:
 - ``<key>.2.json`` and so on: the same, after a claim whose owner died was taken over. The highest number counts.
 - ``<key>.open`` stands beside an entry that nobody is done with yet, so that few entries have to be read. It comes
   before the entry and goes after its end was written: one that is left behind does no harm.
+- ``note-<hash>.json`` is what was noted once, such as where a watcher began.
 - ``runs/<hash>.json`` says until when an owner is believed to be alive. It renews that while it works; another run
   takes over what it has claimed after that, and not before. So the clocks of workers must agree to a few minutes.
   An owner may come to life again, as a retry does: it gives a sign of life before it looks who has taken over, and who
@@ -32,6 +33,7 @@ import re
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -43,7 +45,7 @@ from airflow_provider_roughy.exceptions import RoughyLedgerError, RoughyUnusable
 from airflow_provider_roughy.storage import as_text, local_path, stored_path
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from airflow_provider_roughy.compat import ObjectStoragePath
 
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
 LEASE_SECONDS = 600.0
 #: Seconds between two signs of life.
 RENEW_SECONDS = 120.0
+#: Entries that are looked for one by one rather than on a list of all.
+_FEW = 20
 
 #: States of an entry that ends: nobody has to look at it again.
 ENDED = {"ready", "failed", "refused", "gone", "uploaded"}
@@ -70,7 +74,7 @@ class Entry:
     :param owner: Whose it is: a task of a run, whichever try.
     :param series: What that is a run of, such as a task of a DAG.
     :param state: ``claimed``; ``uploading`` once there is an asset; then what became of it: ``uploaded``, or the
-        asset's state in Roughy's words, ``refused`` or ``gone``.
+        asset's state in Roughy's words, ``refused`` or ``gone``. ``taken`` if it was not ingested, but announced.
     :param asset_id: The asset, once there is one.
     :param reason: Why it failed or was refused.
     :param all_sent: Whether Roughy may have all bytes.
@@ -195,6 +199,17 @@ class Ledger:
                     found.generations[key] = max(generation, found.generations.get(key, 1))
         return found
 
+    def known(self, keys: Collection[str]) -> set[str]:
+        """Tell which entries there are: a few are looked for one by one, many on one list of names.
+
+        :param keys: Whose entries are asked for.
+        :raises RoughyLedgerError: If it cannot be read.
+        """
+        if len(keys) > _FEW:
+            return self.names(keys).known
+        with self._errors():
+            return {key for key in keys if self._folder.read(_entry_name(key, 1)) is not None}
+
     def read(self, key: str, generation: int = 1) -> Entry | None:
         """Read an entry.
 
@@ -238,6 +253,31 @@ class Ledger:
         with self._errors():
             self._folder.mark(f"{entry.key}.open")
             return entry if self._folder.create(entry.name, _to_json(entry)) else None
+
+    def take(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Write entries that nobody has to come back to, each if there is none of its key: one request each.
+
+        :param entries: As they should be.
+        :returns: As they are, in the same order: what was written, now or before, by whomever.
+        :raises RoughyLedgerError: If the ledger cannot be used. What was written by then stays.
+        """
+
+        def take(entry: Entry) -> Entry:
+            with self._errors():
+                if self._folder.create(entry.name, _to_json(entry)):
+                    return entry
+            there = self.read(entry.key)
+            if there is None:
+                raise RoughyLedgerError(f"Entry {entry.name} of ledger {self.uri} was removed while it was asked for")
+            return there
+
+        if not entries:
+            return []
+        with self._errors():
+            self._folder.prepare()
+        now = _now()
+        with ThreadPoolExecutor(self.at_once, thread_name_prefix="roughy-take") as pool:
+            return list(pool.map(take, [replace(entry, at=now) for entry in entries]))
 
     def write(self, entry: Entry) -> Entry:
         """Write an entry anew, which this owner has claimed.
@@ -288,6 +328,39 @@ class Ledger:
         """
         with self._errors():
             return self._folder.read(_entry_name(entry.key, entry.generation + 1)) is not None
+
+    # ---- What is noted once
+
+    def note(self, name: str) -> dict[str, Any] | None:
+        """Return what was noted under a name, or ``None``.
+
+        :raises RoughyLedgerError: If it cannot be read.
+        """
+        object_name = _note_name(name)
+        with self._errors():
+            content = self._folder.read(object_name)
+        if content is None:
+            return None
+        with suppress(ValueError):
+            noted = json.loads(content)
+            if isinstance(noted, dict):
+                return noted
+        raise RoughyLedgerError(f"{object_name} of ledger {self.uri} cannot be read: {content[:100]!r}")
+
+    def note_once(self, name: str, what: Mapping[str, Any]) -> dict[str, Any]:
+        """Note something under a name, unless something was noted there before.
+
+        :param name: What it is about, in any words.
+        :param what: Plain JSON.
+        :returns: What is noted there now.
+        :raises RoughyLedgerError: If the ledger cannot be used.
+        """
+        with self._errors():
+            self._folder.create(_note_name(name), json.dumps(what, ensure_ascii=True).encode())
+        noted = self.note(name)
+        if noted is None:
+            raise RoughyLedgerError(f"{_note_name(name)} of ledger {self.uri} was removed while it was written")
+        return noted
 
     # ---- For people
 
@@ -610,6 +683,10 @@ def _entry_name(key: str, generation: int) -> str:
 
 def _run_name(owner: str) -> str:
     return f"runs/{hashlib.sha256(owner.encode()).hexdigest()[:32]}.json"
+
+
+def _note_name(name: str) -> str:
+    return f"note-{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
 
 
 def _to_json(entry: Entry) -> bytes:

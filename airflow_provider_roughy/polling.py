@@ -38,7 +38,7 @@ from airflow_provider_roughy.exceptions import (
 )
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.lifecycle import Kind, OnPendingPayment, Outcome, Verdict, counted
-from airflow_provider_roughy.retry import Backoff
+from airflow_provider_roughy.retry import Backoff, Tries
 
 if TYPE_CHECKING:
     from airflow_provider_roughy.api import Call
@@ -68,6 +68,8 @@ _BELIEVED = 20
 _DOUBTED = 1000
 #: Waiters that are answered before the event loop may do something else.
 _BATCH = 25
+#: How often a call that is no look is sent in all.
+_READ_TRIES = 3
 #: Pages in a row of a list of ends that may tell nothing of those that are waited for.
 _EMPTY_PAGES = 2
 
@@ -489,6 +491,32 @@ class SharedPoll:
         async with self._last_looks:
             return await self._ask(self._kind.read(id))
 
+    @property
+    def base_url(self) -> str:
+        """Where the connection leads, as it was last read."""
+        return self._hook.settings.base_url
+
+    async def read(self, call: Call[T]) -> T:
+        """Send a call that is no look, such as a page of a list, after whatever pause all of this connection keep.
+
+        :param call: What to ask.
+        :raises RoughyError: What was wrong, after some tries if it may pass.
+        """
+        loop, tries = asyncio.get_running_loop(), Tries(call, Backoff(tries=_READ_TRIES, patience=_MOST_RETRY_AFTER))
+        while True:
+            await asyncio.sleep(max(0.0, self._not_before - loop.time()))
+            try:
+                found: T = await self._ask(call)
+                return found
+            except RoughyError as error:
+                if isinstance(error, RoughyApiError) and error.retry_after is not None:
+                    wanted = loop.time() + min(error.retry_after, _MOST_RETRY_AFTER)
+                    self._not_before = max(self._not_before, wanted)
+                pause = tries.pause_after(error)
+                if pause is None:
+                    raise
+            await asyncio.sleep(pause)
+
     async def _close(self) -> None:
         task, self._task = self._task, None
         if task is not None:
@@ -586,14 +614,14 @@ class SharedPoll:
             answer = await self._ask(self._kind.read(id)), False
         except RoughyError as error:
             self._failures = self._failures + 1 if error.transient else 0
-            if self._concerns_all(error):
+            if self.concerns_all(error):
                 raise
             answer = error
         else:
             self._failures, self._away = 0, False
         await _answer((look, answer) for look in looks)
 
-    def _concerns_all(self, error: RoughyError) -> bool:
+    def concerns_all(self, error: RoughyError) -> bool:
         """Whether an error of one resource says something of all others."""
         if isinstance(error, RoughyAuthenticationError):
             return error.status != 403

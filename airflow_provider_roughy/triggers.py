@@ -1,23 +1,37 @@
-"""The triggers that wait for resources in a triggerer."""
+"""The triggers: those that wait for resources in a triggerer, and the one that watches for assets to become ready."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from abc import abstractmethod
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow_provider_roughy.compat import BaseTrigger, TriggerEvent, aget_task_state
+from airflow_provider_roughy.api import resource_id
+from airflow_provider_roughy.compat import BaseEventTrigger, BaseTrigger, TriggerEvent, aget_task_state, check_airflow
+from airflow_provider_roughy.events import check_states
 from airflow_provider_roughy.hooks import RoughyHook
-from airflow_provider_roughy.lifecycle import ASSET, KINDS, RENDER, Kind, Outcome, Verdict, batch_to_event, counted
+from airflow_provider_roughy.lifecycle import (
+    ASSET,
+    KINDS,
+    RENDER,
+    Kind,
+    Outcome,
+    Verdict,
+    as_seconds,
+    batch_to_event,
+    counted,
+)
 from airflow_provider_roughy.polling import Watch, wait_for_batch, wait_until_final
+from airflow_provider_roughy.watching import Watcher
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    import os
+    from collections.abc import AsyncIterator, Iterable
 
-    from airflow_provider_roughy.compat import BaseOperator
+    from airflow_provider_roughy.compat import BaseOperator, ObjectStoragePath
     from airflow_provider_roughy.lifecycle import OnPendingPayment
 
 #: Seconds that cancelling may take; Airflow grants 30.
@@ -275,3 +289,78 @@ class RoughyRenderTrigger(RoughyTrigger):
             self.log.warning("Render %s could not be cancelled: %s", self.id, error)
         else:
             self.log.info("Render %s %s", self.id, "is cancelled" if cancelled else "had ended already")
+
+
+class RoughyAssetsReadyTrigger(BaseEventTrigger):
+    """Makes an event of an Airflow ``Asset`` when assets of Roughy have become ready, whoever uploaded them.
+
+    For an ``AssetWatcher`` of Airflow 3. The payload of an event is asset ids by state, ``{"ready": [...]}``, the
+    oldest first, at most 1,000 of each state: all that has come to that state since the first start and was not taken
+    yet, which :func:`~airflow_provider_roughy.events.take_assets` does. It is sent again, after growing pauses of up to
+    an hour, until it is taken, since Airflow may leave an event lying until the next one comes.
+
+    It never ends. All triggers of one event loop that use the same connection share one poll, whatever they watch for.
+
+    :param ledger: Where is kept what was taken, and where this began: a local path that triggerers and workers share,
+        or a URI that Airflow's object storage knows. Each DAG that shall get all assets needs one of its own.
+    :param ledger_conn_id: The Airflow connection of that storage.
+    :param project_id: Whose assets; ``None`` for all of the account.
+    :param states: Any of ``"ready"``, ``"failed"`` and ``"pending_payment"``.
+    :param poll_interval: Seconds between two looks, or a ``timedelta``.
+    :param catchup: Whether to announce what had come to its state before the first start as well.
+    :param roughy_conn_id: The Airflow connection.
+    :raises ValueError: At DAG parse, if an argument is unusable.
+    :raises RoughyConfigurationError: Likewise, if ``project_id`` is no id.
+    :raises RuntimeError: On Airflow 2.
+    """
+
+    def __init__(
+        self,
+        *,
+        ledger: str | os.PathLike[str] | ObjectStoragePath,
+        ledger_conn_id: str | None = None,
+        project_id: str | None = None,
+        states: Iterable[str] = ("ready",),
+        poll_interval: float | timedelta = 60.0,
+        catchup: bool = False,
+        roughy_conn_id: str = RoughyHook.default_conn_name,
+    ) -> None:
+        check_airflow(type(self).__name__, needs=(3, 0))
+        super().__init__()
+        self.ledger = str(ledger)
+        if not self.ledger.rstrip("/"):
+            raise ValueError("ledger must say where is kept what was taken")
+        self.ledger_conn_id = ledger_conn_id or getattr(ledger, "conn_id", None)
+        self.project_id = None if project_id is None else resource_id("project_id", project_id)
+        self.states = check_states(states)
+        self.poll_interval = as_seconds("poll_interval", poll_interval)
+        self.catchup = catchup
+        self.roughy_conn_id = roughy_conn_id
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return what Airflow stores to make this trigger again, and by whose hash it knows it."""
+        return "airflow_provider_roughy.triggers.RoughyAssetsReadyTrigger", {
+            "ledger": self.ledger,
+            "ledger_conn_id": self.ledger_conn_id,
+            "project_id": self.project_id,
+            "states": list(self.states),
+            "poll_interval": self.poll_interval,
+            "catchup": self.catchup,
+            "roughy_conn_id": self.roughy_conn_id,
+        }
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Watch, and say what is due."""
+        watcher = Watcher(
+            roughy_conn_id=self.roughy_conn_id,
+            ledger=self.ledger,
+            ledger_conn_id=self.ledger_conn_id,
+            project_id=self.project_id,
+            states=self.states,
+            poll_interval=self.poll_interval,
+            catchup=self.catchup,
+            log=self.log,
+        )
+        async with aclosing(watcher.payloads()) as payloads:
+            async for payload in payloads:
+                yield TriggerEvent(payload)

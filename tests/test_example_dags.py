@@ -20,8 +20,9 @@ from tests.conftest import DAGS_FOLDER
 from tests.running import whenever
 
 ROOT = Path(__file__).parent.parent
-#: Those that need what an older Airflow does not have: approval by a person came with 3.1.
+#: Those that need what an older Airflow does not have: approval by a person came with 3.1, watchers with 3.0.
 TOO_NEW = {"roughy_approve_cut"} if airflow.__version__.startswith(("2.", "3.0.")) else set()
+TOO_NEW |= {"roughy_react_to_media"} if airflow.__version__.startswith("2.") else set()
 EXAMPLES = sorted(path for path in (ROOT / "example_dags").glob("*.py") if path.stem not in TOO_NEW)
 
 pytestmark = [

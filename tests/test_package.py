@@ -84,7 +84,9 @@ ROOMS: dict[str, set[str]] = {
         "recordings",
         "source",
     },
-    "triggers": {"compat", "exceptions", "hooks", "lifecycle", "polling"},
+    "events": {"api", "compat", "exceptions", "ledger", "lifecycle", "lineage", "memory"},
+    "watching": {"api", "events", "exceptions", "hooks", "ledger", "lifecycle", "polling", "retry"},
+    "triggers": {"api", "compat", "events", "exceptions", "hooks", "lifecycle", "polling", "watching"},
     "plugin": {"compat"},
     "receiver": {"compat", "exceptions", "hooks", "lifecycle", "settings", "webhooks"},
     "sensors": {"compat", "hooks", "lifecycle", "lineage", "outlets", "polling", "triggers"},
@@ -216,7 +218,7 @@ def test_compat_names_are_told_to_type_checkers_too() -> None:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
     )
     names = {alias.name for node in told.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    made_here = {"AIRFLOW_VERSION", "add_lineage", "aget_connection", "aget_task_state", "announce"}
+    made_here = {"AIRFLOW_VERSION", "add_lineage", "aget_connection", "aget_task_state", "announce", "check_airflow"}
     assert names - {"Iterable"} == set(compat._HOMES) == set(compat.__all__) - made_here
 
 

@@ -1,0 +1,429 @@
+"""The watch for assets that become ready: what is announced, when, and at what cost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_roughy import watching
+from airflow_provider_roughy.emulator import Emulator, Fault
+from airflow_provider_roughy.events import taken_key
+from airflow_provider_roughy.hooks import RoughyHook
+from airflow_provider_roughy.ledger import Entry, Ledger
+from airflow_provider_roughy.triggers import RoughyAssetsReadyTrigger
+from airflow_provider_roughy.watching import Lookout
+
+pytestmark = pytest.mark.usefixtures("patient")
+
+#: Seconds between two looks.
+INTERVAL = 0.1
+
+
+@pytest.fixture
+def roughy() -> Iterator[Emulator]:
+    """A Roughy whose assets change when the test says so."""
+    with Emulator(progression="manual") as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Path:
+    return tmp_path / "taken"
+
+
+def take(ledger: Path, *ids: str, state: str = "ready") -> None:
+    """Take assets as a consumer does."""
+    Ledger(ledger).take(
+        [Entry(taken_key(id, state), source=id, wanted={}, owner="run", state="taken", asset_id=id) for id in ids]
+    )
+
+
+class Watching:
+    """A trigger that runs in this event loop, as in a triggerer.
+
+    :param trigger: The trigger.
+    """
+
+    def __init__(self, trigger: RoughyAssetsReadyTrigger) -> None:
+        self.events: list[dict[str, list[str]]] = []
+        # Where caplog hears it: Airflow 3.3 gives a trigger a log of structlog.
+        trigger._log = logging.getLogger("watcher")  # type: ignore[assignment]
+        self._trigger = trigger
+        self._changed = asyncio.Event()
+        self.task = asyncio.ensure_future(self._run())
+
+    async def _run(self) -> None:
+        async for event in self._trigger.run():
+            self.events.append(json.loads(json.dumps(event.payload)))
+            self._changed.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._changed.clear()
+            waiting = asyncio.ensure_future(self._changed.wait())
+            await asyncio.wait([waiting, self.task], return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            assert not self.task.done(), f"the trigger has ended: {self.task}"
+
+    async def told(self, *ids: str, state: str = "ready") -> None:
+        """Wait until an event tells of assets, all in one."""
+        await self.until(lambda: any(set(ids) <= set(event.get(state, ())) for event in self.events))
+
+    def all(self, state: str = "ready") -> set[str]:
+        return {id for event in self.events for id in event.get(state, ())}
+
+    async def stop(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def watch(ledger: Path, **options: Any) -> AsyncIterator[Watching]:
+    watching = Watching(RoughyAssetsReadyTrigger(ledger=ledger, **{"poll_interval": INTERVAL, **options}))
+    try:
+        yield watching
+    finally:
+        await watching.stop()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - the emulator's loop is another
+        await asyncio.sleep(0.01)
+
+
+async def begun(ledger: Path, count: int = 1) -> None:
+    """Wait until so many watchers have begun, and what had ended before is old."""
+    await until(lambda: len(list(ledger.glob("note-*.json"))) >= count)
+
+
+async def rounds(roughy: Emulator, count: int = 1) -> None:
+    """Wait until so many whole rounds have been taken from now on."""
+    before = len(asked_for(roughy, "ready"))
+    # One may be under way, and the next one is over when another begins.
+    await until(lambda: len(asked_for(roughy, "ready")) >= before + count + 2)
+
+
+def asked_for(roughy: Emulator, state: str) -> list[Any]:
+    return [request for request in roughy.requests if f"state={state}" in request.query]
+
+
+def test_a_first_start_announces_nothing_old_and_all_that_comes(roughy: Emulator, ledger: Path) -> None:
+    for _ in range(300):
+        roughy.seed_asset()
+    working, unpaid = roughy.seed_asset(state="processing"), roughy.seed_asset(state="pending_payment")
+
+    async def run() -> None:
+        async with watch(ledger) as watching:
+            await begun(ledger)
+            new = [roughy.seed_asset(), roughy.seed_asset()]
+            await watching.told(*new)
+            # Out of order, and deep in the list of what is ready.
+            roughy.set_state(unpaid, "ready")
+            await watching.told(*new, unpaid)
+            roughy.set_state(working, "ready")
+            await watching.told(*new, unpaid, working)
+            assert watching.all() == {*new, unpaid, working}
+            assert watching.events[-1] == {"ready": [working, unpaid, *new]}, "the oldest first"
+
+    asyncio.run(run())
+
+
+def test_a_quiet_round_costs_four_requests_whoever_watches(roughy: Emulator, ledger: Path) -> None:
+    roughy.seed_asset()
+
+    async def run() -> None:
+        others = [Watching(RoughyAssetsReadyTrigger(ledger=ledger, poll_interval=INTERVAL)) for _ in range(17)]
+        async with (
+            watch(ledger) as one,
+            watch(ledger, project_id=roughy.project_id) as of_project,
+            watch(ledger, project_id="019de7f7-3a52-74d1-9eeb-000000000000") as of_nothing,
+        ):
+            await begun(ledger, 3)
+            await rounds(roughy, 2)
+            roughy.clear_requests()
+            await rounds(roughy, 3)
+            counts = Counter(re.findall(r"state=(\w+)", " ".join(request.query for request in roughy.requests)))
+            assert set(counts) == {"pending_upload", "processing", "pending_payment", "ready"}
+            assert max(counts.values()) - min(counts.values()) <= 1
+            assert sum(counts.values()) == len(roughy.requests), "and nothing else"
+            new = roughy.seed_asset()
+            for each in (one, of_project, *others):
+                await each.told(new)
+            assert of_nothing.events == []
+            assert len(Lookout._lookouts[asyncio.get_running_loop()]) == 1
+            for each in others:
+                await each.stop()
+
+    asyncio.run(run())
+
+
+def test_what_is_taken_is_announced_no_more_and_the_rest_is(roughy: Emulator, ledger: Path) -> None:
+    async def run() -> None:
+        async with watch(ledger) as watching:
+            await begun(ledger)
+            taken, left = roughy.seed_asset(), roughy.seed_asset()
+            await watching.told(taken, left)
+            take(ledger, taken)
+            await watching.until(lambda: watching.events[-1] == {"ready": [left]})
+            count = len(watching.events)
+            take(ledger, left)
+            new = roughy.seed_asset()
+            await watching.until(lambda: watching.events[-1] == {"ready": [new]})
+            assert len(watching.events) <= count + 2
+
+    asyncio.run(run())
+
+
+def test_what_is_not_taken_is_repeated_after_growing_pauses(roughy: Emulator, ledger: Path) -> None:
+    async def run() -> None:
+        async with watch(ledger) as watching:
+            await begun(ledger)
+            roughy.seed_asset()
+            times = []
+            for count in range(1, 6):
+                await watching.until(lambda count=count: len(watching.events) >= count)  # type: ignore[misc]
+                times.append(asyncio.get_running_loop().time())
+            pauses = [after - before for before, after in pairwise(times)]
+            for number, pause in enumerate(pauses):
+                assert pause >= 0.89 * INTERVAL * 2**number
+
+    asyncio.run(run())
+
+
+def test_with_catchup_all_that_there_is_is_announced(
+    roughy: Emulator, ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "MOST_IDS", 100)
+    ids = [roughy.seed_asset() for _ in range(230)]
+    failed = roughy.seed_asset(state="failed")
+
+    async def run() -> None:
+        async with watch(ledger, catchup=True, states=["failed", "ready"]) as watching:
+            await watching.until(lambda: bool(watching.events))
+            assert watching.events[0] == {"ready": ids[:100], "failed": [failed]}, "the oldest, as many as fit"
+            take(ledger, *ids[:100])
+            take(ledger, failed, state="failed")
+            await watching.until(lambda: watching.events[-1] == {"ready": ids[100:200]})
+            take(ledger, *ids[100:200])
+            await watching.until(lambda: watching.events[-1] == {"ready": ids[200:]})
+
+    asyncio.run(run())
+
+
+def test_a_restart_loses_nothing_and_announces_nothing_old(roughy: Emulator, ledger: Path) -> None:
+    old = [roughy.seed_asset() for _ in range(120)]
+    waiting = [roughy.seed_asset(state=state) for state in ("pending_upload", "processing", "pending_payment")]
+
+    async def first() -> list[str]:
+        async with watch(ledger) as watching:
+            await begun(ledger)
+            untaken, taken = roughy.seed_asset(), roughy.seed_asset()
+            await watching.told(untaken, taken)
+            take(ledger, taken)
+            return [untaken]
+
+    async def second(expected: list[str]) -> None:
+        async with watch(ledger) as watching:
+            await watching.told(*expected)
+            assert watching.all() == set(expected)
+            assert not watching.all() & set(old)
+
+    due = asyncio.run(first())
+    # While nobody watches.
+    due += [roughy.seed_asset(state="processing"), *waiting]
+    for id in due:
+        roughy.set_state(id, "ready")
+    asyncio.run(second(due))
+
+
+def test_states_are_announced_as_they_are(roughy: Emulator, ledger: Path) -> None:
+    unpaid_before = roughy.seed_asset(state="pending_payment")
+
+    async def run() -> None:
+        async with watch(ledger, states=("ready", "failed", "pending_payment")) as watching:
+            await begun(ledger)
+            ready, failed, unpaid = (roughy.seed_asset(state="processing") for _ in range(3))
+            for id, state in ((ready, "ready"), (failed, "failed"), (unpaid, "pending_payment")):
+                roughy.set_state(id, state)
+            expected = {"ready": [ready], "failed": [failed], "pending_payment": [unpaid]}
+            await watching.until(lambda: expected in watching.events)
+            take(ledger, unpaid, state="pending_payment")
+            roughy.set_state(unpaid, "ready")
+            roughy.set_state(unpaid_before, "ready")
+            await watching.told(unpaid, unpaid_before)
+            assert watching.events[-1].get("pending_payment") is None
+            assert unpaid_before not in watching.all("pending_payment"), "it was so before the first start"
+
+    asyncio.run(run())
+
+
+def test_what_was_deleted_is_announced_no_more(roughy: Emulator, ledger: Path) -> None:
+    async def run() -> None:
+        with RoughyHook() as hook:
+            async with watch(ledger) as watching:
+                await begun(ledger)
+                gone, stays, waiting = roughy.seed_asset(), roughy.seed_asset(), roughy.seed_asset(state="processing")
+                await watching.told(gone, stays)
+                await asyncio.to_thread(hook.delete_asset, gone)
+                await asyncio.to_thread(hook.delete_asset, waiting)
+                await watching.until(lambda: watching.events[-1] == {"ready": [stays]})
+                roughy.clear_requests()
+                await rounds(roughy)
+                assert not [request for request in roughy.requests if waiting in request.path], "it is forgotten"
+
+    asyncio.run(run())
+
+
+def test_one_that_stops_disturbs_no_other_and_the_last_one_closes_all(roughy: Emulator, ledger: Path) -> None:
+    async def run() -> None:
+        first = Watching(RoughyAssetsReadyTrigger(ledger=ledger, poll_interval=INTERVAL))
+        async with watch(ledger) as second:
+            await begun(ledger)
+            await first.stop()
+            new = roughy.seed_asset()
+            await second.told(new)
+        assert not Lookout._lookouts[asyncio.get_running_loop()]
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(run())
+
+
+FAULTS: dict[str, dict[str, Any]] = {
+    "away": {"drop": True, "times": 6},
+    "broken": {"status": 500, "times": 6},
+    "slow down": {"status": 429, "headers": {"Retry-After": "0.1"}, "times": 5},
+    "garbage": {"garbage": True, "times": 6},
+    "a gateway's page": {"status": 403, "body": "<html>no</html>", "times": 6},
+    "a key that is refused": {"status": 401, "times": 3},
+    "a list that is refused": {"path": "/v1/assets?state=processing", "status": 422, "times": 3},
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_trouble_passes_and_nothing_is_lost(
+    roughy: Emulator, ledger: Path, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    waiting = roughy.seed_asset(state="processing")
+
+    async def run() -> None:
+        async with watch(ledger) as watching:
+            await begun(ledger)
+            await rounds(roughy)
+            roughy.inject(Fault(**{"method": "GET", "path": "/v1/assets*", **FAULTS[fault]}))
+            new = roughy.seed_asset()
+            roughy.set_state(waiting, "ready")
+            await watching.told(new, waiting)
+            assert watching.all() == {new, waiting}
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(run())
+    told = [record for record in caplog.records if "cannot be watched" in record.message]
+    assert len(told) <= 2, "not each time"
+
+
+def test_a_new_key_is_picked_up(
+    roughy: Emulator,
+    ledger: Path,
+    connection: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps({**connection, "password": "sk_wrong"}))
+
+    async def run() -> None:
+        async with watch(ledger, catchup=True) as watching:
+            asset_id = roughy.seed_asset()
+            await until(lambda: "cannot be watched" in caplog.text)
+            monkeypatch.delenv("AIRFLOW_CONN_ROUGHY_DEFAULT")
+            await until(lambda: "RoughyMissingConnectionError" in caplog.text or "no connection" in caplog.text.lower())
+            monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps(connection))
+            await watching.told(asset_id)
+
+    asyncio.run(run())
+    assert "sk_" not in caplog.text
+
+
+def replace_by_a_file(folder: Path) -> Path:
+    """Move a folder away, and return where it is now."""
+    away = folder.rename(folder.with_name("away"))
+    folder.write_text("a file where a folder was")
+    return away
+
+
+def put_back(away: Path, folder: Path) -> None:
+    folder.unlink()
+    away.rename(folder)
+
+
+def test_a_ledger_that_is_away_and_comes_back(roughy: Emulator, ledger: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        async with watch(ledger) as watching:
+            await begun(ledger)
+            taken = roughy.seed_asset()
+            await watching.told(taken)
+            take(ledger, taken)
+            away = replace_by_a_file(ledger)
+            new = roughy.seed_asset()
+            await until(lambda: "what was taken is not known" in caplog.text)
+            count = len(watching.events)
+            put_back(away, ledger)
+            await watching.told(new)
+            assert watching.events[count:] == [{"ready": [new]}]
+
+    asyncio.run(run())
+
+
+def test_a_baseline_that_cannot_be_read_is_not_taken_for_none(
+    roughy: Emulator, ledger: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = roughy.seed_asset()
+
+    async def start() -> None:
+        async with watch(ledger):
+            await begun(ledger)
+
+    async def run() -> None:
+        async with watch(ledger) as watching:
+            await until(lambda: f"{note.name} of ledger" in caplog.text)
+            assert watching.events == []
+            note.write_bytes(whole)
+            new = roughy.seed_asset()
+            await watching.told(new)
+            assert old not in watching.all()
+
+    asyncio.run(start())
+    (note,) = ledger.glob("note-*.json")
+    whole = note.read_bytes()
+    note.write_bytes(whole[: len(whole) // 2])
+    asyncio.run(run())
+
+
+def test_a_connection_that_leads_elsewhere_is_another_account(
+    roughy: Emulator, ledger: Path, connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "_FULL_SECONDS", 0.3)
+
+    async def run(other: Emulator) -> None:
+        before = [other.seed_asset() for _ in range(3)]
+        async with watch(ledger) as watching:
+            await begun(ledger)
+            first = roughy.seed_asset()
+            await watching.told(first)
+            monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps(other.airflow_connection))
+            await begun(ledger, 2)
+            new = other.seed_asset()
+            await watching.until(lambda: watching.events[-1] == {"ready": [new]})
+            assert not watching.all() & set(before)
+
+    with Emulator(progression="manual") as other:
+        asyncio.run(run(other))
