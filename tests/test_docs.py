@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import dedent
 from xml.etree import ElementTree
@@ -15,9 +16,14 @@ import pytest
 
 from airflow_provider_roughy import exceptions, operators, sensors
 from airflow_provider_roughy.compat import DAG
-from airflow_provider_roughy.emulator import Emulator
+from airflow_provider_roughy.emulator import Emulator, Fault
 from airflow_provider_roughy.exceptions import RoughyError
+from airflow_provider_roughy.ingest import Report
 from airflow_provider_roughy.lifecycle import KINDS
+
+needs_sphinx = pytest.mark.skipif(
+    find_spec("sphinx") is None, reason="the group docs is installed for the newest Airflow only"
+)
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -51,12 +57,13 @@ def test_every_relative_link_leads_to_a_file(page: Path) -> None:
     assert [target for target in targets if target and not (page.parent / target).exists()] == []
 
 
+@needs_sphinx
+@pytest.mark.timeout(300)
 def test_the_site_builds_and_holds_what_the_code_does(tmp_path: Path) -> None:
     """References, includes, markers of examples, anchors: Sphinx looks at all of them."""
-    pytest.importorskip("sphinx", reason="the group docs is installed for the newest Airflow only")
     command = [sys.executable, "-m", "sphinx", "--nitpicky", "--fail-on-warning", "--keep-going", "--quiet"]
     built = subprocess.run(
-        [*command, "-d", tmp_path / "doctrees", DOCS, tmp_path / "html"], capture_output=True, text=True, timeout=100
+        [*command, "-d", tmp_path / "doctrees", DOCS, tmp_path / "html"], capture_output=True, text=True, timeout=280
     )
     assert built.returncode == 0, built.stderr
     pages = {path.stem: path.read_text() for path in (tmp_path / "html").glob("*.html")}
@@ -70,6 +77,21 @@ def test_the_site_builds_and_holds_what_the_code_does(tmp_path: Path) -> None:
     assert [url for pair in loaded for url in pair if re.match(r"(https?:)?//", url)] == [], "nothing from elsewhere"
 
 
+def test_every_fault_of_the_emulators_page_is_one() -> None:
+    faults = re.findall(r"`(Fault\([^`]+\))`", (DOCS / "emulator.md").read_text())
+    assert faults
+    for fault in faults:
+        eval(fault, {"Fault": Fault})
+
+
+@needs_sphinx
+def test_what_a_batch_leaves_is_told_wholly() -> None:
+    from from_code.tables import TABLES
+
+    assert set(re.findall(r"^\| `(\w+)`", TABLES["batch-xcoms"](), re.MULTILINE)) == set(Report().to_dict())
+
+
+@needs_sphinx
 def test_every_figure_is_drawn_in_the_colours_of_the_page() -> None:
     from from_code.figures import FIGURES
 
@@ -87,6 +109,7 @@ def test_every_figure_is_drawn_in_the_colours_of_the_page() -> None:
         assert all(0 <= box["y"] <= box["y"] + box["height"] <= height for box in boxes), name
 
 
+@needs_sphinx
 def test_advice_is_about_errors_that_exist() -> None:
     from from_code.tables import ADVICE, advice_on, of_the_tree
 

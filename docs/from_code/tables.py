@@ -15,6 +15,7 @@ from airflow_provider_roughy.emulator.__main__ import _parser
 from airflow_provider_roughy.emulator.control import Control
 from airflow_provider_roughy.exceptions import ERRORS_BY_CODE, RoughyApiError, RoughyError, api_error
 from airflow_provider_roughy.get_provider_info import CONN_FIELDS, UI_FIELD_BEHAVIOUR
+from airflow_provider_roughy.ingest import Report
 from airflow_provider_roughy.lifecycle import KINDS, Kind, OnPendingPayment, Outcome, Verdict
 
 ROOT = Path(__file__).parent.parent.parent
@@ -186,6 +187,13 @@ def _raised(verdict: Verdict, policy: OnPendingPayment) -> str:
     return "succeeds"
 
 
+def batch_xcoms() -> str:
+    """List what a batch leaves in XComs."""
+    told = re.findall(r":param (\w+): ((?:.|\n    )*)", inspect.getdoc(Report) or "")
+    rows = [(f"`{name}`", markdown(text)) for name, text in told if name in Report().to_dict()]
+    return table(("XCom", "What it holds"), rows)
+
+
 def connection() -> str:
     """List the fields of an Airflow connection."""
     told = {
@@ -250,6 +258,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "outcomes": outcomes,
     "on-pending-payment": on_pending_payment,
     "connection": connection,
+    "batch-xcoms": batch_xcoms,
     "versions": versions,
     "emulator-options": emulator_options,
     "emulator-routes": emulator_routes,
