@@ -5,7 +5,8 @@ The outlet is            Its events
 ======================== ==============================================================================================
 an ``AssetAlias``        one for each product: a resource that is ready, as ``roughy://asset/ID``, ``roughy://cut/ID``
                          or ``roughy://render/ID``, or a file that was written, by its URI. None for what is unpaid,
-                         failed, refused, postponed, or only uploaded
+                         failed, refused, postponed, or only uploaded; at most 100, and ``omitted`` in the extra of each
+                         says how many more there were
 an ``Asset``             the one that Airflow makes at each success of the task; its extra says what came of it
 ======================== ==============================================================================================
 
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_roughy.compat import Asset, AssetAlias, BaseAsset
+from airflow_provider_roughy.compat import Asset, AssetAlias, BaseAsset, conf
 from airflow_provider_roughy.lifecycle import Outcome
 from airflow_provider_roughy.lineage import resource_uri
 from airflow_provider_roughy.storage import asset_uri
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from airflow_provider_roughy.compat import BaseOperator, Context
     from airflow_provider_roughy.lifecycle import Verdict
 
+#: Events of one alias that Airflow 3 takes for each second of its ``[workers] execution_api_timeout`` (5 s), in which a
+#: task has to tell its success: writing one takes 15 to 40 ms. A task that takes longer is failed, its events are not.
+EVENTS_PER_SECOND = 20
 #: Ids of one outcome that the extra of a plain asset names, which are some 40 KB.
 MOST_IDS = 1000
 #: What a resource's fields tell of it, in the words of Roughy's API.
@@ -40,7 +44,7 @@ class Product:
     """What others may go on with.
 
     :param uri: As Airflow's assets call it.
-    :param extra: What is known of it, as plain JSON without secrets.
+    :param extra: What is known of it, without secrets: text and numbers, as Airflow 2 takes nothing nested.
     """
 
     uri: str
@@ -58,12 +62,23 @@ def announce(task: BaseOperator, context: Context, products: Iterable[Product], 
     events: Any = context.get("outlet_events")
     if events is None or not task.outlets:
         return
+    most = int(EVENTS_PER_SECOND * conf.getfloat("workers", "execution_api_timeout", fallback=5.0))
     products = list(products)
+    omitted = len(products) - most
+    more = {"omitted": omitted} if omitted > 0 else {}
     for outlet in task.outlets:
         if isinstance(outlet, AssetAlias):
-            for product in products:
+            for product in products[:most]:
                 with _forgiving(task):
-                    events[outlet].add(Asset(uri=product.uri), extra=dict(product.extra))
+                    events[outlet].add(Asset(uri=product.uri), extra={**product.extra, **more})
+            if more:
+                task.log.warning(
+                    "%s announces %s of %s: Airflow takes no more at once. The XComs have all of them, and an outlet "
+                    "that is a plain Asset makes one event of a batch",
+                    outlet,
+                    f"{most:,}",
+                    f"{len(products):,}",
+                )
         elif isinstance(outlet, BaseAsset):
             with _forgiving(task):
                 events[outlet].extra.update(summary)

@@ -12,6 +12,7 @@ from typing import Any
 
 import airflow
 import pytest
+from airflow.utils.session import create_session
 
 from airflow_provider_roughy import lineage
 from airflow_provider_roughy.compat import Asset, AssetAlias, BaseOperator, get_hook_lineage_collector
@@ -26,15 +27,27 @@ from airflow_provider_roughy.operators import (
     RoughyIngestOperator,
     RoughyRenderOperator,
 )
-from airflow_provider_roughy.outlets import MOST_IDS, ids_by_outcome
+from airflow_provider_roughy.outlets import MOST_IDS, Product, announce, ids_by_outcome
 from airflow_provider_roughy.sensors import RoughyAssetSensor, RoughyCutSensor, RoughyRenderSensor
 from airflow_provider_roughy.storage import asset_uri
 from tests import media
+from tests.conftest import DAGS_FOLDER
 from tests.running import Ended, run_task, whenever
+from tests.test_example_dags import Run, load
 from tests.uploading import Store
 
 AIRFLOW_2 = airflow.__version__.startswith("2.")
 ID = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"
+#: Airflow's tables of events, and of DAGs that they start.
+EVENT, QUEUE = (
+    getattr(import_module(module), name)
+    for module, names in [
+        ("airflow.models.dataset", ["DatasetEvent", "DatasetDagRunQueue"])
+        if AIRFLOW_2
+        else ("airflow.models.asset", ["AssetEvent", "AssetDagRunQueue"])
+    ]
+    for name in names
+)
 #: Where a task waits.
 MODES = pytest.mark.parametrize("mode", ["worker", "triggerer", "nowhere"])
 
@@ -301,6 +314,20 @@ def test_a_batch_announces_each_recording_that_is_ready(
     assert reader.written == [uri("asset", id) for id in ready]
 
 
+@pytest.mark.parametrize(("timeout", "announced"), [(None, 100), ("60", 150)])
+def test_no_more_is_announced_than_airflow_takes(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch, timeout: str | None, announced: int
+) -> None:
+    if timeout is not None:
+        monkeypatch.setenv("AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT", timeout)
+    task = BaseOperator(task_id="task", outlets=[AssetAlias("media")])
+    products = [Product(uri("asset", ID), {"number": number}) for number in range(150)]
+    context: Any = {"outlet_events": reader.events}
+    announce(task, context, products, {})
+    more = {} if announced == 150 else {"omitted": 50}
+    assert [extra for _, extra in reader.announced] == [{"number": number, **more} for number in range(announced)]
+
+
 def test_ten_thousand_recordings_are_told_in_less_than_a_hundred_kilobytes() -> None:
     told = ids_by_outcome({"ready": [ID] * 10_000, "pending_payment": [ID]})
     assert (len(told["ready"]), told["pending_payment"], told["omitted"]) == (MOST_IDS, [ID], {"ready": 9000})
@@ -380,6 +407,37 @@ def test_lineage_costs_no_collector_where_nobody_reads_it(
     monkeypatch.setattr(lineage._log, "warning", lambda *args: told.append(args))
     hook.create_cut(roughy.seed_asset())
     assert told == []
+
+
+# ---- On a real database
+
+
+def test_an_upload_starts_another_dag(roughy: Emulator, recordings: dict[str, Path]) -> None:
+    roughy.progression = "seconds=1"
+    module = load(Path(shutil.copy(Path(__file__).with_name("announcing.py"), DAGS_FOLDER)))
+    register([module.dag, module.announced])
+    assert Run(module.dag, {"source": str(recordings["audio"])}).state == "success"
+    (asset,) = roughy.assets
+    with create_session() as session:
+        events = {event.uri: event.extra for event in session.query(EVENT)}
+        queued = [row.target_dag_id for row in session.query(QUEUE)]
+    about = {
+        "asset_id": asset["id"],
+        "project_id": roughy.project_id,
+        "duration_seconds": asset["duration_seconds"],
+        "source": str(recordings["audio"]),
+    }
+    assert events == {uri("asset", asset["id"]): about, "roughy_uploads": {"state": "ready", **about}}
+    assert queued == ["announced"]
+
+
+def register(dags: list[Any]) -> None:
+    """Tell Airflow's database of DAGs, as the DAG processor does; from 3.1 on ``dag.test`` does that itself."""
+    if AIRFLOW_2:
+        for dag in dags:
+            dag.sync_to_db()
+    elif airflow.__version__.startswith("3.0."):
+        import_module("airflow.models.dag").DAG.bulk_write_to_db("dags-folder", None, dags)
 
 
 # ---- What things are called

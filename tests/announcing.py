@@ -1,0 +1,24 @@
+"""DAGs of :mod:`tests.test_outlets`: one that announces a recording, and one that this starts."""
+
+from __future__ import annotations
+
+from airflow_provider_roughy.compat import DAG, Asset, AssetAlias, Param, task
+from airflow_provider_roughy.operators import RoughyCreateUploadOperator
+
+with DAG("announcing", schedule=None, params={"source": Param("", type="string")}) as dag:
+    RoughyCreateUploadOperator(
+        task_id="upload",
+        source="{{ params.source }}",
+        wait_for_completion=True,
+        deferrable=True,
+        poll_interval=0.1,
+        outlets=[AssetAlias("roughy_media"), Asset("roughy_uploads")],
+    )
+
+with DAG("announced", schedule=[AssetAlias("roughy_media")], is_paused_upon_creation=False) as announced:
+
+    @task
+    def go_on() -> None:
+        """Nothing."""
+
+    go_on()
