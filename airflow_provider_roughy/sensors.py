@@ -1,4 +1,7 @@
-"""The sensors, which wait until something at Roughy has come to its end."""
+"""The sensors, which wait until something at Roughy has come to its end.
+
+Each fills the events of its outlets when it succeeds: :mod:`airflow_provider_roughy.outlets`.
+"""
 
 from __future__ import annotations
 

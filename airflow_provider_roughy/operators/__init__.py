@@ -1,4 +1,7 @@
-"""The operators, a file a resource."""
+"""The operators, a file a resource.
+
+Each fills the events of its outlets when it succeeds: :mod:`airflow_provider_roughy.outlets`.
+"""
 
 from airflow_provider_roughy.operators.assets import RoughyDeleteAssetOperator
 from airflow_provider_roughy.operators.cuts import (

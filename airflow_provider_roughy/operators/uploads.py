@@ -67,7 +67,8 @@ class RoughyCreateUploadOperator(WaitingOperator):
     :param asset_id: Resume the open upload of this asset instead of creating one. Nothing is sent if its bytes have
         all arrived already. (templated)
     :param wait_for_completion: Whether to wait until Roughy has prepared the asset; fails like
-        :class:`~airflow_provider_roughy.sensors.RoughyAssetSensor` if that fails.
+        :class:`~airflow_provider_roughy.sensors.RoughyAssetSensor` if that fails. Only then an outlet that is an
+        ``AssetAlias`` announces it.
     :param on_pending_payment: With ``wait_for_completion``: what to do about an asset that the credits did not cover:
         ``"fail"``, ``"skip"``, ``"return"`` or ``"wait"``, as in
         :class:`~airflow_provider_roughy.sensors.RoughyAssetSensor`.
