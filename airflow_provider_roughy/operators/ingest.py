@@ -86,8 +86,8 @@ class RoughyIngestOperator(WaitingOperator):
 
     What fails, and what Roughy refuses, is reported by the run that met it, and known to the next ones.
 
-    With ``outlets=[AssetAlias(...)]`` a task that succeeds announces each asset that is ready, up to 100; an outlet that
-    is a plain ``Asset`` makes one event of the batch.
+    With ``outlets=[AssetAlias(...)]`` a task that succeeds announces each asset that is ready, up to 100; an outlet
+    that is a plain ``Asset`` makes one event of the batch.
 
     :param source: A folder, a prefix such as ``s3://bucket/incoming/``, a glob, a file, or a list of them. (templated)
     :param pattern: Which files of a folder are taken, by their names: a glob or a list of some. By default audio and
