@@ -1,6 +1,6 @@
 """The sensors, which wait until something at Roughy has come to its end.
 
-Each fills the events of its outlets when it succeeds: :mod:`airflow_provider_roughy.outlets`.
+Each fills the events of its ``outlets`` when it succeeds, for other DAGs to start on.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The operators, a file a resource.
 
-Each fills the events of its outlets when it succeeds: :mod:`airflow_provider_roughy.outlets`.
+Each fills the events of its ``outlets`` when it succeeds, for other DAGs to start on.
 """
 
 from airflow_provider_roughy.operators.assets import RoughyDeleteAssetOperator
