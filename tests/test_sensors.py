@@ -96,7 +96,7 @@ TABLE = [
 MOMENTS = ("at first look", "later", "after a restart")
 
 
-def once(enough: bool) -> tuple[pytest.MarkDecorator, ...]:
+def newest(enough: bool) -> tuple[pytest.MarkDecorator, ...]:
     """What one line of Airflow is enough for, as others show the same to all of them."""
     return (pytest.mark.once,) if enough else ()
 
@@ -123,8 +123,8 @@ def becoming(roughy: Emulator, asset_id: str, becomes: str) -> None:
 
 
 @pytest.mark.parametrize("soft_fail", [False, True], ids=["hard", "soft_fail"])
-@pytest.mark.parametrize("moment", [pytest.param(moment, marks=once(moment == "later")) for moment in MOMENTS])
-@pytest.mark.parametrize("row", [pytest.param(row, marks=once(row.policy in row.alike)) for row in TABLE], ids=str)
+@pytest.mark.parametrize("moment", [pytest.param(moment, marks=newest(moment == "later")) for moment in MOMENTS])
+@pytest.mark.parametrize("row", [pytest.param(row, marks=newest(row.policy in row.alike)) for row in TABLE], ids=str)
 def test_an_outcome_is_the_same_in_every_mode(
     roughy: Emulator, mode: str, row: Row, moment: str, soft_fail: bool
 ) -> None:
