@@ -20,6 +20,7 @@ from airflow_provider_roughy.events import take_assets
 from airflow_provider_roughy.operators import RoughyCutOperator, RoughyExportSubtitlesOperator
 from airflow_provider_roughy.triggers import RoughyAssetsReadyTrigger
 
+# [START media]
 #: Read when the DAG is, as a watcher has no templates.
 LEDGER = os.environ.get("ROUGHY_TAKEN", "/data/roughy-taken")
 CAPTIONS = os.environ.get("ROUGHY_CAPTIONS", "/data/captions")
@@ -30,6 +31,7 @@ media = Asset(
     "roughy_media",
     watchers=[AssetWatcher(name="ready", trigger=RoughyAssetsReadyTrigger(ledger=LEDGER, poll_interval=30))],
 )
+# [END media]
 
 with DAG(
     dag_id="roughy_react_to_media",
@@ -40,7 +42,7 @@ with DAG(
     tags=["roughy"],
     doc_md=__doc__,
 ) as dag:
-
+    # [START take]
     @task(map_index_template=None)
     def take(**context: Any) -> list[str]:
         """Return the assets that are this run's."""
@@ -53,3 +55,4 @@ with DAG(
         RoughyExportSubtitlesOperator(task_id="captions", cut_id=cut.output, target=f"{CAPTIONS}/{ASSET_ID}.srt")
 
     caption.expand(asset_id=take())
+    # [END take]

@@ -10,14 +10,17 @@ from types import ModuleType
 
 from airflow_provider_roughy import operators, sensors, triggers
 from airflow_provider_roughy.api import PAGE_SIZE
-from airflow_provider_roughy.compat import AirflowFailException, AirflowSensorTimeout, BaseTrigger
+from airflow_provider_roughy.compat import AirflowFailException, AirflowSensorTimeout
+from airflow_provider_roughy.events import take_assets
 from airflow_provider_roughy.exceptions import api_error
-from airflow_provider_roughy.lifecycle import KINDS, Arrival, Kind, Outcome
+from airflow_provider_roughy.lifecycle import ASSET, KINDS, Arrival, Kind, Outcome
+from airflow_provider_roughy.plugin import RoughyPlugin
 from airflow_provider_roughy.retry import Backoff, TransferTries
+from airflow_provider_roughy.settings import DEFAULT_WEBHOOK_ASSET
 from from_code.tables import of_the_tree, what_the_task_does
 
-#: Pixels of a line of text, of a character (about), and between a box and its text.
-LINE, CHARACTER, PAD = 20, 7.6, 12
+#: Pixels of a line of text, of a character and one of a heading (about), and between a box and its text.
+LINE, CHARACTER, BOLD, PAD = 20, 7.6, 8.6, 12
 
 _ID = "00000000-0000-7000-8000-000000000000"
 
@@ -61,7 +64,7 @@ class Drawing:
         :param height: The least height.
         """
         lines = list(lines)
-        width = max(width, max(len(line.lstrip("#` ")) for line in lines) * CHARACTER + 2 * PAD)
+        width = max(width, max(map(_width_of, lines)) + 2 * PAD)
         height = max(height, len(lines) * LINE + PAD)
         self._parts.append(f'<rect class="{look}" x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="6"/>')
         for number, line in enumerate(lines):
@@ -75,7 +78,7 @@ class Drawing:
         words = line.lstrip("#` ")
         self._parts.append(f'<text class="{look}" x="{x:g}" y="{y:g}" text-anchor="{anchor}">{escape(words)}</text>')
         if anchor == "start":
-            self._seen(x + len(words) * CHARACTER, y + 6)
+            self._seen(x + _width_of(line), y + 6)
 
     def arrow(self, *points: tuple[float, float]) -> None:
         """Draw a line through points, with a head at the last."""
@@ -103,6 +106,10 @@ class Drawing:
             f'<svg class="figure" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
             f'role="img"><title>{escape(self._title)}</title>{"".join(self._parts)}</svg>'
         )
+
+
+def _width_of(line: str) -> float:
+    return len(line.lstrip("#` ")) * (BOLD if line.startswith("#") else CHARACTER)
 
 
 def life_of(kind: Kind) -> str:
@@ -192,7 +199,7 @@ def where_waiting_happens() -> str:
     of_ours = [
         name
         for name, each in vars(triggers).items()
-        if inspect.isclass(each) and issubclass(each, BaseTrigger) and name.startswith("Roughy")
+        if inspect.isclass(each) and issubclass(each, triggers._WaitingTrigger) and name.startswith("Roughy")
     ]
     asked = []
     for kind in KINDS.values():
@@ -224,6 +231,46 @@ def where_waiting_happens() -> str:
     return str(drawing)
 
 
+def what_starts_a_dag() -> str:
+    """Draw the two ways by which media of others starts a DAG, and where they meet."""
+    drawing = Drawing("How media that becomes ready starts a DAG")
+    interval = inspect.signature(triggers.RoughyAssetsReadyTrigger).parameters["poll_interval"].default
+    states = ["# At Roughy, an asset becomes", *(f"`{state}" for state in ASSET.ends)]
+    (app,) = RoughyPlugin.fastapi_apps
+    width, height = drawing.box(2, 60, states)
+    x = 2 + width + 70
+    watcher = [
+        "# In a triggerer: an AssetWatcher",
+        f"`{triggers.RoughyAssetsReadyTrigger.__name__}",
+        f"asks every {interval:g} s, by default,",
+        "and repeats itself until all is taken",
+    ]
+    webhook = [
+        "# In the API server: a webhook",
+        f"`POST {app['url_prefix']}/webhooks",
+        "checks the signature, asks Roughy",
+        "whether it is so; within seconds",
+    ]
+    inner = drawing.box(x, 2, watcher)[0]
+    drawing.box(x, 142, webhook, width=inner)
+    middle = 60 + height / 2
+    for y in (50.0, 190.0):
+        drawing.arrow((2 + width, middle), (2 + width + 34, middle), (2 + width + 34, y), (x, y))
+    far = x + inner + 70
+    event = [
+        "# An event of an Airflow asset",
+        f"`Asset({DEFAULT_WEBHOOK_ASSET!r})",
+        '`{"ready": [ids]}',
+    ]
+    last, tall = drawing.box(far, 30, event)
+    for y in (50.0, 190.0):
+        drawing.arrow((x + inner, y), (x + inner + 34, y), (x + inner + 34, 66), (far, 66))
+    run = ["# A run of your DAG", f"`{take_assets.__name__}(context, ledger=…)", "gives each asset to one run"]
+    drawing.box(far, 142, run, width=last)
+    drawing.arrow((far + last / 2, 30 + tall), (far + last / 2, 142))
+    return str(drawing)
+
+
 def _that_wait(module: ModuleType) -> list[str]:
     named = [name for name in dir(module) if name.startswith("Roughy")]
     return [name for name in named if "deferrable" in _parameters(getattr(module, name))]
@@ -239,4 +286,5 @@ FIGURES: dict[str, Callable[[], str]] = {
     **{f"life-of-{kind.name}": partial(life_of, kind) for kind in KINDS.values()},
     "what-a-retry-does": what_a_retry_does,
     "where-waiting-happens": where_waiting_happens,
+    "what-starts-a-dag": what_starts_a_dag,
 }
