@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,7 @@ __all__ = [
     "AirflowRescheduleException",
     "AirflowSensorTimeout",
     "AirflowSkipException",
+    "Announced",
     "Asset",
     "AssetAlias",
     "BaseAsset",
@@ -246,20 +248,32 @@ def _query_task_state(ti: Any) -> Any:
         return found.state if found else None
 
 
-def announce(name: str, extra: dict[str, Any], *, once: str, within: timedelta) -> bool | None:
+class Announced(StrEnum):
+    """What came of :func:`announce`."""
+
+    #: There is an event, and a run that takes it is due.
+    MADE = "made"
+    #: There is an event, but a run was due before it, which takes only what is older. This one waits for the run after
+    #: that, which only another event makes due.
+    LEFT_BEHIND = "left_behind"
+    #: There was one.
+    KNOWN = "known"
+    #: No DAG declares such an asset.
+    NO_ASSET = "no_asset"
+
+
+def announce(name: str, extra: dict[str, Any], *, once: str | None = None, within: timedelta) -> Announced:
     """Make an event of an Airflow asset, in Airflow's own database: for the API server of Airflow 3, and in a thread.
 
     The events of an asset are made one after another, whichever process makes them, so that each sees the others.
 
     :param name: Of the asset, which a DAG has to declare.
-    :param extra: What the event says: plain JSON with ``once`` in it.
+    :param extra: What the event says: plain JSON, with ``once`` in it.
     :param once: A text, of which there is but one event.
     :param within: For how long that holds.
-    :returns: Whether an event was made, and is stored; ``False`` if there was one; ``None`` if Airflow knows no such
-        asset.
     """
     from airflow.assets.manager import asset_manager
-    from airflow.models.asset import AssetEvent, AssetModel
+    from airflow.models.asset import AssetDagRunQueue, AssetEvent, AssetModel
     from airflow.utils.session import create_session
     from sqlalchemy import String, cast, select, update
 
@@ -270,13 +284,20 @@ def announce(name: str, extra: dict[str, Any], *, once: str, within: timedelta) 
         session.execute(lock.execution_options(synchronize_session=False))
         asset = session.scalar(select(AssetModel).where(*declared))
         if asset is None:
-            return None
-        # By the index on asset and time.
-        known = select(AssetEvent.id).where(
-            AssetEvent.asset_id == asset.id,
-            AssetEvent.timestamp >= datetime.now(UTC) - within,
-            cast(AssetEvent.extra, String).contains(f'"{once}"', autoescape=True),
+            return Announced.NO_ASSET
+        if once is not None:
+            # By the index on asset and time.
+            known = select(AssetEvent.id).where(
+                AssetEvent.asset_id == asset.id,
+                AssetEvent.timestamp >= datetime.now(UTC) - within,
+                cast(AssetEvent.extra, String).contains(f'"{once}"', autoescape=True),
+            )
+            if session.scalar(known.limit(1)) is not None:
+                return Announced.KNOWN
+        event = asset_manager.register_asset_change(asset=asset, extra=extra, session=session)
+        if event is None:
+            return Announced.NO_ASSET
+        due = select(AssetDagRunQueue.target_dag_id).where(
+            AssetDagRunQueue.asset_id == asset.id, AssetDagRunQueue.created_at < event.timestamp
         )
-        if session.scalar(known.limit(1)) is not None:
-            return False
-        return asset_manager.register_asset_change(asset=asset, extra=extra, session=session) is not None or None
+        return Announced.MADE if session.scalar(due.limit(1)) is None else Announced.LEFT_BEHIND

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
@@ -24,7 +25,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from airflow_provider_roughy.compat import AirflowNotFoundException, announce, conf
+from airflow_provider_roughy.compat import AirflowNotFoundException, Announced, announce, conf
 from airflow_provider_roughy.exceptions import (
     RoughyConfigurationError,
     RoughyError,
@@ -59,6 +60,8 @@ _BELIEVED_SECONDS, _UNREADABLE_SECONDS = 30.0, 5.0
 REFUSALS_AT_ONCE, _REFUSALS_A_SECOND = 100, 2.0
 #: For how long no message makes a second event. Svix repeats for 27 hours and 35 minutes.
 _REPEATED_WITHIN = timedelta(hours=28)
+#: Seconds until events that Airflow leaves behind at the end of a burst are seen to, and the most that they grow to.
+_NUDGE_SECONDS, _LONGEST_NUDGE_SECONDS = 5.0, 600.0
 #: Messages that a process remembers, to spare Roughy and the database.
 _REMEMBERED = 10_000
 #: Seconds between two log lines that say the same.
@@ -114,6 +117,7 @@ class Receiver:
         self._refusals = _Bucket(REFUSALS_AT_ONCE, _REFUSALS_A_SECOND)
         self._told: dict[str, tuple[float, int]] = {}
         self._done: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._nudges: dict[str, asyncio.Task[None]] = {}
         self._askers = ThreadPoolExecutor(_ASK_AT_ONCE, thread_name_prefix="roughy-webhooks-ask")
         # One at a time: they would wait for the same row, each with one of the API server's database connections.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="roughy-webhooks-write")
@@ -195,11 +199,38 @@ class Receiver:
             raise _Later(f"it came early, asset {asset_id} is still {state}")
         name = account.settings.webhook_asset
         extra = {"payload": {state: [asset_id]}, "svix_id": id}
-        made = await loop.run_in_executor(self._writer, lambda: announce(name, extra, once=id, within=_REPEATED_WITHIN))
-        if made is None:
+        made = await self._announce(name, extra, once=id)
+        if made is Announced.NO_ASSET:
             raise _Later(f"no DAG declares the asset {name!r}, which connection {account.conn_id!r} asks for")
-        if made:
+        if made is not Announced.KNOWN:
             _log.info("Webhook %s: asset %s is %s; made an event of Airflow's asset %r", id, asset_id, state, name)
+
+    async def _announce(self, name: str, extra: dict[str, Any], *, once: str | None = None) -> Announced:
+        """Make an event, and see to it that a run takes it."""
+        loop = asyncio.get_running_loop()
+        make = partial(announce, name, extra, once=once, within=_REPEATED_WITHIN)
+        made = await loop.run_in_executor(self._writer, make)
+        nudge = self._nudges.get(name)
+        if made is Announced.LEFT_BEHIND and nudge is None:
+            self._nudges[name] = loop.create_task(self._nudge(name))
+        elif made is Announced.MADE and nudge is not None:
+            # The run that is due takes all that was left behind.
+            del self._nudges[name]
+            if nudge is not asyncio.current_task():
+                nudge.cancel()
+        return made
+
+    async def _nudge(self, name: str) -> None:
+        """Make an event that says nothing, until a run is due that takes those left behind at the end of a burst."""
+        pause = _NUDGE_SECONDS
+        while name in self._nudges:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_NUDGE_SECONDS)
+            try:
+                if await self._announce(name, {"payload": {}}) is Announced.NO_ASSET:
+                    del self._nudges[name]
+            except Exception:
+                self._tell("nudge", logging.WARNING, "Could not make an event of asset %r", name, exc_info=True)
 
     def _refuse(self) -> Response:
         """Refuse a request that nobody has signed, always in the same words: none."""
