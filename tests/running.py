@@ -66,6 +66,26 @@ class TaskInstance:
         return self.started
 
 
+def started_by(*extras: dict[str, Any], run: str = "run", asset: str = "media", alias: str = "") -> Any:
+    """The context of a task of a run that events have started, with Airflow's own objects."""
+    from airflow.sdk.execution_time.comms import AssetEventDagRunReferenceResult
+    from airflow.sdk.execution_time.context import TriggeringAssetEventsAccessor
+
+    events = [
+        AssetEventDagRunReferenceResult.model_validate(
+            {
+                "asset": {"name": asset, "uri": asset, "extra": {}},
+                "extra": extra,
+                "source_aliases": [{"name": alias}] if alias else [],
+                "timestamp": datetime.now(UTC),
+                **{f"source_{name}": None for name in ("task_id", "dag_id", "run_id", "map_index")},
+            }
+        )
+        for extra in extras
+    ]
+    return {"ti": TaskInstance(run), "triggering_asset_events": TriggeringAssetEventsAccessor.build(events)}
+
+
 def run_task(
     task: BaseOperator,
     *,

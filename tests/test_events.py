@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,7 +17,7 @@ from airflow_provider_roughy.exceptions import RoughyConfigurationError, RoughyU
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.ledger import Ledger
 from airflow_provider_roughy.triggers import RoughyAssetsReadyTrigger
-from tests.running import TaskInstance
+from tests.running import TaskInstance, started_by
 
 ON_AIRFLOW_2 = airflow.__version__.startswith("2.")
 
@@ -32,29 +31,9 @@ def from_watcher(**ids: list[str]) -> dict[str, Any]:
     return {"from_trigger": True, "payload": ids}
 
 
-def context(*extras: dict[str, Any], run: str = "run", asset: str = "media", alias: str = "") -> Any:
-    """The context of a task of a run that events have started, with Airflow's own objects."""
-    from airflow.sdk.execution_time.comms import AssetEventDagRunReferenceResult
-    from airflow.sdk.execution_time.context import TriggeringAssetEventsAccessor
-
-    events = [
-        AssetEventDagRunReferenceResult.model_validate(
-            {
-                "asset": {"name": asset, "uri": asset, "extra": {}},
-                "extra": extra,
-                "source_aliases": [{"name": alias}] if alias else [],
-                "timestamp": datetime.now(UTC),
-                **{f"source_{name}": None for name in ("task_id", "dag_id", "run_id", "map_index")},
-            }
-        )
-        for extra in extras
-    ]
-    return {"ti": TaskInstance(run), "triggering_asset_events": TriggeringAssetEventsAccessor.build(events)}
-
-
 @needs_airflow_3
 def test_a_run_takes_what_its_events_tell_each_once(tmp_path: Path) -> None:
-    events = context(from_watcher(ready=[A, B]), from_watcher(ready=[A, B, C]), alias="an alias brings each twice")
+    events = started_by(from_watcher(ready=[A, B]), from_watcher(ready=[A, B, C]), alias="an alias brings each twice")
     assert take_assets(events, ledger=tmp_path) == [A, B, C]
     entries = {entry.asset_id: entry for entry in Ledger(tmp_path).entries()}
     assert set(entries) == {A, B, C}
@@ -66,7 +45,7 @@ def test_a_run_takes_what_its_events_tell_each_once(tmp_path: Path) -> None:
 
 @needs_airflow_3
 def test_another_run_takes_the_rest_and_a_retry_the_same(tmp_path: Path) -> None:
-    first, second = context(from_watcher(ready=[A, B]), run="1"), context(from_watcher(ready=[A, B, C]), run="2")
+    first, second = started_by(from_watcher(ready=[A, B]), run="1"), started_by(from_watcher(ready=[A, B, C]), run="2")
     assert take_assets(first, ledger=tmp_path) == [A, B]
     assert take_assets(second, ledger=str(tmp_path)) == [C]
     assert take_assets(first, ledger=tmp_path) == [A, B]
@@ -76,7 +55,7 @@ def test_another_run_takes_the_rest_and_a_retry_the_same(tmp_path: Path) -> None
 @needs_airflow_3
 def test_runs_at_the_same_time_take_each_asset_once(tmp_path: Path) -> None:
     ids = [str(uuid4()) for _ in range(50)]
-    runs = [context(from_watcher(ready=ids), run=str(number)) for number in range(8)]
+    runs = [started_by(from_watcher(ready=ids), run=str(number)) for number in range(8)]
     start = threading.Barrier(len(runs))
 
     def take(events: Any) -> list[str]:
@@ -90,10 +69,10 @@ def test_runs_at_the_same_time_take_each_asset_once(tmp_path: Path) -> None:
 
 @needs_airflow_3
 def test_states_are_taken_by_themselves(tmp_path: Path) -> None:
-    events = context(from_watcher(ready=[A], pending_payment=[B], failed=[C]))
+    events = started_by(from_watcher(ready=[A], pending_payment=[B], failed=[C]))
     assert take_assets(events, ledger=tmp_path, states=["pending_payment"]) == [B]
     # What was announced as unpaid is announced as ready once it is.
-    assert take_assets(context(from_watcher(ready=[B]), run="later"), ledger=tmp_path) == [B]
+    assert take_assets(started_by(from_watcher(ready=[B]), run="later"), ledger=tmp_path) == [B]
     assert take_assets(events, ledger=tmp_path, states=("failed", "ready")) == [A, C]
 
 
@@ -111,13 +90,13 @@ def test_states_are_taken_by_themselves(tmp_path: Path) -> None:
     ],
 )
 def test_events_of_others_are_left_alone(tmp_path: Path, extra: dict[str, Any]) -> None:
-    assert take_assets(context(extra), ledger=tmp_path / "ledger") == []
-    assert take_assets(context(extra, {"payload": {"ready": [A.upper()]}}), ledger=tmp_path / "ledger") == [A]
+    assert take_assets(started_by(extra), ledger=tmp_path / "ledger") == []
+    assert take_assets(started_by(extra, {"payload": {"ready": [A.upper()]}}), ledger=tmp_path / "ledger") == [A]
 
 
 @needs_airflow_3
 def test_a_run_that_somebody_started_takes_nothing(tmp_path: Path) -> None:
-    assert take_assets(context(), ledger=tmp_path / "ledger") == []
+    assert take_assets(started_by(), ledger=tmp_path / "ledger") == []
     assert take_assets({"ti": TaskInstance()}, ledger=tmp_path / "ledger") == []  # type: ignore[typeddict-item]
     assert not (tmp_path / "ledger").exists()
 
@@ -126,15 +105,15 @@ def test_a_run_that_somebody_started_takes_nothing(tmp_path: Path) -> None:
 def test_a_ledger_that_cannot_be_written_is_said_before_anything_is_taken(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RoughyUnusableLedgerError):
-        take_assets(context(from_watcher(ready=[A])), ledger=tmp_path / "file" / "ledger")
+        take_assets(started_by(from_watcher(ready=[A])), ledger=tmp_path / "file" / "ledger")
 
 
 @needs_airflow_3
 def test_an_s3_is_asked_once_an_asset(s3: Any) -> None:
     where = {"ledger": "s3://recordings/taken", "ledger_conn_id": "s3"}
     ids = [str(uuid4()) for _ in range(20)]
-    assert take_assets(context(from_watcher(ready=ids), run="1"), **where) == ids
-    assert take_assets(context(from_watcher(ready=[*ids, A]), run="2"), **where) == [A]
+    assert take_assets(started_by(from_watcher(ready=ids), run="1"), **where) == ids
+    assert take_assets(started_by(from_watcher(ready=[*ids, A]), run="2"), **where) == [A]
     assert len(s3.list_objects_v2(Bucket="recordings")["Contents"]) == 21
 
 
@@ -142,7 +121,7 @@ def test_an_s3_is_asked_once_an_asset(s3: Any) -> None:
 @pytest.mark.usefixtures("connection")
 def test_what_was_taken_is_not_taken_for_ingested(roughy: Emulator, tmp_path: Path) -> None:
     there = roughy.seed_asset()
-    assert take_assets(context(from_watcher(ready=[there, A])), ledger=tmp_path) == [there, A]
+    assert take_assets(started_by(from_watcher(ready=[there, A])), ledger=tmp_path) == [there, A]
     with RoughyHook() as hook:
         assert hook.recheck_ledger(Ledger(tmp_path), forget=True) == []
     assert {entry.asset_id for entry in Ledger(tmp_path).entries()} == {there, A}

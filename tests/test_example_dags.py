@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -14,10 +15,15 @@ from typing import Any
 import airflow
 import pytest
 
+from airflow_provider_roughy.compat import TriggerEvent
 from airflow_provider_roughy.emulator import Emulator
+from airflow_provider_roughy.hooks import RoughyHook
+from airflow_provider_roughy.triggers import RoughyAssetsReadyTrigger
 from tests import media
 from tests.conftest import DAGS_FOLDER
-from tests.running import whenever
+from tests.running import started_by, whenever
+from tests.scheduling import Scheduler
+from tests.watching import INTERVAL, Watching, begun, rounds
 
 ROOT = Path(__file__).parent.parent
 #: Those that need what an older Airflow does not have: approval by a person came with 3.1, watchers with 3.0.
@@ -226,6 +232,75 @@ def test_rough_cut(roughy: Emulator, tmp_path: Path) -> None:
     again = run("roughy_rough_cut", source=str(source), target=str(target), ledger=str(tmp_path / "ledger"))
     assert again.states()["rough_cut.cut"] == ["skipped"], "there is nothing new"
     assert len(roughy.cuts) == 1
+
+
+class EdgeTriggered(RoughyAssetsReadyTrigger):
+    """Tells of each asset once, as most triggers do of what they see."""
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        told: set[str] = set()
+        while True:
+            ready = [asset.id async for asset in RoughyHook().alist_assets(state="ready")]
+            if new := [id for id in ready if id not in told]:
+                told.update(new)
+                yield TriggerEvent({"ready": new})
+            await asyncio.sleep(self.poll_interval)
+
+
+@pytest.mark.skipif("roughy_react_to_media" in TOO_NEW, reason="Airflow 2 has no watchers of assets")
+@pytest.mark.parametrize(
+    ("cls", "loses"),
+    [pytest.param(EdgeTriggered, True, marks=pytest.mark.once), (RoughyAssetsReadyTrigger, False)],
+)
+def test_events_that_airflow_leaves_lying_cost_no_asset(
+    roughy: Emulator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cls: type[RoughyAssetsReadyTrigger],
+    loses: bool,
+) -> None:
+    """A run takes the events up to the first one of a burst; those after it wait for another one to come."""
+    ledger = tmp_path / "taken"
+    monkeypatch.setenv("ROUGHY_TAKEN", str(ledger))
+    path = DAGS_FOLDER / "roughy_react_to_media.py"
+    scheduler, take = Scheduler(path), load(path).dag.get_task("take").python_callable
+    taken: list[str] = []
+
+    def look() -> None:
+        for run_id, extras in scheduler.look():
+            taken.extend(take(**started_by(*extras, run=run_id)))
+
+    async def run() -> list[str]:
+        ids: list[str] = []
+        watching = Watching(cls(ledger=ledger, poll_interval=INTERVAL))
+        await (rounds(roughy) if loses else begun(ledger))
+        for _ in range(3):
+            ids.append(roughy.seed_asset())
+            await watching.told(ids[-1])
+            scheduler.store(watching.events[-1])
+        # The scheduler looks after the burst, in which each event had one more asset to tell of, or only that.
+        look()
+        assert taken == ids[:1]
+        # No other asset ever becomes ready.
+        for _ in range(6):
+            stored = len(watching.events)
+            await rounds(roughy)
+            for event in watching.events[stored:]:
+                scheduler.store(event)
+            look()
+        await watching.stop()
+        return ids
+
+    ids = asyncio.run(run())
+    assert taken == (ids[:1] if loses else ids)
+
+
+@pytest.mark.once
+def test_react_to_media_by_hand(roughy: Emulator) -> None:
+    ended = run("roughy_react_to_media")
+    assert ended.state == "success"
+    assert ended.states() == {"take": ["success"], "caption.cut": ["skipped"], "caption.captions": ["skipped"]}
+    assert roughy.requests == [], "no event started it, and there is nothing to do"
 
 
 def test_the_dag_of_the_readme_runs(roughy: Emulator, recordings: dict[str, Path]) -> None:
