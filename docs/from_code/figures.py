@@ -234,7 +234,8 @@ def where_waiting_happens() -> str:
 def what_starts_a_dag() -> str:
     """Draw the two ways by which media of others starts a DAG, and where they meet."""
     drawing = Drawing("How media that becomes ready starts a DAG")
-    interval = inspect.signature(triggers.RoughyAssetsReadyTrigger).parameters["poll_interval"].default
+    # Not from its signature, in which Sphinx keeps the words of a default.
+    interval = triggers.RoughyAssetsReadyTrigger(ledger="/data/taken").poll_interval
     states = ["# At Roughy, an asset becomes", *(f"`{state}" for state in ASSET.ends)]
     (app,) = RoughyPlugin.fastapi_apps
     width, height = drawing.box(2, 60, states)
