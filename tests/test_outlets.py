@@ -15,9 +15,10 @@ from typing import Any
 import airflow
 import pytest
 from airflow.utils.session import create_session
+from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_roughy import lineage
-from airflow_provider_roughy.compat import Asset, AssetAlias, BaseOperator, get_hook_lineage_collector
+from airflow_provider_roughy.compat import Asset, AssetAlias, BaseOperator, attach, get_hook_lineage_collector
 from airflow_provider_roughy.emulator import Emulator
 from airflow_provider_roughy.get_provider_info import get_provider_info
 from airflow_provider_roughy.hooks import RoughyHook
@@ -360,6 +361,24 @@ def test_files_are_announced_by_their_uris(
     reader.run(RoughyExportCutOperator(task_id="export", cut_id=cut_id, target=target, format="edl"))
     assert reader.announced == [(target, {"target": target, "cut_id": cut_id, "format": "edl"})]
     assert (reader.read, reader.written) == ([uri("cut", cut_id)], [target])
+
+
+def test_a_storage_is_told_once_and_without_who_signs_in(
+    roughy: Emulator, reader: Reader, recordings: dict[str, Path]
+) -> None:
+    storage = MemoryFileSystem()
+    attach("memory", conn_id="me", fs=storage)
+    storage.pipe("/bucket/talk.mp3", recordings["audio"].read_bytes())
+    upload = RoughyCreateUploadOperator(task_id="upload", source="memory://me@bucket/talk.mp3")
+    asset_id = reader.run(upload).result
+    assert reader.said["source"] == "memory://bucket/talk.mp3"
+    assert (reader.read, reader.written) == (["memory://bucket/talk.mp3"], [uri("asset", asset_id)])
+
+    roughy.settle()
+    reader.run(RoughyDownloadOperator(task_id="download", target="memory://me@bucket/out/", asset_id=asset_id))
+    target = f"memory://bucket/out/{asset_id}.mp3"
+    assert reader.announced == [(target, {"target": target, "asset_id": asset_id})]
+    assert (reader.read, reader.written) == ([uri("asset", asset_id)], [target])
 
 
 def test_a_deletion_announces_nothing(roughy: Emulator, reader: Reader) -> None:
