@@ -73,9 +73,9 @@ def announce(task: BaseOperator, context: Context, products: Iterable[Product], 
                     events[outlet].add(Asset(uri=product.uri), extra={**product.extra, **more})
             if more:
                 task.log.warning(
-                    "%s announces %s of %s: Airflow takes no more at once. The XComs have all of them, and an outlet "
-                    "that is a plain Asset makes one event of a batch",
-                    outlet,
+                    "AssetAlias %r announces %s of %s: Airflow takes no more at once. The XComs have all, and a "
+                    "plain Asset makes one event of a batch",
+                    outlet.name,
                     f"{most:,}",
                     f"{len(products):,}",
                 )
