@@ -118,11 +118,14 @@ def parse(body: bytes, *, id: str) -> RoughyWebhook:
         content = json.loads(body.decode(), object_pairs_hook=_without_duplicates)
         data = content["data"]
         previous = data.get("previous_state")
+        asset_id = resource_id("asset_id", data["asset_id"])
+        # Of what happens to an asset, the API page does not say that this is named.
+        entity_id = data.get("entity_id")
         return RoughyWebhook(
             id=id,
             type=_matching(_TYPE, content["type"]),
-            entity_id=_matching(_WORD, data["entity_id"]),
-            asset_id=resource_id("asset_id", data["asset_id"]),
+            entity_id=asset_id if entity_id is None else _matching(_WORD, entity_id),
+            asset_id=asset_id,
             previous_state=None if previous is None else _matching(_WORD, previous),
         )
     # Not JSON, not UTF-8, a number of 5,000 digits; another shape; brackets within brackets.

@@ -161,6 +161,11 @@ def test_what_a_webhook_says() -> None:
     assert found == RoughyWebhook("m", "asset.ready", ASSET_ID, ASSET_ID, "pending_payment")
 
 
+@pytest.mark.parametrize("body", [BODY.replace(f'"entity_id": "{ASSET_ID}", '.encode(), b""), b""])
+def test_what_happened_to_an_asset_happened_to_the_asset(body: bytes) -> None:
+    assert parse(body or changed(entity_id=None), id="m") == RoughyWebhook("m", "asset.ready", ASSET_ID, ASSET_ID)
+
+
 def changed(**fields: Any) -> bytes:
     content = json.loads(BODY)
     data = {name: fields.pop(name) for name in list(fields) if name != "type"}
