@@ -22,6 +22,8 @@ exclude_patterns = ["_build"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
+# What is written as "--port" stays so.
+smartquotes = False
 
 # ---- The reference
 

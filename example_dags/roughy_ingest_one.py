@@ -21,7 +21,6 @@ with DAG(
     tags=["roughy"],
     doc_md=__doc__,
 ) as dag:
-    # [START one]
     upload = RoughyCreateUploadOperator(task_id="upload", source="{{ params.source }}")
 
     ready = RoughyAssetSensor(
@@ -41,4 +40,3 @@ with DAG(
     delete = RoughyDeleteAssetOperator(task_id="delete", asset_id=upload.output).as_teardown(setups=upload.as_setup())
 
     use(ready.output) >> delete
-    # [END one]

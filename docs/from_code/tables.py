@@ -221,7 +221,7 @@ def versions() -> str:
 def emulator_options() -> str:
     """List the options of the emulator's command line."""
     rows = []
-    for action in _parser()._actions:
+    for action in _parser()._actions[1:]:  # The first is --help.
         help_text = (action.help or "") % {"default": action.default}
         rows.append((" ".join(f"`{name}`" for name in action.option_strings), help_text))
     return table(("Option", "Meaning"), rows)
