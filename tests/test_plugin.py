@@ -62,6 +62,13 @@ def served(app: Any) -> Iterator[str]:
         listener.close()
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing takes too long, however busy the machine is."""
+    for name in ("BODY_SECONDS", "_DELIVERY_SECONDS", "_ASK_SECONDS"):
+        monkeypatch.setattr(module, name, PATIENCE)
+
+
 @contextmanager
 def receiving() -> Iterator[str]:
     """Serve a new receiver where Airflow would, as a process of an API server that has just started."""
