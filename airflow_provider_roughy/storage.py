@@ -60,4 +60,5 @@ def stored_path(uri: str, conn_id: str | None) -> ObjectStoragePath:
     """
     from airflow_provider_roughy.compat import ObjectStoragePath
 
-    return ObjectStoragePath(uri, conn_id=conn_id)
+    # Before 3.2, Airflow takes no connection for one, and leaves aside that in the URI.
+    return ObjectStoragePath(uri, conn_id=conn_id) if conn_id else ObjectStoragePath(uri)

@@ -370,7 +370,9 @@ def test_a_storage_is_told_once_and_without_who_signs_in(
     attach("memory", conn_id="me", fs=storage)
     storage.pipe("/bucket/talk.mp3", recordings["audio"].read_bytes())
     upload = RoughyCreateUploadOperator(task_id="upload", source="memory://me@bucket/talk.mp3")
-    asset_id = reader.run(upload).result
+    ended = reader.run(upload)
+    assert ended.state == "success", ended.error
+    asset_id = ended.result
     assert reader.said["source"] == "memory://bucket/talk.mp3"
     assert (reader.read, reader.written) == (["memory://bucket/talk.mp3"], [uri("asset", asset_id)])
 
