@@ -48,6 +48,7 @@ ONCE = {
     "test_referees.py",
     "test_tus.py",
     "test_tus_properties.py",
+    "test_upgrades.py",
     "test_watching.py",
     "test_webhooks.py",
 }

@@ -1,0 +1,1 @@
+"""What earlier releases have left behind, recorded."""
