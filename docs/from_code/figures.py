@@ -120,7 +120,7 @@ def life_of(kind: Kind) -> str:
     order = [Outcome.SUCCEEDED, Outcome.PAYMENT_REQUIRED, Outcome.FAILED]
     ends = sorted(kind.ends, key=lambda state: order.index(kind.outcomes[state]))
     gap, row = 34, 62
-    top = (len(ends) - 1) * row / 2 + 42
+    top = (len(ends) - 1) * row / 2 + 22
     # The frame first: what is drawn later lies above it.
     inside = sum(len(state) * CHARACTER + 2 * PAD for state in waiting) + gap * (len(waiting) - 1)
     right, _ = drawing.box(2, top - 36, ["# the task waits"], width=inside + 28, height=82)
@@ -131,7 +131,7 @@ def life_of(kind: Kind) -> str:
         x += drawing.box(x, top, [f"`{state}"], look=LOOKS[Outcome.WAITING])[0] + gap
     far = right + 60
     width = max(len(state) for state in ends) * CHARACTER + 2 * PAD
-    tops = {state: 34 + number * row for number, state in enumerate(ends)}
+    tops = {state: 14 + number * row for number, state in enumerate(ends)}
     for state, y in tops.items():
         drawing.box(far, y, [f"`{state}"], look=LOOKS[kind.outcomes[state]], width=width)
         drawing.arrow((right + 2, top + 8), (right + 26, top + 8), (right + 26, y + 16), (far, y + 16))
