@@ -28,8 +28,8 @@ os.environ["AIRFLOW__CORE__DAGS_FOLDER"] = str(DAGS_FOLDER)
 
 from airflow_provider_roughy.emulator import Emulator
 from airflow_provider_roughy.hooks import RoughyHook
+from harness import media
 from harness.npm import beside_packages, has_node
-from tests import media
 
 #: What asks nothing of Airflow that its lines answer differently, and runs on the newest of them: files and folders.
 ONCE = {

@@ -17,7 +17,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyValidationError,
 )
 from airflow_provider_roughy.operators import RoughyCreateUploadOperator
-from tests import media
+from harness import media
 from tests.running import run_task
 from tests.uploading import MIB, Store, arrived, break_off, sent, upload
 

@@ -19,7 +19,7 @@ from airflow_provider_roughy.compat import TriggerEvent
 from airflow_provider_roughy.emulator import Emulator
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.triggers import RoughyAssetsReadyTrigger
-from tests import media
+from harness import media
 from tests.conftest import DAGS_FOLDER
 from tests.running import started_by, whenever
 from tests.scheduling import Scheduler

@@ -30,7 +30,7 @@ from airflow_provider_roughy.exceptions import (
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.ledger import Ledger
 from airflow_provider_roughy.operators import RoughyCreateUploadOperator, RoughyIngestOperator
-from tests import media
+from harness import media
 from tests.running import Ended, TaskInstance, run_task, whenever
 from tests.uploading import Store, arrived, asked
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_roughy.emulator import Emulator, Fault
 from airflow_provider_roughy.ledger import Ledger
-from tests import media
+from harness import media
 from tests.zygote import Child, Zygote
 
 SIZE = 40_000

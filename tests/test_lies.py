@@ -26,7 +26,7 @@ from airflow_provider_roughy.exceptions import (
 )
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.progress import Progress
-from tests import media
+from harness import media
 from tests.running import whenever
 from tests.uploading import MIB, Store, Told, arrived, as_it_was, asked, remember, upload
 

@@ -35,7 +35,7 @@ from airflow_provider_roughy.operators import (
     RoughyIngestOperator,
     RoughyRenderOperator,
 )
-from tests import media
+from harness import media
 from tests.running import Ended, run_task, whenever
 
 NOBODY = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"

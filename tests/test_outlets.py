@@ -34,7 +34,7 @@ from airflow_provider_roughy.operators import (
 from airflow_provider_roughy.outlets import MOST_IDS, Product, announce, ids_by_outcome
 from airflow_provider_roughy.sensors import RoughyAssetSensor, RoughyCutSensor, RoughyRenderSensor
 from airflow_provider_roughy.storage import asset_uri
-from tests import media
+from harness import media
 from tests.conftest import DAGS_FOLDER
 from tests.running import Ended, run_task, whenever
 from tests.test_example_dags import Run, load

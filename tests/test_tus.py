@@ -31,7 +31,7 @@ from airflow_provider_roughy.lifecycle import Arrival
 from airflow_provider_roughy.retry import Backoff
 from airflow_provider_roughy.source import find_source
 from airflow_provider_roughy.tus import RoughyUploader
-from tests import media
+from harness import media
 
 MIB = 1024 * 1024
 UPLOADS = "/v1/uploads/*"

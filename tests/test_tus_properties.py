@@ -22,7 +22,7 @@ from airflow_provider_roughy.exceptions import RoughyError, RoughyUploadError
 from airflow_provider_roughy.lifecycle import Arrival
 from airflow_provider_roughy.source import find_source
 from airflow_provider_roughy.tus import RoughyUploader
-from tests import media
+from harness import media
 from tests.uploading import Store, Told, as_it_was
 
 # Seconds; a hundred examples on a busy machine.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_roughy.emulator import Emulator
-from tests import media
+from harness import media
 from tests.emulator.api import Api
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_roughy.emulator import Choices, Emulator
-from tests import media
+from harness import media
 from tests.emulator.api import Api, problem
 
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from airflow_provider_roughy.emulator import Choices, Emulator
-from tests import media
+from harness import media
 from tests.emulator.api import Api
 
 #: When the recordings are loud and white, in seconds, and how long they are.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_roughy.emulator.media import measure, sniff
-from tests import media
+from harness import media
 
 #: Name of the maker's format -> what its bytes must be taken for.
 EXPECTED = {

