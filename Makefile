@@ -6,12 +6,14 @@
 #   WORKERS=4           processes that share the tests; auto: one a core
 #   FILE=talk.mp4       the media of `make demo`
 #   KEEP=1              leave the demo running
+#   MINUTES=60          how long `make soak` lasts; SEED=1 repeats its chances
 #   REPOSITORY=https…   where a release lives: its metadata and README lead there
 
 AIRFLOW  ?= 3.3
 PYTHON   ?= python3
 ARGS     ?=
 WORKERS  ?= auto
+MINUTES  ?= 60
 AIRFLOWS := 2.11 3.0 3.1 3.2 3.3
 
 # The environment of each line; .venv is that of the newest.
@@ -31,7 +33,7 @@ ifdef PIP_EXTRA_INDEX_URL
 export UV_INDEX ?= $(PIP_EXTRA_INDEX_URL)
 endif
 
-.PHONY: help test test-fast test-all lint format docs demo bench dist constraints clean $(AIRFLOWS:%=test-%) $(AIRFLOWS:%=test-fast-%)
+.PHONY: help test test-fast test-all lint format docs demo bench soak dist constraints clean $(AIRFLOWS:%=test-%) $(AIRFLOWS:%=test-fast-%)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -63,6 +65,9 @@ demo: .venv/.installed ## Run the main job on a real Airflow and the emulator (F
 
 bench: .venv/.installed ## Measure transfer, waiting and batches
 	.venv/bin/python -m benchmarks
+
+soak: .venv/.installed ## Live through a night of faults and kills on a real Airflow (MINUTES=60, SEED=1)
+	.venv/bin/python -m soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 dist: .venv/.installed ## Build a release of the repository that it names, and check it (REPOSITORY=https://…)
 	test -n "$(REPOSITORY)"

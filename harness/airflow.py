@@ -215,6 +215,10 @@ class LocalAirflow:
         self._end([component])
         self._launch([component], timeout)
 
+    def ended(self) -> list[Component]:
+        """Tell which components have ended by themselves."""
+        return [name for name, process in list(self._processes.items()) if process.poll() is not None]
+
     def pids(self, *components: Component) -> set[int]:
         """Tell which processes live: those of the components, their children and orphans.
 

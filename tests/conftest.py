@@ -46,6 +46,7 @@ ONCE = {
     "test_memory.py",
     "test_polling_in_time.py",
     "test_referees.py",
+    "test_soak.py",
     "test_tus.py",
     "test_tus_properties.py",
     "test_upgrades.py",

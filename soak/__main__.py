@@ -1,0 +1,362 @@
+"""A night in an hour on a real Airflow: ``make soak MINUTES=60``.
+
+Recordings come in all the time, nights of ``soak/dags`` ingest them, videos become rough cuts, a watcher takes what
+became ready; meanwhile one request of a hundred goes wrong, and workers, triggerers, scheduler and API server are
+killed. Then all is let settle, failed tasks are cleared as somebody would do at breakfast, and :mod:`soak.judge` looks
+at what is there. The exit status is 0 only if nothing was lost and nothing doubled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import re
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import av
+import httpx
+
+from airflow_provider_roughy.emulator import Emulator
+from harness.airflow import FINISHED, Component, LocalAirflow
+from harness.postgres import postgres
+from soak.judge import Finding, Night, judge
+from soak.world import Death, Life, Weather, memory_of, sha256_of
+
+DAGS = Path(__file__).parent / "dags"
+NIGHT, ROUGH_CUTS, MEDIA = "soak_night", "soak_rough_cuts", "soak_media"
+#: Not the emulator's own, so that they are found only where they leaked.
+API_KEY, WEBHOOK_SECRET = "sk_soak_5d0c91e7", "whsec_c29hazpub3RoaW5nbG9zdG5vdGhpbmdkb3VibGVk"
+#: Credits to begin with.
+BALANCE = 20
+#: Seconds between the starts of two nights.
+BETWEEN_NIGHTS = 60.0
+#: Seconds that settling may take, and how often failed tasks are cleared at most.
+SETTLING, CLEARS = 1800.0, 5
+#: Seconds between two looks at the memory.
+BETWEEN_LOOKS = 30.0
+MEASURED: tuple[Component, ...] = ("triggerer", "triggerer-2", "scheduler", "api-server")
+#: Columns by which to tell that there was something to be found.
+WRITTEN = ("xcom.value", "asset_event.extra", "rendered_task_instance_fields.rendered", "log.extra", "dag_run.conf")
+_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def say(text: str) -> None:
+    """Say what happens."""
+    print(f"{datetime.now():%H:%M:%S}  {text}", flush=True)
+
+
+class Soak:
+    """One night.
+
+    :param folder: Where everything is kept.
+    :param minutes: How long it is.
+    :param seed: What all chance comes from.
+    """
+
+    def __init__(self, folder: Path, minutes: float, seed: int) -> None:
+        self._folder = folder
+        self._seconds = minutes * 60
+        self._seed = seed
+        self._nights = 0
+        self._clears: Counter[str] = Counter()
+        self._memory: list[tuple[float, dict[Component, tuple[int, int]]]] = []
+
+    def run(self) -> tuple[list[Finding], list[str]]:
+        """Live through it.
+
+        :return: What is found in the morning, and what the night was like.
+        """
+        chances = [random.Random(f"{self._seed} {what}") for what in ("weather", "life", "death")]
+        recordings = self._folder / "recordings"
+        recordings.mkdir()
+        with contextlib.ExitStack() as stack:
+            self._weather = Weather(chances[0])
+            self._roughy = roughy = stack.enter_context(
+                Emulator(
+                    api_key=API_KEY,
+                    balance=BALANCE,
+                    webhook_secret=WEBHOOK_SECRET,
+                    on_request=self._weather,
+                    data_dir=self._folder / "roughy",
+                )
+            )
+            self._airflow = airflow = LocalAirflow(
+                [DAGS],
+                connections={"roughy_default": roughy.airflow_connection},
+                home=self._folder / "airflow",
+                sql_alchemy_conn=stack.enter_context(postgres()),
+                environment={"ROUGHY_SOAK": str(self._folder)},
+            )
+            say(f"Airflow is starting at {airflow.url}, Roughy is at {roughy.url}")
+            stack.enter_context(airflow)
+            airflow.restart("triggerer-2")
+            self._life = Life(chances[1], recordings, roughy)
+            self._death = Death(chances[2], airflow, say)
+            self._wait_until("the watcher has begun", lambda: any((self._folder / "taken").glob("note-*.json")), 240)
+            self._register_webhook()
+            self._live()
+            self._settle()
+            say("Judging")
+            return list(judge(self._look())), list(self._tell())
+
+    # The night
+
+    def _register_webhook(self) -> None:
+        httpx.post(
+            f"{self._roughy.url}/v1/webhook-endpoints",
+            headers={"Authorization": f"Bearer {API_KEY}"},
+            json={"url": f"{self._airflow.url}/roughy/webhooks", "event_types": ["asset.ready"]},
+            trust_env=False,
+        ).raise_for_status()
+
+    def _live(self) -> None:
+        say(f"The night begins, of {self._seconds / 60:g} minutes")
+        over = threading.Event()
+        self._weather.begin(self._roughy)
+        end, night, look = time.monotonic() + self._seconds, 0.0, 0.0
+        with ThreadPoolExecutor(2) as pool:
+            going: list[Future[None]] = [pool.submit(self._life.run, over), pool.submit(self._death.run, over)]
+            try:
+                while (now := time.monotonic()) < end:
+                    for each in going:
+                        if each.done():
+                            each.result()
+                    if now >= night:
+                        night = now + BETWEEN_NIGHTS
+                        self._start_night()
+                    if now >= look:
+                        look = now + BETWEEN_LOOKS
+                        self._look_at_memory()
+                    time.sleep(1)
+            finally:
+                over.set()
+            for each in going:
+                each.result()
+        self._look_at_memory()
+        self._weather.end()
+
+    def _start_night(self) -> None:
+        # If the API server is dead just then, the next one makes up for it.
+        with suppress(httpx.HTTPError):
+            self._airflow.trigger_dag(NIGHT)
+            self._nights += 1
+            say(
+                f"night {self._nights}: {len(self._life.recordings)} recordings in, balance {self._roughy.balance}, "
+                f"{self._weather.requests} requests, {self._weather.faults.total()} faults, "
+                f"{self._death.kills.total()} kills"
+            )
+
+    def _look_at_memory(self) -> None:
+        self._memory.append(
+            (time.monotonic(), {component: memory_of(self._airflow.pids(component)) for component in MEASURED})
+        )
+
+    # The morning
+
+    def _settle(self) -> None:
+        say("The morning: no more faults, no more kills, credits enough")
+        self._life.top_up(10 * len(self._life.recordings) + 1000)
+        self._wait_for_runs()
+        # What was postponed, and what was paid for only now.
+        for _ in range(2):
+            self._airflow.trigger_dag(NIGHT)
+            self._nights += 1
+            self._wait_for_runs()
+        ready = {asset["id"] for asset in self._roughy.assets if asset["state"] == "ready"}
+        with suppress(TimeoutError):
+            self._wait_until("all is taken", lambda: ready <= self._taken_by_ledger(), 300)
+        self._wait_for_runs()
+
+    def _wait_for_runs(self) -> None:
+        for _ in range(CLEARS + 1):
+            with suppress(TimeoutError):
+                self._wait_until("all runs have ended", lambda: not self._runs(lambda s: s not in FINISHED), SETTLING)
+            failed = self._runs(lambda state: state == "failed")
+            if not failed:
+                return
+            for run in failed:
+                self._clear(run["dag_id"], run["dag_run_id"])
+
+    def _clear(self, dag_id: str, run_id: str) -> None:
+        bad = [
+            task
+            for task in self._airflow.task_instances(dag_id, run_id)
+            if task["state"] in ("failed", "upstream_failed")
+        ]
+        for task in bad:
+            if task["state"] == "failed":
+                self._clears[task["task_id"]] += 1
+                say(f"clear {dag_id} {run_id} {task['task_id']} {task['map_index']}")
+        chosen = [(task["task_id"], task["map_index"]) if task["map_index"] >= 0 else task["task_id"] for task in bad]
+        self._airflow.clear(dag_id, run_id, chosen)
+
+    def _runs(self, wanted: Callable[[str], bool]) -> list[dict[str, Any]]:
+        runs: list[dict[str, Any]] = []
+        while True:
+            page = {"limit": 100, "offset": len(runs), "order_by": "id"}
+            reply = self._airflow.request("GET", "/dags/~/dagRuns", params=page).json()
+            runs += reply["dag_runs"]
+            if not reply["dag_runs"] or len(runs) >= reply["total_entries"]:
+                return [run for run in runs if wanted(run["state"])]
+
+    def _wait_until(self, what: str, is_so: Callable[[], object], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not is_so():
+            if hasattr(self, "_death"):
+                self._death.revive()
+            if time.monotonic() > deadline:
+                say(f"Not so in {seconds:g} s: {what}")
+                raise TimeoutError(what)
+            time.sleep(2)
+
+    # The judge's material
+
+    def _taken_by_ledger(self) -> set[str]:
+        return {entry.asset_id for entry in ledger_entries(self._folder / "taken") if entry.asset_id}
+
+    def _look(self) -> Night:
+        roughy, life = self._roughy, self._life
+        self._tasks = self._airflow.task_instances("~", "~")
+        cuts = self._folder / "cuts"
+        return Night(
+            recordings=life.recordings,
+            uploaded_by_others=life.uploaded_by_others,
+            assets=roughy.assets,
+            cuts=roughy.cuts,
+            renders=roughy.renders,
+            spent=BALANCE + life.topped_up - roughy.balance,
+            ledger={Path(entry.source).name: entry.state for entry in ledger_entries(self._folder / "ledger")},
+            taken=[
+                asset_id
+                for task in self._tasks
+                if task["dag_id"] == MEDIA and task["state"] == "success"
+                for asset_id in self._airflow.xcom(MEDIA, task["dag_run_id"], "take")
+            ],
+            captions={path.stem for path in cuts.glob("*.srt") if "-->" in path.read_text()},
+            downloads={path.stem: sha256_of(path) if opens(path) else None for path in cuts.glob("*.mp4")},
+            unfinished_files=[str(path.relative_to(self._folder)) for path in self._folder.rglob(".roughy-*")],
+            runs_not_well=[
+                f"{run['dag_id']} {run['dag_run_id']} {run['state']}" for run in self._runs(lambda s: s != "success")
+            ],
+            kills=self._death.kills.total(),
+            lost_creations=self._weather.lost_creations,
+            leaks=self._leaks(),
+        )
+
+    def _leaks(self) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {
+            name: set() for name in ("the API key", "the webhook secret", "a signed URL", "an upload URL")
+        }
+        needles = {"the API key": API_KEY, "the webhook secret": WEBHOOK_SECRET, "a signed URL": "X-Amz-Signature"}
+        upload_ids = self._weather.upload_ids | {asset["upload_id"] for asset in self._roughy.assets}
+        self._places: Counter[str] = Counter()
+        for where, text in self._airflow.everything_visible():
+            self._places["logs" if where.startswith("logs/") else where] += 1
+            for name, needle in needles.items():
+                if needle.removeprefix("whsec_") in text:
+                    found[name].add(where)
+            if not upload_ids.isdisjoint(_ID.findall(text)):
+                found["an upload URL"].add(where)
+        return found
+
+    # The rest of the table
+
+    def _tell(self) -> Iterator[str]:
+        """Yield what was survived, and at what price."""
+        weather, death, life = self._weather, self._death, self._life
+        yield f"nights {self._nights}, recordings {len(life.recordings)}, by others {len(life.uploaded_by_others)}"
+        yield f"requests {weather.requests}, faults survived {weather.faults.total()}: {_counted(weather.faults)}"
+        yield f"kills survived {death.kills.total()}: {_counted(death.kills)}"
+        if death.ended:
+            yield f"ended by themselves, and started anew: {_counted(death.ended)}"
+        rows = {where: count for where, count in self._places.items() if where.startswith(WRITTEN)}
+        yield f"secrets looked for in {self._places['logs']} logs and {len(self._places) - 1} columns: {_counted(rows)}"
+        deliveries = Counter(str(each["state"]) for each in self._roughy.webhook_deliveries)
+        yield f"webhooks: {_counted(deliveries)}"
+        tries = sum(max(1, task["try_number"]) for task in self._tasks)
+        burned = Counter({task_id: sum(n) for task_id, n in _grouped(self._tasks).items() if sum(n)})
+        yield f"task instances {len(self._tasks)}, tries {tries}, retries {burned.total()}: {_counted(burned)}"
+        yield f"failed tasks cleared at breakfast {self._clears.total()}: {_counted(self._clears)}"
+        (_, first), (_, last) = self._memory[0], self._memory[-1]
+        for component in MEASURED:
+            before, after = (
+                " RSS {:.0f} MiB, PSS {:.0f} MiB".format(*(size / 2**20 for size in look[component]))
+                for look in (first, last)
+            )
+            most = max(look[component][1] for _, look in self._memory) / 2**20
+            yield f"memory of {component:<12} start:{before}; end:{after}; most PSS {most:.0f} MiB"
+
+
+def _grouped(tasks: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for task in tasks:
+        found.setdefault(task["task_id"], []).append(max(0, task["try_number"] - 1))
+    return found
+
+
+def _counted(counter: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counter.items())) or "none"
+
+
+def opens(path: Path) -> bool:
+    """Tell whether a video has a picture and sound, from its begin to its end."""
+    try:
+        with av.open(str(path)) as container:
+            kinds = {type(frame) for frame in container.decode()}
+    except av.FFmpegError:
+        return False
+    return kinds == {av.VideoFrame, av.AudioFrame}
+
+
+def ledger_entries(folder: Path) -> list[Any]:
+    """Read a ledger."""
+    # It brings Airflow, which makes a home for itself at once.
+    from airflow_provider_roughy.ledger import Ledger
+
+    return list(Ledger(folder).entries())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it.
+
+    :param arguments: Those of the command line.
+    :return: The exit status: 0 if nothing was lost, doubled or told.
+    """
+    parser = argparse.ArgumentParser(prog="python -m soak", description="Live through a night on a real Airflow.")
+    parser.add_argument("--minutes", type=float, default=60, help="how long it is (60)")
+    parser.add_argument("--seed", type=int, default=None, help="what all chance comes from; printed")
+    options = parser.parse_args(arguments)
+    seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
+    folder = Path(tempfile.mkdtemp(prefix="roughy-soak-"))
+    os.environ["AIRFLOW_HOME"] = str(folder / "here")
+    say(f"Seed {seed}; everything is in {folder}")
+    soak = Soak(folder, options.minutes, seed)
+    findings, lines = soak.run()
+    print(f"\n{'':<44}{'expected':>14}{'found':>10}")
+    for finding in findings:
+        print(finding)
+    print()
+    for line in lines:
+        print(line)
+    good = all(finding.is_good for finding in findings)
+    print(f"\n{'All is well' if good else f'NOT all is well; everything is left in {folder}'}; seed {seed}")
+    if good:
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
