@@ -31,6 +31,9 @@ from airflow_provider_roughy.hooks import RoughyHook
 from harness import media
 from harness.npm import beside_packages, has_node
 
+#: Gives the fixture `roughy`, a Roughy whose assets are prepared at once.
+pytest_plugins = ["airflow_provider_roughy.emulator.pytest"]
+
 #: What asks nothing of Airflow that its lines answer differently, and runs on the newest of them: files and folders.
 ONCE = {
     "emulator",
@@ -79,13 +82,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(here).parts[0] in ONCE:
             item.add_marker("once")
-
-
-@pytest.fixture
-def roughy() -> Iterator[Emulator]:
-    """A Roughy whose assets are prepared at once."""
-    with Emulator(progression="immediate") as emulator:
-        yield emulator
 
 
 @pytest.fixture

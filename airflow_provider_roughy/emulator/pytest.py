@@ -1,0 +1,49 @@
+"""A fixture of pytest, to test DAGs of one's own without an account.
+
+In ``conftest.py``::
+
+    pytest_plugins = ["airflow_provider_roughy.emulator.pytest"]
+
+Then a test of a DAG is three lines::
+
+    def test_my_dag(roughy):
+        assert my_dag.test(run_conf={"source": "tests/data/interview.mp3"}).state == "success"
+        assert roughy.assets[0]["state"] == "ready"
+
+What :class:`~airflow_provider_roughy.emulator.Emulator` takes, a mark gives::
+
+    @pytest.mark.roughy(balance=0, progression="polls=3")
+
+No entry point loads it: who does not name it has neither the fixture nor the mark.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from airflow_provider_roughy.emulator import Emulator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["roughy"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say what the mark is for."""
+    config.addinivalue_line("markers", "roughy(**options): what the Emulator of the fixture `roughy` is made with.")
+
+
+@pytest.fixture
+def roughy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+    """Give a test a Roughy of its own, as the Airflow connection ``roughy_default``; its work is done at once."""
+    options: dict[str, Any] = {"progression": "immediate"}
+    # The closest mark comes first, and counts.
+    for mark in reversed(list(request.node.iter_markers("roughy"))):
+        options |= mark.kwargs
+    with Emulator(**options) as emulator:
+        monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps(emulator.airflow_connection))
+        yield emulator
