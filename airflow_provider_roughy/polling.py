@@ -68,6 +68,8 @@ _BELIEVED = 20
 _DOUBTED = 1000
 #: Waiters that are answered before the event loop may do something else.
 _BATCH = 25
+#: Seconds after which a task that was cancelled is cancelled again.
+_CANCEL_SECONDS = 1.0
 #: How often a call that is no look is sent in all.
 _READ_TRIES = 3
 #: Pages in a row of a list of ends that may tell nothing of those that are waited for.
@@ -520,9 +522,7 @@ class SharedPoll:
     async def _close(self) -> None:
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            await end(task)
         if self._client is not None:
             self._outdated.append(self._client)
             self._client = None
@@ -540,8 +540,10 @@ class SharedPoll:
             self._wake.clear()
             start = max(min((look.due for look in self._looks), default=float("inf")), self._not_before)
             if loop.time() < start:
+                # Not by asyncio.wait_for(), of which that of Python 3.11 may swallow a cancellation.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), None if start == float("inf") else start - loop.time())
+                    async with asyncio.timeout_at(None if start == float("inf") else start):
+                        await self._wake.wait()
                 continue
             await asyncio.sleep(_GATHER_SECONDS)
             try:
@@ -779,6 +781,16 @@ class SharedPoll:
                 self._outdated.append(refused)
                 self._client, self._hook = None, hook
             return True
+
+
+async def end(task: asyncio.Task[None]) -> None:
+    """Cancel a task until it has ended: in the moment in which it is cancelled, a library may take that for its own.
+
+    :param task: The task.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=_CANCEL_SECONDS)
 
 
 def _canonical(id: str) -> str:

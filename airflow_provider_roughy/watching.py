@@ -46,7 +46,7 @@ from airflow_provider_roughy.exceptions import (
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.ledger import Ledger
 from airflow_provider_roughy.lifecycle import ASSET, Outcome, counted
-from airflow_provider_roughy.polling import SharedPoll, Watch
+from airflow_provider_roughy.polling import SharedPoll, Watch, end
 from airflow_provider_roughy.retry import Backoff
 
 if TYPE_CHECKING:
@@ -267,9 +267,7 @@ class Lookout:
             shelf.close()
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            await end(task)
 
     def shelf(self, ledger: str, conn_id: str | None) -> _Shelf:
         """Return what all watchers of a ledger share."""
@@ -335,9 +333,9 @@ class Lookout:
         loop = asyncio.get_running_loop()
         if poll.base_url != self.base_url:
             self._move(poll.base_url)
-        end, self._full = loop.time() + _FULL_SECONDS, True
+        until, self._full = loop.time() + _FULL_SECONDS, True
         await self._gather()
-        while loop.time() < end:
+        while loop.time() < until:
             self._wake.clear()
             if self._asked or any(watcher.baseline for watcher in self._watchers):
                 try:
@@ -350,7 +348,8 @@ class Lookout:
                     continue
                 trouble.is_over()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._interval * random.uniform(0.9, 1.1))
+                async with asyncio.timeout(self._interval * random.uniform(0.9, 1.1)):
+                    await self._wake.wait()
                 await self._gather()
 
     async def _gather(self) -> None:
@@ -683,8 +682,8 @@ class Watcher:
                     yield payload
                     continue
                 with suppress(TimeoutError):
-                    left = max(0.0, self._repeat_at - asyncio.get_running_loop().time())
-                    await asyncio.wait_for(self._wake.wait(), left if self.due else None)
+                    async with asyncio.timeout_at(self._repeat_at if self.due else None):
+                        await self._wake.wait()
 
     # ---- What the lookout tells
 

@@ -54,6 +54,7 @@ ONCE = {
     "test_tus_properties.py",
     "test_upgrades.py",
     "test_watching.py",
+    "test_watching_properties.py",
     "test_webhooks.py",
 }
 

@@ -55,7 +55,7 @@ class Watching:
 
     async def told(self, *ids: str, state: str = "ready") -> None:
         """Wait until an event tells of assets, all in one."""
-        await self.until(lambda: any(set(ids) <= set(event.get(state, ())) for event in self.events))
+        await self.until(lambda: not ids or any(set(ids) <= set(event.get(state, ())) for event in self.events))
 
     def all(self, state: str = "ready") -> set[str]:
         return {id for event in self.events for id in event.get(state, ())}
