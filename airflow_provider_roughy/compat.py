@@ -36,6 +36,8 @@ if TYPE_CHECKING:
         ObjectStoragePath,
         Param,
         PokeReturnValue,
+        RetryDecision,
+        RetryPolicy,
         conf,
         task,
         task_group,
@@ -78,6 +80,8 @@ __all__ = [
     "ObjectStoragePath",
     "Param",
     "PokeReturnValue",
+    "RetryDecision",
+    "RetryPolicy",
     "TaskDeferred",
     "TriggerEvent",
     "add_lineage",
@@ -125,6 +129,8 @@ _HOMES: dict[str, dict[tuple[int, int], str]] = {
     "ObjectStoragePath": {(2, 11): "airflow.io.path", (3, 0): "airflow.sdk"},
     "Param": {(2, 11): "airflow.models.param", (3, 0): "airflow.sdk"},
     "PokeReturnValue": {(2, 11): "airflow.sensors.base", (3, 0): "airflow.sdk"},
+    "RetryDecision": {(3, 3): "airflow.sdk"},
+    "RetryPolicy": {(3, 3): "airflow.sdk"},
     "TaskDeferred": _EXCEPTIONS,
     "TriggerEvent": {(2, 11): "airflow.triggers.base"},
     "attach": {(2, 11): "airflow.io.store", (3, 0): "airflow.sdk.io"},
@@ -141,6 +147,7 @@ if not TYPE_CHECKING:  # To whom a module with __getattr__ has any name.
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         homes = _HOMES[name]
+        check_airflow(name, needs=min(homes))
         home, _, called = homes[max(line for line in homes if line <= _LINE)].partition(":")
         globals()[name] = value = getattr(import_module(home), called or name)
         return value

@@ -36,6 +36,7 @@ ROOMS: dict[str, set[str]] = {
     "lifecycle": {"api", "compat", "exceptions"},
     "webhooks": {"api", "exceptions"},
     "retry": {"api", "exceptions"},
+    "retry_policy": {"compat", "exceptions"},
     "client": {"__init__", "api", "compat", "exceptions", "retry", "settings"},
     "progress": set(),
     "storage": {"compat"},
@@ -208,6 +209,10 @@ def test_only_compat_knows_where_airflow_keeps_a_name() -> None:
 
 @pytest.mark.parametrize("name", compat.__all__)
 def test_compat_finds_every_name(name: str) -> None:
+    if (needs := min(compat._HOMES.get(name, {(2, 11): ""}))) > compat._LINE:
+        with pytest.raises(RuntimeError, match=rf"{name} needs Apache Airflow {needs[0]}\.{needs[1]}\.0\+; this is "):
+            getattr(compat, name)
+        return
     assert getattr(compat, name) is not None
 
 
