@@ -1,18 +1,21 @@
 """The main job on a real Airflow, with a Roughy on this machine: ``make demo``.
 
-Four DAGs of ``example_dags/`` run one after another, one of them on two nights, and each change of a task or an asset
-is told as it happens. What is expected of each is in the table :func:`stories`; all of it is looked up afterwards in
-Airflow's REST API and in the records of the emulator, and the exit status is 0 only if all of it came true.
+Five DAGs of ``example_dags/`` run one after another, one of them on two nights and one by itself, and each change of a
+task or an asset is told as it happens. What is expected of each is in the table :func:`stories`; all of it is looked up
+afterwards in Airflow's REST API and in the records of the emulator, and the exit status is 0 only if all of it came
+true.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import hashlib
 import json
 import os
 import random
+import secrets
 import shutil
 import signal
 import sys
@@ -46,8 +49,9 @@ BYTES_PER_SECOND = 5_000_000
 PATIENCE = 2
 
 SETTINGS = {
-    # Runs start only by our hand, not at two in the morning.
+    # Runs start only by our hand, not at two in the morning, nor by what becomes ready before its story.
     "SCHEDULER__USE_JOB_SCHEDULE": "False",
+    "CORE__DAGS_ARE_PAUSED_AT_CREATION": "True",
 }
 
 # The ways of an asset.
@@ -88,6 +92,7 @@ class Story:
     :param on_waiting: What happens once all instances of a task wait in the triggerer.
     :param balance: Credits on the account.
     :param prepare: What happens before it.
+    :param begin: What the DAG starts by itself upon; by default it is triggered.
     """
 
     title: str
@@ -99,6 +104,7 @@ class Story:
     on_waiting: Mapping[str, Callable[[], None]]
     balance: int
     prepare: Callable[[], None] = lambda: None
+    begin: Callable[[], None] | None = None
 
     run_id: str = ""
     run_state: str = ""
@@ -113,11 +119,12 @@ class Story:
     requests: list[Request] = field(default_factory=list)
 
 
-def stories(folder: Path, own_file: Path | None, roughy: Emulator, say: Voice) -> list[Story]:
+def stories(folder: Path, own_file: Path | None, airflow: LocalAirflow, roughy: Emulator, say: Voice) -> list[Story]:
     """Tell what is run and what is expected of it.
 
     :param folder: Where files may be made.
     :param own_file: The user's own recording, if any.
+    :param airflow: Takes webhooks.
     :param roughy: Steered while tasks wait.
     :param say: Told what is steered.
     """
@@ -129,6 +136,7 @@ def stories(folder: Path, own_file: Path | None, roughy: Emulator, say: Voice) -
     video, rough_cut = folder / "studio" / "statement.mp4", folder / "rough-cuts" / "statement.mp4"
     video.parent.mkdir()
     shutil.copy(MEDIA / video.name, video)
+    of_others = MEDIA / "interview.mp3"
 
     def finish() -> None:
         say.event("Roughy", "", "has prepared what it was processing")
@@ -141,6 +149,15 @@ def stories(folder: Path, own_file: Path | None, roughy: Emulator, say: Voice) -
     def top_up() -> None:
         say.event("You", "", "top up 5 credits")
         roughy.top_up(5)
+
+    def let_dags_start() -> None:
+        # The others are paused by now.
+        airflow.restart("scheduler", settings={"SCHEDULER__USE_JOB_SCHEDULE": "True"})
+
+    def upload_as_others() -> None:
+        say.event("Somebody", "", "uploads a recording, without Airflow; Roughy sends a webhook once it is ready")
+        upload(of_others, roughy, webhooks=f"{airflow.url}/roughy/webhooks")
+        roughy.settle()
 
     return [
         Story(
@@ -257,7 +274,51 @@ def stories(folder: Path, own_file: Path | None, roughy: Emulator, say: Voice) -
             },
             on_waiting={"ingest": finish, "rough_cut.cut": finish, "rough_cut.render": finish},
         ),
+        Story(
+            title="A recording that others upload: a DAG starts by itself, cuts it and writes captions",
+            dag_id="roughy_react_to_media",
+            conf={},
+            balance=10,
+            prepare=let_dags_start,
+            begin=upload_as_others,
+            files={of_others: READY},
+            tasks={"take": "success", "caption.cut[0]": "deferred > success", "caption.captions[0]": "success"},
+            facts={
+                "the webhook was taken": lambda s: (
+                    [sent["state"] for sent in roughy.webhook_deliveries] == ["delivered"]
+                ),
+                "the captions are written": lambda s: captions_in(folder / "captions") == s.xcoms["take"],
+            },
+            on_waiting={"caption.cut": finish},
+        ),
     ]
+
+
+def upload(path: Path, roughy: Emulator, *, webhooks: str) -> None:
+    """Upload a recording as somebody else would, and have Roughy tell when it is ready.
+
+    :param path: The recording.
+    :param roughy: Where to.
+    :param webhooks: Who is told.
+    """
+    key = {"Authorization": f"Bearer {roughy.api_key}"}
+    with httpx.Client(base_url=roughy.url, headers=key, trust_env=False) as api:
+        endpoint = {"url": webhooks, "event_types": ["asset.ready"]}
+        api.post("/v1/webhook-endpoints", json=endpoint).raise_for_status()
+        new = {"project_id": roughy.project_id, "size_bytes": path.stat().st_size}
+        upload_url = api.post("/v1/assets", json=new).raise_for_status().headers["Location"]
+        tus = {"Tus-Resumable": "1.0.0", "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
+        api.patch(upload_url, content=path.read_bytes(), headers=tus).raise_for_status()
+
+
+def captions_in(folder: Path) -> list[str]:
+    """Tell which assets have captions."""
+    return [file.stem for file in folder.glob("*.srt") if " --> " in file.read_text()]
+
+
+def new_secret() -> str:
+    """Make a signing secret."""
+    return f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
 
 
 # Files that need not be kept
@@ -399,12 +460,19 @@ class Watcher:
         story = self._story
         self._roughy.clear_requests()
         self._roughy.balance = story.balance
-        story.run_id = self._airflow.trigger_dag(story.dag_id, conf=story.conf)
+        if story.begin is None:
+            story.run_id = self._airflow.trigger_dag(story.dag_id, conf=story.conf)
+            self._airflow.pause(story.dag_id, paused=False)
+        else:
+            self._airflow.pause(story.dag_id, paused=False)
+            story.begin()
+            story.run_id = self._airflow.wait_for_a_run(story.dag_id)
         try:
             self._watch()
         finally:
             story.requests = self._roughy.requests
             self._read_xcoms()
+            self._airflow.pause(story.dag_id)
 
     def _watch(self) -> None:
         story = self._story
@@ -526,9 +594,10 @@ def checks(story: Story) -> Iterator[tuple[str, bool]]:
 
 
 def asset_of(story: Story, path: Path) -> dict[str, Any] | None:
-    """Find the asset of a file by what the batch told, or the upload returned; ``None`` if there is none."""
+    """Find the asset of a file by what a task told or returned; ``None`` if there is none."""
     files = {source: asset_id for asset_id, source in story.told.get("sources", {}).items()}
-    return story.assets.get(files.get(str(path)) or story.xcoms.get("upload", ""))
+    taken = story.xcoms.get("take") or [""]
+    return story.assets.get(files.get(str(path)) or story.xcoms.get("upload", taken[0]))
 
 
 def ways(story: Story, path: Path) -> str:
@@ -607,20 +676,23 @@ def run(own_file: Path | None, keep: bool, say: Voice) -> bool:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="roughy-demo-")))
         # Roughy finishes when told, after the wait has been seen: no machine is too slow for that.
-        roughy = stack.enter_context(Emulator(progression="manual"))
+        roughy = stack.enter_context(Emulator(progression="manual", webhook_secret=new_secret()))
         say.line(f"Roughy, emulated, at {roughy.url}")
         say.line(
             f"Airflow {version('apache-airflow')}: scheduler, triggerer, DAG processor and API server are starting"
         )
         airflow = LocalAirflow(
-            [EXAMPLE_DAGS], connections={"roughy_default": roughy.airflow_connection}, settings=SETTINGS
+            [EXAMPLE_DAGS],
+            connections={"roughy_default": roughy.airflow_connection},
+            settings=SETTINGS,
+            environment={"ROUGHY_TAKEN": str(folder / "taken"), "ROUGHY_CAPTIONS": str(folder / "captions")},
         )
         stack.enter_context(airflow)
         # Last in, first out: nothing interrupts the cleaning up.
         stack.callback(_ignore_signals)
         say.line(f"Airflow at {airflow.url}, after {time.monotonic() - began:.0f} s")
 
-        told = stories(folder, own_file, roughy, say)
+        told = stories(folder, own_file, airflow, roughy, say)
         # The first story that goes wrong is the last one.
         good = all(run_story(story, airflow, roughy, say) for story in told)
         say.title("What became of the files")

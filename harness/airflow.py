@@ -206,13 +206,17 @@ class LocalAirflow:
         """
         self._end([component], grace=0)
 
-    def restart(self, component: Component, timeout: float = PATIENCE) -> None:
+    def restart(
+        self, component: Component, timeout: float = PATIENCE, *, settings: Mapping[str, str] | None = None
+    ) -> None:
         """Start a component, ending it first where it still runs.
 
         :param component: which one.
         :param timeout: seconds to wait until it works.
+        :param settings: what changes of Airflow's settings, for all that is started from now on.
         """
         self._end([component])
+        self._env |= {f"AIRFLOW__{name}": value for name, value in (settings or {}).items()}
         self._launch([component], timeout)
 
     def ended(self) -> list[Component]:
@@ -394,6 +398,28 @@ class LocalAirflow:
                     traces = "\n".join(entry["stack_trace"] for entry in broken)
                     raise RuntimeError(f"Airflow has no DAG {dag_id}.\n{traces}") from error
             time.sleep(0.3)
+
+    def pause(self, dag_id: str, *, paused: bool = True) -> None:
+        """Pause a DAG, which is known by now, or let it run.
+
+        :param dag_id: the DAG.
+        :param paused: which of both.
+        """
+        self.request("PATCH", f"/dags/{_part(dag_id)}", json={"is_paused": paused})
+
+    def wait_for_a_run(self, dag_id: str, timeout: float = PATIENCE) -> str:
+        """Wait for the first run of a DAG, whatever starts it.
+
+        :param dag_id: the DAG.
+        :param timeout: seconds.
+        :return: the run's id.
+        """
+        deadline = time.monotonic() + timeout
+        while not (runs := self.request("GET", f"/dags/{_part(dag_id)}/dagRuns").json()["dag_runs"]):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{dag_id} has no run after {timeout} s")
+            time.sleep(0.2)
+        return str(runs[0]["dag_run_id"])
 
     def run_state(self, dag_id: str, run_id: str) -> str:
         """Tell a run's state.
