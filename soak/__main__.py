@@ -14,6 +14,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -64,12 +65,16 @@ class Soak:
     :param folder: Where everything is kept.
     :param minutes: How long it is.
     :param seed: What all chance comes from.
+    :param faults: The share of requests that go wrong.
+    :param between_kills: Seconds, on average.
     """
 
-    def __init__(self, folder: Path, minutes: float, seed: int) -> None:
+    def __init__(self, folder: Path, *, minutes: float, seed: int, faults: float, between_kills: float) -> None:
         self._folder = folder
         self._seconds = minutes * 60
         self._seed = seed
+        self._faults = faults
+        self._between_kills = between_kills
         self._nights = 0
         self._clears: Counter[str] = Counter()
         self._memory: list[tuple[float, dict[Component, tuple[int, int]]]] = []
@@ -83,7 +88,7 @@ class Soak:
         recordings = self._folder / "recordings"
         recordings.mkdir()
         with contextlib.ExitStack() as stack:
-            self._weather = Weather(chances[0])
+            self._weather = Weather(chances[0], self._faults)
             self._roughy = roughy = stack.enter_context(
                 Emulator(
                     api_key=API_KEY,
@@ -104,7 +109,7 @@ class Soak:
             stack.enter_context(airflow)
             airflow.restart("triggerer-2")
             self._life = Life(chances[1], recordings, roughy)
-            self._death = Death(chances[2], airflow, say)
+            self._death = Death(chances[2], airflow, pause=self._between_kills, say=say)
             self._wait_until("the watcher has begun", lambda: any((self._folder / "taken").glob("note-*.json")), 240)
             self._register_webhook()
             self._live()
@@ -338,12 +343,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m soak", description="Live through a night on a real Airflow.")
     parser.add_argument("--minutes", type=float, default=60, help="how long it is (60)")
     parser.add_argument("--seed", type=int, default=None, help="what all chance comes from; printed")
+    parser.add_argument("--faults", type=float, default=1, help="per cent of the requests that go wrong (1)")
+    parser.add_argument("--between-kills", type=float, default=80, help="seconds, on average (80)")
     options = parser.parse_args(arguments)
+    # Nothing is left running, however it ends.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     folder = Path(tempfile.mkdtemp(prefix="roughy-soak-"))
     os.environ["AIRFLOW_HOME"] = str(folder / "here")
     say(f"Seed {seed}; everything is in {folder}")
-    soak = Soak(folder, options.minutes, seed)
+    soak = Soak(
+        folder,
+        minutes=options.minutes,
+        seed=seed,
+        faults=options.faults / 100,
+        between_kills=options.between_kills,
+    )
     findings, lines = soak.run()
     print(f"\n{'':<44}{'expected':>14}{'found':>10}")
     for finding in findings:

@@ -19,16 +19,16 @@ from harness import media
 from harness.airflow import Component, LocalAirflow
 from soak.judge import Recording
 
-#: The share of requests that go wrong; downloads are so few that it takes more for any to be met.
-FAULTY, FAULTY_DOWNLOADS = 0.01, 0.1
-#: Seconds between two kills, and for how long the dead one is away.
-BETWEEN_KILLS, AWAY = (45.0, 120.0), (1.0, 10.0)
+#: Downloads are so few that it takes more for any to go wrong: how much more.
+FAULTY_DOWNLOADS = 10
+#: Seconds for which the dead one is away.
+AWAY = (1.0, 10.0)
 #: What is killed; ``worker`` is the process of a task, or that and the one that supervises it.
 VICTIMS: tuple[Component, ...] = ("worker", "triggerer", "worker", "scheduler", "triggerer-2", "api-server")
 #: Seconds between two recordings, on average: 500 in an hour. And between two that others upload.
 BETWEEN_RECORDINGS, BETWEEN_OTHERS = 7.2, 36.0
 #: Seconds between two top-ups, and the credits of one: about what is used up, so that at times there are none left.
-BETWEEN_TOP_UPS, CREDITS = (30.0, 60.0), (4, 14)
+BETWEEN_TOP_UPS, CREDITS = (30.0, 60.0), (3, 11)
 #: Recordings of a hundred that are videos, damaged, none at all, and dear; the others are short and cost one credit.
 VIDEOS, DAMAGED, REFUSED, DEAR = 15, 5, 4, 4
 DEAR_CREDITS = 5
@@ -38,12 +38,14 @@ class Weather:
     """Faults at random, as a callback of the emulator.
 
     :param rng: Of its own.
+    :param share: Of the requests that go wrong.
     """
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, share: float) -> None:
         self._rng = rng
+        self._share = share
         self._roughy: Emulator | None = None
-        self._requests, self._downloads = self._gap(FAULTY), self._gap(FAULTY_DOWNLOADS)
+        self._requests, self._downloads = self._gap(), self._gap(FAULTY_DOWNLOADS)
         #: How many requests there were, how many faults by kind, and how many creations whose reply was lost.
         self.requests = 0
         self.faults: Counter[str] = Counter()
@@ -73,7 +75,7 @@ class Weather:
             self.upload_ids.add(request.path.rpartition("/")[2])
         self._requests -= 1
         if self._requests == 0:
-            self._requests = self._gap(FAULTY)
+            self._requests = self._gap()
             self._strike("*", "")
         if request.path.startswith("/storage/"):
             self._downloads -= 1
@@ -81,7 +83,8 @@ class Weather:
                 self._downloads = self._gap(FAULTY_DOWNLOADS)
                 self._strike("/storage/*", " of a download")
 
-    def _gap(self, share: float) -> int:
+    def _gap(self, more: float = 1) -> int:
+        share = min(self._share * more, 0.5)
         return 1 + int(math.log(1 - self._rng.random()) / math.log(1 - share))
 
     def _strike(self, path: str, of_what: str) -> None:
@@ -193,11 +196,13 @@ class Death:
 
     :param rng: Of its own.
     :param airflow: Who is struck.
+    :param pause: Seconds between two kills, on average.
     :param say: Told of each.
     """
 
-    def __init__(self, rng: random.Random, airflow: LocalAirflow, say: Callable[[str], None]) -> None:
+    def __init__(self, rng: random.Random, airflow: LocalAirflow, *, pause: float, say: Callable[[str], None]) -> None:
         self._rng = rng
+        self._pause = pause
         self._airflow = airflow
         self._say = say
         self.kills: Counter[str] = Counter()
@@ -207,12 +212,12 @@ class Death:
     def run(self, over: threading.Event) -> None:
         """Go on until it is over; everything runs then."""
         victims = self._victims()
-        next_kill = time.monotonic() + self._rng.uniform(*BETWEEN_KILLS)
+        next_kill = time.monotonic() + self._rng.uniform(0.5, 1.5) * self._pause
         while not over.wait(2):
             self.revive()
             if time.monotonic() >= next_kill:
                 self._kill(next(victims), over)
-                next_kill = time.monotonic() + self._rng.uniform(*BETWEEN_KILLS)
+                next_kill = time.monotonic() + self._rng.uniform(0.5, 1.5) * self._pause
 
     def revive(self) -> None:
         """Start what has ended by itself."""
