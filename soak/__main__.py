@@ -48,7 +48,12 @@ BETWEEN_NIGHTS = 60.0
 SETTLING, CLEARS = 1800.0, 5
 #: Seconds between two looks at the memory.
 BETWEEN_LOOKS = 30.0
-MEASURED: tuple[Component, ...] = ("triggerer", "triggerer-2", "scheduler", "api-server")
+MEASURED: dict[Component, str] = {
+    "triggerer": "triggerer",
+    "triggerer-2": "triggerer-2",
+    "scheduler": "scheduler and workers",
+    "api-server": "API server",
+}
 #: Columns by which to tell that there was something to be found.
 WRITTEN = ("xcom.value", "asset_event.extra", "rendered_task_instance_fields.rendered", "log.extra", "dag_run.conf")
 _ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -296,13 +301,13 @@ class Soak:
         yield f"task instances {len(self._tasks)}, tries {tries}, retries {burned.total()}: {_counted(burned)}"
         yield f"failed tasks cleared at breakfast {self._clears.total()}: {_counted(self._clears)}"
         (_, first), (_, last) = self._memory[0], self._memory[-1]
-        for component in MEASURED:
+        for component, name in MEASURED.items():
             before, after = (
                 " RSS {:.0f} MiB, PSS {:.0f} MiB".format(*(size / 2**20 for size in look[component]))
                 for look in (first, last)
             )
             most = max(look[component][1] for _, look in self._memory) / 2**20
-            yield f"memory of {component:<12} start:{before}; end:{after}; most PSS {most:.0f} MiB"
+            yield f"memory of {name:<22} start:{before}; end:{after}; most PSS {most:.0f} MiB"
 
 
 def _grouped(tasks: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
