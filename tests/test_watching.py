@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,9 @@ import pytest
 
 from airflow_provider_roughy import watching as watching_module
 from airflow_provider_roughy.emulator import Emulator, Fault
+from airflow_provider_roughy.events import taken_key
 from airflow_provider_roughy.hooks import RoughyHook
+from airflow_provider_roughy.ledger import Ledger
 from airflow_provider_roughy.triggers import RoughyAssetsReadyTrigger
 from airflow_provider_roughy.watching import Lookout
 from tests.watching import INTERVAL, Watching, begun, rounds, take, until, watch
@@ -346,3 +351,47 @@ def test_a_connection_that_leads_elsewhere_is_another_account(
 
     with Emulator(progression="manual") as other:
         asyncio.run(run(other))
+
+
+def test_a_storage_that_hangs_holds_up_nobody_else(roughy: Emulator, ledger: Path) -> None:
+    asset_id = roughy.seed_asset()
+    Ledger(ledger).check()
+    # Whoever opens it to read waits for somebody who writes.
+    hanging = ledger / f"{taken_key(asset_id, 'ready')}.json"
+    os.mkfifo(hanging)
+
+    async def run() -> None:
+        async with (
+            watch(ledger, catchup=True) as stuck,
+            watch(ledger.with_name("other"), catchup=True) as other,
+        ):
+            await other.told(asset_id)
+            new = roughy.seed_asset()
+            await other.told(asset_id, new)
+            assert stuck.events == []
+
+    try:
+        asyncio.run(run())
+    finally:
+        hanging.open("wb").close()
+
+
+def test_watchers_of_two_event_loops_announce_by_themselves(roughy: Emulator, ledger: Path) -> None:
+    """As two triggerers do: there may be two events, and there is one baseline."""
+    old = roughy.seed_asset()
+
+    async def run() -> set[str]:
+        async with watch(ledger) as watching:
+            await begun(ledger)
+            await until(lambda: len(roughy.assets) > 1)
+            await watching.told(roughy.assets[-1]["id"])
+            return watching.all()
+
+    with ThreadPoolExecutor(2) as pool:
+        told = [pool.submit(asyncio.run, run()) for _ in range(2)]
+        while not list(ledger.glob("note-*.json")):
+            time.sleep(0.01)
+        new = roughy.seed_asset()
+        assert [each.result() for each in told] == [{new}, {new}]
+    assert old != new
+    assert len(list(ledger.glob("note-*.json"))) == 1
