@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         AssetAlias,
         BaseHook,
         BaseOperator,
+        BaseOperatorLink,
         BaseSensorOperator,
         Connection,
         Context,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
         AirflowSkipException,
         TaskDeferred,
     )
+    from airflow.sdk.execution_time.xcom import XCom
     from airflow.sdk.io import attach
     from airflow.sdk.lineage import get_hook_lineage_collector
     from airflow.triggers.base import BaseEventTrigger, BaseTrigger, TriggerEvent
@@ -73,6 +75,7 @@ __all__ = [
     "BaseEventTrigger",
     "BaseHook",
     "BaseOperator",
+    "BaseOperatorLink",
     "BaseSensorOperator",
     "BaseTrigger",
     "Connection",
@@ -84,6 +87,7 @@ __all__ = [
     "RetryPolicy",
     "TaskDeferred",
     "TriggerEvent",
+    "XCom",
     "add_lineage",
     "aget_connection",
     "aget_task_state",
@@ -121,6 +125,7 @@ _HOMES: dict[str, dict[tuple[int, int], str]] = {
     "BaseEventTrigger": {(2, 11): "airflow.triggers.base:BaseTrigger", (3, 0): "airflow.triggers.base"},
     "BaseHook": {(2, 11): "airflow.hooks.base", (3, 1): "airflow.sdk"},
     "BaseOperator": {(2, 11): "airflow.models.baseoperator", (3, 0): "airflow.sdk"},
+    "BaseOperatorLink": {(2, 11): "airflow.models.baseoperatorlink", (3, 0): "airflow.sdk"},
     "BaseSensorOperator": {(2, 11): "airflow.sensors.base", (3, 0): "airflow.sdk"},
     "BaseTrigger": {(2, 11): "airflow.triggers.base"},
     "Connection": {(2, 11): "airflow.models.connection", (3, 0): "airflow.sdk"},
@@ -133,6 +138,7 @@ _HOMES: dict[str, dict[tuple[int, int], str]] = {
     "RetryPolicy": {(3, 3): "airflow.sdk"},
     "TaskDeferred": _EXCEPTIONS,
     "TriggerEvent": {(2, 11): "airflow.triggers.base"},
+    "XCom": {(2, 11): "airflow.models.xcom", (3, 0): "airflow.sdk.execution_time.xcom"},
     "attach": {(2, 11): "airflow.io.store", (3, 0): "airflow.sdk.io"},
     "conf": {(2, 11): "airflow.configuration", (3, 2): "airflow.sdk"},
     "get_hook_lineage_collector": {(2, 11): "airflow.lineage.hook", (3, 2): "airflow.sdk.lineage"},

@@ -57,6 +57,13 @@ CONFIG: dict[str, Any] = {
                 "example": "roughy_default,roughy_studio",
                 "default": "roughy_default",
             },
+            "asset_link": {
+                "description": "Where people look at an asset: tasks about one link there. Read when Airflow starts.",
+                "version_added": "0.2.0",
+                "type": "string",
+                "example": "https://media.example.org/assets/{asset_id}",
+                "default": "",
+            },
         },
     },
 }
@@ -99,6 +106,7 @@ def get_provider_info() -> dict[str, Any]:
                 "ui-field-behaviour": UI_FIELD_BEHAVIOUR,
             }
         ],
+        "extra-links": ["airflow_provider_roughy.links.RoughyAssetLink"],
         "asset-uris": uris,
         # What Airflow 2 reads.
         "dataset-uris": uris,

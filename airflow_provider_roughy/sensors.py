@@ -29,6 +29,7 @@ from airflow_provider_roughy.lifecycle import (
     as_seconds,
     check_on_pending_payment,
 )
+from airflow_provider_roughy.links import asset_links, show_asset
 from airflow_provider_roughy.outlets import announce_verdict
 from airflow_provider_roughy.polling import Watch
 from airflow_provider_roughy.triggers import RoughyAssetTrigger, RoughyTrigger, ended_by_airflow
@@ -160,12 +161,21 @@ class RoughyAssetSensor(_RoughySensor):
 
     kind = ASSET
     template_fields: Sequence[str] = ("asset_id", "roughy_conn_id")
+    operator_extra_links = asset_links()
 
     def __init__(self, *, asset_id: str, on_pending_payment: OnPendingPayment = "fail", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         check_on_pending_payment(on_pending_payment)
         self.asset_id = asset_id
         self.on_pending_payment = on_pending_payment
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Wait, here or in the triggerer.
+
+        :returns: The asset's fields, without its signed URLs.
+        """
+        show_asset(context, self.asset_id)
+        return super().execute(context)
 
     def _make_trigger(self, **options: Any) -> RoughyTrigger:
         return RoughyAssetTrigger(asset_id=self._watch.id, on_pending_payment=self.on_pending_payment, **options)

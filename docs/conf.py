@@ -40,7 +40,10 @@ nitpicky = True
 nitpick_ignore_regex = [
     # Airflow's, Python's and other libraries'.
     (r"py:.*", r"(?!airflow_provider_roughy\.)\w+\..*"),
-    (r"py:(class|exc)", r"(Airflow|Base|Retry|Task|Trigger)\w+|Connection|Context|ObjectStoragePath|datetime|timedelta"),
+    (
+        r"py:(class|exc)",
+        r"(Airflow|Base|Retry|Task|Trigger)\w+|Connection|Context|ObjectStoragePath|datetime|timedelta",
+    ),
     # Sphinx cuts long hints in two.
     (r"py:class", r".*\[str"),
     # Type variables and what else a hint of a public name may name.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_roughy import lineage
 from airflow_provider_roughy.exceptions import RoughyAssetProcessingError, RoughyPaymentRequiredError
 from airflow_provider_roughy.lifecycle import ASSET, Outcome, Verdict
+from airflow_provider_roughy.links import asset_links, show_asset
 from airflow_provider_roughy.operators.waiting import WaitingOperator
 from airflow_provider_roughy.outlets import announce_verdict
 from airflow_provider_roughy.polling import Watch, wait_here
@@ -28,6 +29,8 @@ class MakingOperator(WaitingOperator):
     :param options: As of :class:`~airflow_provider_roughy.operators.waiting.WaitingOperator`.
     """
 
+    operator_extra_links = asset_links()
+
     asset_id: str
     cut_id: str | None = None
 
@@ -46,6 +49,7 @@ class MakingOperator(WaitingOperator):
 
         :returns: Its id; ``None`` if the asset is not paid for and ``on_pending_payment`` lets that pass.
         """
+        show_asset(context, self.asset_id)
         return self._run(context, None, deadline=self.deadline(time.time()))
 
     def _run(self, context: Context, verdict: Verdict | None, *, deadline: float) -> str | None:

@@ -10,6 +10,7 @@ from airflow_provider_roughy import lineage
 from airflow_provider_roughy.api import language_code
 from airflow_provider_roughy.ledger import Ledger
 from airflow_provider_roughy.lifecycle import ASSET, Outcome, Verdict
+from airflow_provider_roughy.links import asset_links, show_asset
 from airflow_provider_roughy.memory import Owner, remembered
 from airflow_provider_roughy.operators.waiting import WaitingOperator
 from airflow_provider_roughy.outlets import announce_verdict
@@ -96,6 +97,7 @@ class RoughyCreateUploadOperator(WaitingOperator):
         "asset_id",
         "roughy_conn_id",
     )
+    operator_extra_links = asset_links()
 
     def __init__(
         self,
@@ -132,6 +134,7 @@ class RoughyCreateUploadOperator(WaitingOperator):
         started = time.time()
         with self.hook:
             asset_id = self._upload(context)
+            show_asset(context, asset_id)
             if not self.wait_for_completion:
                 return self._end(context, Verdict(asset_id, Outcome.WAITING, kind=ASSET.name, state="uploaded"))
             return self._end(context, self._wait_for(asset_id, started))

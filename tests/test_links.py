@@ -1,0 +1,92 @@
+"""The link from a task to its asset: there while it waits, and nothing at all where nobody wants one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from airflow_provider_roughy.compat import BaseOperator
+from airflow_provider_roughy.emulator import Emulator
+from airflow_provider_roughy.links import asset_links
+from airflow_provider_roughy.operators import RoughyCreateUploadOperator, RoughyCutOperator, RoughyRenderOperator
+from airflow_provider_roughy.sensors import RoughyAssetSensor
+from tests.running import TaskInstance, run_task
+
+pytestmark = [pytest.mark.usefixtures("patient")]
+
+PAGE = "https://media.example.org/assets/{asset_id}?tab=1"
+TASKS: dict[str, Any] = {
+    # Its bytes have arrived, so that nothing is read of the file.
+    "upload": lambda **options: RoughyCreateUploadOperator(
+        source=__file__, wait_for_completion=True, poll_interval=0.05, **options
+    ),
+    "sensor": lambda **options: RoughyAssetSensor(poke_interval=0.05, **options),
+    "cut": lambda **options: RoughyCutOperator(poll_interval=0.05, **options),
+    "render": lambda **options: RoughyRenderOperator(poll_interval=0.05, output={"format": "mp3"}, **options),
+}
+
+
+@pytest.fixture
+def roughy() -> Iterator[Emulator]:
+    """A Roughy in which nothing happens by itself."""
+    with Emulator(progression="manual") as emulator:
+        yield emulator
+
+
+def links_while_it_waits(make: Any, roughy: Emulator) -> tuple[str, list[Any]]:
+    """Return an asset, and the link that a task about it had each time that it began to wait."""
+    asset_id, ti = roughy.seed_asset("processing"), TaskInstance()
+    task: BaseOperator = make(task_id="task", asset_id=asset_id, timeout=30, deferrable=True)
+    seen: list[Any] = []
+
+    def go_on() -> None:
+        seen.append(json.loads(ti.xcoms.get("roughy_asset_link", "null")))
+        roughy.settle()
+
+    run_task(task, before_resuming=go_on, context={"ti": ti})
+    return asset_id, seen
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_it_is_there_while_the_task_waits(name: str, roughy: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__ROUGHY__ASSET_LINK", PAGE)
+    asset_id, seen = links_while_it_waits(TASKS[name], roughy)
+    assert set(seen) == {f"https://media.example.org/assets/{asset_id}?tab=1"}
+
+
+@pytest.mark.parametrize(
+    "page", [None, "", "javascript:{asset_id}", "https://media.example.org/", "/assets/{asset_id}"]
+)
+def test_there_is_nothing_where_nobody_wants_one(
+    page: str | None, roughy: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if page is not None:
+        monkeypatch.setenv("AIRFLOW__ROUGHY__ASSET_LINK", page)
+    assert asset_links() == ()
+    assert links_while_it_waits(TASKS["sensor"], roughy)[1] == [None]
+
+
+@pytest.mark.once
+def test_tasks_about_an_asset_have_it() -> None:
+    program = """
+from airflow_provider_roughy import operators, sensors
+found = vars(operators) | vars(sensors)
+print(*sorted(name for name in found if any(link.name == "Roughy asset" for link in
+    getattr(found[name], "operator_extra_links", ()) or ()) and name.startswith("Roughy")))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "AIRFLOW__ROUGHY__ASSET_LINK": PAGE},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    wanted = ["RoughyAssetSensor", "RoughyCreateUploadOperator", "RoughyCutOperator", "RoughyRenderOperator"]
+    assert run.stdout.split()[-4:] == wanted
