@@ -73,6 +73,8 @@ dist: .venv/.installed ## Build a release of the repository that it names, and c
 	test -n "$(REPOSITORY)"
 	rm -rf dist
 	.venv/bin/python -m hatchling build -d dist
+	again=$$(mktemp -d) && trap 'rm -rf "$$again"' EXIT && umask 077 && \
+		.venv/bin/python -m hatchling build -d "$$again" && diff -r dist "$$again"
 	.venv/bin/python -m twine check --strict dist/*
 
 constraints: | $(UV) ## Renew tests/constraints/

@@ -17,7 +17,7 @@ import jsonschema
 import pytest
 
 import airflow_provider_roughy
-from airflow_provider_roughy import compat
+from airflow_provider_roughy import compat, operators
 from airflow_provider_roughy.exceptions import RoughyTimeoutError
 from airflow_provider_roughy.get_provider_info import get_provider_info
 from airflow_provider_roughy.hooks import RoughyHook
@@ -360,6 +360,13 @@ def test_the_readme_names_every_public_name() -> None:
         "airflow_provider_roughy.emulator",
     ):
         assert name in readme, name
+
+
+@pytest.mark.once
+def test_the_registry_is_told_of_every_operator() -> None:
+    told = (ROOT.parent / ".airflow-registry.yaml").read_text()
+    names = re.findall(r"module: airflow_provider_roughy\.operators\.(\w+)", told)
+    assert sorted(names) == sorted(name for name in operators.__all__ if name.endswith("Operator"))
 
 
 def test_the_package_is_typed() -> None:
