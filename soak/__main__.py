@@ -350,6 +350,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=None, help="what all chance comes from; printed")
     parser.add_argument("--faults", type=float, default=1, help="per cent of the requests that go wrong (1)")
     parser.add_argument("--between-kills", type=float, default=80, help="seconds, on average (80)")
+    parser.add_argument("--keep", action="store_true", help="leave the folder with logs, files and ledgers in any case")
     options = parser.parse_args(arguments)
     # Nothing is left running, however it ends.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -373,7 +374,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(line)
     good = all(finding.is_good for finding in findings)
     print(f"\n{'All is well' if good else f'NOT all is well; everything is left in {folder}'}; seed {seed}")
-    if good:
+    if good and not options.keep:
         shutil.rmtree(folder, ignore_errors=True)
     return 0 if good else 1
 
