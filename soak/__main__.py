@@ -365,7 +365,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         faults=options.faults / 100,
         between_kills=options.between_kills,
     )
-    findings, lines = soak.run()
+    try:
+        findings, lines = soak.run()
+    except KeyboardInterrupt:
+        say(f"Interrupted; everything has been stopped, and is left in {folder}")
+        return 130
     print(f"\n{'':<44}{'expected':>14}{'found':>10}")
     for finding in findings:
         print(finding)
