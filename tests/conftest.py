@@ -66,7 +66,7 @@ class _ByAirflow(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist is 
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        if any(name in nodeid for name in ("test_two_triggerers", "test_nobody_waits")):
+        if any(name in nodeid for name in ("test_two_triggerers", "live/test_watching", "test_nobody_waits")):
             return "the long ones"
         others = ("test_harness", "test_demo", "test_celery", "live/test_ingest", "live/test_making")
         return "what came later" if any(name in nodeid for name in others) else "what came first"

