@@ -52,12 +52,24 @@ def asset_uri(location: str) -> str:
     return quote(as_text(uri), safe=_PLAIN)
 
 
+def check_no_password(location: str) -> None:
+    """Refuse a URI with a password: Airflow would take that for the id of a connection, log it, and sign in without.
+
+    :param location: A path, or a URI.
+    :raises ValueError: If it has one; it is not shown.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://[^/]*:[^/]*@", location):
+        raise ValueError("before its @, a URI names an Airflow connection, which keeps the password")
+
+
 def stored_path(uri: str, conn_id: str | None) -> ObjectStoragePath:
     """Return Airflow's path to an object.
 
     :param uri: ``scheme://…``
     :param conn_id: The Airflow connection of that storage.
+    :raises ValueError: If a password is in it.
     """
+    check_no_password(uri)
     from airflow_provider_roughy.compat import ObjectStoragePath
 
     # Before 3.2, Airflow takes no connection for one, and leaves aside that in the URI.

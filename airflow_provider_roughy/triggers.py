@@ -25,6 +25,7 @@ from airflow_provider_roughy.lifecycle import (
     counted,
 )
 from airflow_provider_roughy.polling import Watch, wait_for_batch, wait_until_final
+from airflow_provider_roughy.storage import check_no_password
 from airflow_provider_roughy.watching import Watcher
 
 if TYPE_CHECKING:
@@ -330,6 +331,8 @@ class RoughyAssetsReadyTrigger(BaseEventTrigger):
         self.ledger = str(ledger)
         if not self.ledger.rstrip("/"):
             raise ValueError("ledger must say where is kept what was taken")
+        # Airflow stores what a trigger is made of as it is.
+        check_no_password(self.ledger)
         self.ledger_conn_id = ledger_conn_id or getattr(ledger, "conn_id", None)
         self.project_id = None if project_id is None else resource_id("project_id", project_id)
         self.states = check_states(states)

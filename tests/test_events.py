@@ -169,6 +169,16 @@ def test_what_is_unusable_is_refused_when_the_dag_is_read(wrong: dict[str, Any])
         RoughyAssetsReadyTrigger(**{"ledger": "/data/taken", **wrong})
 
 
+@needs_airflow_3
+def test_a_password_in_the_ledgers_uri_is_refused_and_not_shown() -> None:
+    """Airflow stores a trigger as it is, with the DAG."""
+    with pytest.raises(ValueError, match="names an Airflow connection") as refused:
+        RoughyAssetsReadyTrigger(ledger="s3://me:topsecret@bucket/taken")
+    assert "topsecret" not in str(refused.value)
+    stored = RoughyAssetsReadyTrigger(ledger="hdfs://me@node:8020/taken@home").serialize()[1]
+    assert stored["ledger"] == "hdfs://me@node:8020/taken@home"
+
+
 @pytest.mark.skipif(not ON_AIRFLOW_2, reason="Airflow 3 has watchers")
 def test_airflow_2_is_told_what_it_needs(tmp_path: Path) -> None:
     for make in (

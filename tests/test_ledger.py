@@ -7,6 +7,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,16 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_roughy import ledger as ledger_module
-from airflow_provider_roughy.exceptions import RoughyLedgerError, RoughyUnusableLedgerError
+from airflow_provider_roughy.exceptions import (
+    RoughyLedgerError,
+    RoughyUnusableLedgerError,
+    RoughyUnusableSourceError,
+    RoughyUnusableTargetError,
+)
 from airflow_provider_roughy.ledger import Entry, Ledger, entry_key
+from airflow_provider_roughy.recordings import find_recordings
+from airflow_provider_roughy.source import find_source
+from airflow_provider_roughy.target import find_target
 
 WANTED = {"uri": "/data/talk.mp3", "size": 46_000, "mtime": "1", "project_id": "p", "language": None}
 KEY = entry_key(WANTED)
@@ -189,3 +198,25 @@ def test_a_file_system_without_links(ledger: Ledger, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("os.link", refuse)
     assert ledger.claim(entry()) is not None
     assert ledger.claim(entry("night 2")) is None
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda uri: Ledger(uri).check(),
+        find_source,
+        find_recordings,
+        lambda uri: find_target(uri, name="talk.mp3"),
+    ],
+)
+def test_a_password_in_a_uri_is_refused_before_airflow_logs_it(
+    use: Callable[[str], object], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Airflow takes it for the id of a connection, which it does not find, and says so."""
+    with pytest.raises(
+        (RoughyUnusableLedgerError, RoughyUnusableSourceError, RoughyUnusableTargetError),
+        match="before its @, a URI names an Airflow connection",
+    ) as refused:
+        use("memory://me:topsecret@bucket/talk")
+    out, err = capfd.readouterr()
+    assert "topsecret" not in f"{refused.value} {refused.value.__cause__} {out} {err}"

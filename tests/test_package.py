@@ -88,7 +88,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "events": {"api", "compat", "exceptions", "ledger", "lifecycle", "lineage", "memory"},
     "watching": {"api", "events", "exceptions", "hooks", "ledger", "lifecycle", "polling", "retry"},
-    "triggers": {"api", "compat", "events", "exceptions", "hooks", "lifecycle", "polling", "watching"},
+    "triggers": {"api", "compat", "events", "exceptions", "hooks", "lifecycle", "polling", "storage", "watching"},
     "plugin": {"compat"},
     "receiver": {"compat", "exceptions", "hooks", "lifecycle", "settings", "webhooks"},
     "sensors": {"compat", "hooks", "lifecycle", "lineage", "links", "outlets", "polling", "triggers"},
