@@ -16,7 +16,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
@@ -208,17 +207,23 @@ class Receiver:
     async def _announce(self, name: str, extra: dict[str, Any], *, once: str | None = None) -> Announced:
         """Make an event, and see to it that a run takes it."""
         loop = asyncio.get_running_loop()
-        make = partial(announce, name, extra, once=once, within=_REPEATED_WITHIN)
-        made = await loop.run_in_executor(self._writer, make)
+
+        def make() -> Announced:
+            made = announce(name, extra, once=once, within=_REPEATED_WITHIN)
+            # Not by whoever waits for this: their time may be up, and the event is there all the same.
+            loop.call_soon_threadsafe(self._see_to, name, made)
+            return made
+
+        return await loop.run_in_executor(self._writer, make)
+
+    def _see_to(self, name: str, made: Announced) -> None:
         nudge = self._nudges.get(name)
         if made is Announced.LEFT_BEHIND and nudge is None:
-            self._nudges[name] = loop.create_task(self._nudge(name))
+            self._nudges[name] = asyncio.get_running_loop().create_task(self._nudge(name))
         elif made is Announced.MADE and nudge is not None:
             # The run that is due takes all that was left behind.
             del self._nudges[name]
-            if nudge is not asyncio.current_task():
-                nudge.cancel()
-        return made
+            nudge.cancel()
 
     async def _nudge(self, name: str) -> None:
         """Make an event that says nothing, until a run is due that takes those left behind at the end of a burst."""

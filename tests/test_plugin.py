@@ -241,6 +241,32 @@ def test_what_airflow_leaves_behind_at_the_end_of_a_burst_is_seen_to(
 
 
 @takes_webhooks
+def test_what_is_left_behind_is_seen_to_though_its_delivery_came_to_nothing(
+    url: str, media: str, roughy: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An event that is made after the sender was answered 503; when it asks again, there is one."""
+    from airflow.models.asset import AssetModel
+    from airflow.utils.session import create_session
+    from sqlalchemy import update
+
+    monkeypatch.setattr(module, "_NUDGE_SECONDS", 0.05)
+    body = about(roughy.seed_asset(state="ready"))
+    assert post(url, body).status_code == 204
+    monkeypatch.setattr(module, "_DELIVERY_SECONDS", 1.0)
+    with create_session() as session:
+        session.execute(update(AssetModel).where(AssetModel.name == media).values(group="held up"))
+        assert post(url, body, id="msg_2").status_code == 503
+    deadline = time.monotonic() + PATIENCE
+    while post(url, body, id="msg_2").status_code != 204:
+        assert time.monotonic() < deadline
+    start_what_is_due(media)
+    while not queue(media):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert [event["svix_id"] for event in events(media) if event["payload"]] == ["msg_1", "msg_2"]
+
+
+@takes_webhooks
 @pytest.mark.once
 def test_cuts_and_renders_are_no_media(url: str, media: str, roughy: Emulator) -> None:
     asset_id = roughy.seed_asset(state="ready")
