@@ -46,7 +46,8 @@ def show_asset(context: Context, asset_id: str) -> None:
     :param context: Airflow's.
     :param asset_id: The asset.
     """
-    if template := _template():
+    # What another task has returned may be no id, which this one says by itself.
+    if isinstance(asset_id, str) and (template := _template()):
         context["ti"].xcom_push(key=_XCOM_KEY, value=template.replace("{asset_id}", quote(asset_id, safe="")))
 
 

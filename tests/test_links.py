@@ -60,6 +60,16 @@ def test_it_is_there_while_the_task_waits(name: str, roughy: Emulator, monkeypat
     assert set(seen) == {f"https://media.example.org/assets/{asset_id}?tab=1"}
 
 
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "upload"])
+def test_an_id_that_is_none_is_said_as_without_a_link(
+    name: str, roughy: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__ROUGHY__ASSET_LINK", PAGE)
+    ended = run_task(TASKS[name](task_id="task", asset_id=None))
+    assert ended.state == "failed", "and not tried again"
+    assert "asset_id must be a UUID, not None" in str(ended.error)
+
+
 @pytest.mark.parametrize(
     "page", [None, "", "javascript:{asset_id}", "https://media.example.org/", "/assets/{asset_id}"]
 )
