@@ -109,6 +109,8 @@ class Watch:
         self.log = log
         self.state: str | None = None
         self.error: RoughyError | None = None
+        #: When to look again at the earliest, in seconds since the epoch, as Roughy asked for at the last look.
+        self.not_before = 0.0
         #: How often in a row a list, and nothing else, said that nothing has changed.
         self.unchanged = 0
         self._since = time.monotonic()
@@ -145,7 +147,7 @@ class Watch:
         if verdict.state != self.state:
             self._log_state(verdict)
             self._since = time.monotonic()
-        self.state, self.error, self._missed = verdict.state, None, 0
+        self.state, self.error, self.not_before, self._missed = verdict.state, None, 0.0, 0
         return verdict if verdict.is_final(self.on_pending_payment) else None
 
     def missed(self, error: RoughyError) -> Verdict | None:
@@ -157,6 +159,7 @@ class Watch:
                 "%s %s could not be looked at, and is waited for all the same: %s", self._title, self.id, error
             )
         self.error = error
+        self.not_before = time.time() + (_retry_after(error) or 0.0)
         self._missed += 1
         return None
 
@@ -511,9 +514,8 @@ class SharedPoll:
                 found: T = await self._ask(call)
                 return found
             except RoughyError as error:
-                if isinstance(error, RoughyApiError) and error.retry_after is not None:
-                    wanted = loop.time() + min(error.retry_after, _MOST_RETRY_AFTER)
-                    self._not_before = max(self._not_before, wanted)
+                if (asked := _retry_after(error)) is not None:
+                    self._not_before = max(self._not_before, loop.time() + asked)
                 pause = tries.pause_after(error)
                 if pause is None:
                     raise
@@ -629,7 +631,7 @@ class SharedPoll:
             return error.status != 403
         if not error.transient:
             return False
-        if isinstance(error, RoughyApiError) and (error.status == 429 or error.retry_after is not None):
+        if _retry_after(error) is not None or (isinstance(error, RoughyApiError) and error.status == 429):
             return True
         never_reached = isinstance(error, RoughyUnreachableError) and not error.sent
         return never_reached or self._failures >= _FAILURES
@@ -725,7 +727,7 @@ class SharedPoll:
             if self._backoff is None:
                 self._backoff = Backoff(tries=sys.maxsize, patience=float("inf"))
             pause = self._backoff.pause_after(error) or 0.0
-            if isinstance(error, RoughyApiError) and error.retry_after is not None:
+            if _retry_after(error) is not None:
                 pause = min(pause, _MOST_RETRY_AFTER)
             else:
                 # An outage is looked through about as often as a healthy Roughy would be.
@@ -799,6 +801,12 @@ def _canonical(id: str) -> str:
         return resource_id("id", id)
     except RoughyConfigurationError:
         return id
+
+
+def _retry_after(error: RoughyError) -> float | None:
+    """Return the seconds of an error's ``Retry-After``, as far as they are obeyed; ``None`` if it has none."""
+    asked = error.retry_after if isinstance(error, RoughyApiError) else None
+    return None if asked is None else min(asked, _MOST_RETRY_AFTER)
 
 
 def _by_id(looks: Iterable[_Look]) -> dict[str, list[_Look]]:

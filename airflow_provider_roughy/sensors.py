@@ -35,7 +35,7 @@ from airflow_provider_roughy.polling import Watch
 from airflow_provider_roughy.triggers import RoughyAssetTrigger, RoughyTrigger, ended_by_airflow
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from airflow_provider_roughy.compat import Context
 
@@ -90,8 +90,16 @@ class _RoughySensor(BaseSensorOperator):
             if looked.is_done:
                 return cast("dict[str, Any]", looked.xcom_value)
         self._make_trigger(
-            roughy_conn_id=self.roughy_conn_id, poll_interval=self.poke_interval, deadline=deadline
+            roughy_conn_id=self.roughy_conn_id,
+            poll_interval=self.poke_interval,
+            deadline=deadline,
+            not_before=self._watch.not_before,
         ).take_over(self)
+
+    def _get_next_poke_interval(self, started_at: Any, run_duration: Callable[[], float], *args: Any) -> float:
+        """Return the seconds until Airflow lets it look again: no sooner than Roughy asked for, within ``timeout``."""
+        interval: float = super()._get_next_poke_interval(started_at, run_duration, *args)
+        return max(interval, min(self._watch.not_before - time.time(), self.timeout - run_duration()))
 
     def _make_trigger(self, **options: Any) -> RoughyTrigger:
         return RoughyTrigger(kind=self.kind.name, id=self._watch.id, **options)

@@ -37,6 +37,7 @@ class Ended:
     :param error: What it raised.
     :param waited: Where it waited: ``""``, ``"reschedule"`` or ``"triggerer"``.
     :param event: The trigger's event.
+    :param rescheduled_to: When it wanted to look again, in seconds since the epoch, if it was rescheduled.
     """
 
     state: str
@@ -44,6 +45,7 @@ class Ended:
     error: BaseException | None = None
     waited: str = ""
     event: dict[str, Any] | None = None
+    rescheduled_to: float | None = None
 
 
 class TaskInstance:
@@ -107,8 +109,8 @@ def run_task(
     def attempt(step: Callable[[BaseOperator], Any]) -> None:
         try:
             ended.result = step(deepcopy(pristine))
-        except AirflowRescheduleException:
-            ended.waited = "reschedule"
+        except AirflowRescheduleException as later:
+            ended.waited, ended.rescheduled_to = "reschedule", later.reschedule_date.timestamp()
             before_resuming()
             attempt(lambda task: task.execute(full))
         except TaskDeferred as deferred:

@@ -80,6 +80,18 @@ def test_the_result_is_the_asset_id_in_every_mode(
     assert (ended.waited == "triggerer") == (options.get("deferrable", False) and progression != "immediate")
 
 
+@pytest.mark.once
+@pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
+def test_retry_after_of_the_first_look_is_obeyed(roughy: Emulator, audio: Path, deferrable: bool) -> None:
+    # After the look that confirms the upload.
+    roughy.inject(Fault(method="GET", path="/v1/assets/*", nth=2, status=429, headers={"Retry-After": "1"}))
+    ended = upload(audio, wait_for_completion=True, deferrable=deferrable, poll_interval=0.05)
+    assert ended.state == "success", ended.error
+    refused, again = [request for request in roughy.requests if request.method == "GET"][1:]
+    assert (refused.status, again.status) == (429, 200)
+    assert again.started_at - refused.started_at >= 1.0
+
+
 @pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
 @pytest.mark.parametrize("progression", [pytest.param("immediate", marks=pytest.mark.once), "polls=2"])
 @pytest.mark.parametrize(

@@ -232,6 +232,19 @@ def test_retry_after_of_a_look_is_obeyed(roughy: Emulator) -> None:
     assert second.started_at - first.started_at >= 1.0
 
 
+@pytest.mark.parametrize("timeout", [20, 0.6], ids=["in time", "beyond the timeout"])
+def test_retry_after_of_the_first_look_is_obeyed(roughy: Emulator, mode: str, timeout: float) -> None:
+    asset_id = roughy.seed_asset(state="ready")
+    roughy.inject(Fault(method="GET", path="/v1/assets/*", status=429, headers={"Retry-After": "1"}))
+    ended = run_task(sensor(mode, asset_id, timeout=timeout))
+    # At the end of its time it is looked at once more.
+    assert ended.state == "success", ended.error
+    first, second = [request.started_at for request in roughy.requests]
+    if mode == "reschedule":
+        second = ended.rescheduled_to or 0.0
+    assert min(1.0, timeout) <= second - first + 0.1 < 15
+
+
 @pytest.mark.parametrize("words", ["Trigger timeout", "Trigger/execution timeout"], ids=["Airflow 3", "Airflow 2"])
 @pytest.mark.parametrize(("soft_fail", "error"), [(False, RoughyTimeoutError), (True, AirflowSkipException)])
 def test_a_wait_that_no_triggerer_took_ends_as_a_timeout(words: str, soft_fail: bool, error: Any) -> None:

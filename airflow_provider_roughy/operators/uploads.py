@@ -182,9 +182,16 @@ class RoughyCreateUploadOperator(WaitingOperator):
                 poll_interval=self.poll_interval,
                 deadline=deadline,
                 on_pending_payment=self.on_pending_payment,
+                not_before=watch.not_before,
             ).take_over(self)
         if verdict is None:
-            verdict = wait_here(self.hook, watch, poll_interval=self.poll_interval, deadline=deadline)
+            verdict = wait_here(
+                self.hook,
+                watch,
+                poll_interval=self.poll_interval,
+                deadline=deadline,
+                not_before=watch.not_before,
+            )
         return verdict
 
     def _end(self, context: Context, verdict: Verdict) -> str:

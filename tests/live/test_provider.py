@@ -66,4 +66,6 @@ def test_the_connection_form_asks_for_what_is_needed(local_airflow: LocalAirflow
         "timeout": "Timeout (seconds)",
         "verify": "Verify TLS",
         "allow_http": "Allow plain http",
+        "webhook_secret": "Webhook signing secret",
+        "webhook_asset": "Webhook asset",
     }
