@@ -240,6 +240,8 @@ class Lookout:
             yield lookout
         finally:
             lookout._watchers.discard(watcher)
+            for key in lookout._shelves.keys() - {each.shelf_key for each in lookout._watchers}:
+                lookout._shelves.pop(key).close()
             if not lookout._watchers:
                 del lookouts[watcher.roughy_conn_id]
                 await lookout._close()
@@ -263,15 +265,15 @@ class Lookout:
                     future.set_exception(RoughyProtocolError("The watch for assets has ended"))
 
     async def _close(self) -> None:
-        for shelf in self._shelves.values():
-            shelf.close()
         task, self._task = self._task, None
         if task is not None:
             await end(task)
 
-    def shelf(self, ledger: str, conn_id: str | None) -> _Shelf:
-        """Return what all watchers of a ledger share."""
-        key = (ledger, conn_id)
+    def shelf(self, key: tuple[str, str | None]) -> _Shelf:
+        """Return what all watchers of a ledger share.
+
+        :param key: Where the ledger is, and the Airflow connection of that storage.
+        """
         if key not in self._shelves:
             self._shelves[key] = _Shelf(*key)
         return self._shelves[key]
@@ -651,8 +653,8 @@ class Watcher:
         self.baseline: Baseline | None = None
         #: What is to be announced, as far as it is not known to be taken.
         self.due: dict[str, Sighting] = {}
-        self._ledger = ledger
-        self._ledger_conn_id = ledger_conn_id
+        #: Where the ledger is, and the Airflow connection of that storage.
+        self.shelf_key = (ledger, ledger_conn_id)
         self._project_id = project_id
         self._catchup = catchup
         self._log = log
@@ -664,9 +666,9 @@ class Watcher:
 
     async def payloads(self) -> AsyncGenerator[dict[str, list[str]], None]:
         """Yield what is due, again and again until it is taken; without end."""
-        trouble = _Trouble(f"Ledger {self._ledger}: what was taken is not known", self._log, self.poll_interval)
+        trouble = _Trouble(f"Ledger {self.shelf_key[0]}: what was taken is not known", self._log, self.poll_interval)
         async with Lookout.joined(self) as lookout:
-            self._shelf = lookout.shelf(self._ledger, self._ledger_conn_id)
+            self._shelf = lookout.shelf(self.shelf_key)
             while True:
                 payload = None
                 lookout.start()

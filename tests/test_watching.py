@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -208,12 +209,21 @@ def test_what_was_deleted_is_announced_no_more(roughy: Emulator, ledger: Path) -
     asyncio.run(run())
 
 
+def threads_for_storage() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("roughy-watch")}
+
+
 def test_one_that_stops_disturbs_no_other_and_the_last_one_closes_all(roughy: Emulator, ledger: Path) -> None:
     async def run() -> None:
         first = Watching(RoughyAssetsReadyTrigger(ledger=ledger, poll_interval=INTERVAL))
         async with watch(ledger) as second:
             await begun(ledger)
             await first.stop()
+            before = threads_for_storage()
+            async with watch(ledger.with_name("other")):
+                await begun(ledger.with_name("other"))
+                assert not threads_for_storage() <= before
+            await until(lambda: threads_for_storage() <= before)
             new = roughy.seed_asset()
             await second.told(new)
         assert not Lookout._lookouts[asyncio.get_running_loop()]
