@@ -367,7 +367,7 @@ def test_a_storage_is_told_once_and_without_who_signs_in(
     roughy: Emulator, reader: Reader, recordings: dict[str, Path]
 ) -> None:
     storage = MemoryFileSystem()
-    attach("memory", conn_id="me", fs=storage)
+    attach("memory", conn_id="me").fs = storage
     storage.pipe("/bucket/talk.mp3", recordings["audio"].read_bytes())
     upload = RoughyCreateUploadOperator(task_id="upload", source="memory://me@bucket/talk.mp3")
     ended = reader.run(upload)

@@ -24,8 +24,9 @@ CONTENT = os.urandom(3 * BLOCK_BYTES + 17)
 def memory() -> Iterator[MemoryFileSystem]:
     """Object storage in memory, attached to Airflow as any other would be."""
     filesystem = MemoryFileSystem()
-    attach("memory", fs=filesystem)
-    attach("memory", conn_id="me", fs=filesystem)
+    # Airflow keeps what was attached first, whatever is said later.
+    attach("memory").fs = filesystem
+    attach("memory", conn_id="me").fs = filesystem
     yield filesystem
     MemoryFileSystem.store.clear()
 

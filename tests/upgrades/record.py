@@ -178,7 +178,8 @@ def write_recordings(folder: Path) -> None:
     memory.store.clear()
     for name in "abc":
         memory.pipe(f"/recordings/{name}.wav", file.read_bytes())
-    import_module("airflow.sdk.io").attach("memory", fs=memory)
+    # Airflow keeps what was attached first, whatever is said later.
+    import_module("airflow.sdk.io").attach("memory").fs = memory
 
 
 def files_in(folder: Path) -> dict[str, str]:
