@@ -99,6 +99,7 @@ def test_the_wheel_builds_from_the_source_archive(built: Path, tmp_path: Path, w
     assert (tmp_path / wheel.name).read_bytes() == wheel.read_bytes()
 
 
+@pytest.mark.once
 def test_the_wheel_alone_is_the_package(wheel: Path, tmp_path: Path) -> None:
     """It is installed into a new environment, which has only Airflow and libraries from the one that tests run in."""
     env = tmp_path / "env"

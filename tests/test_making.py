@@ -34,7 +34,8 @@ from tests.running import Ended, run_task, whenever
 
 NOBODY = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"
 MP3 = {"format": "mp3"}
-KINDS = ["cut", "render"]
+#: A render is made as a cut is: one line of Airflow is enough for it.
+KINDS = ["cut", pytest.param("render", marks=pytest.mark.once)]
 WAYS = {"sync": {"deferrable": False}, "deferrable": {"deferrable": True}}
 
 pytestmark = pytest.mark.usefixtures("patient")

@@ -188,6 +188,7 @@ def test_the_architecture_page_shows_the_rooms() -> None:
     assert {room: set(re.findall(r"`(\w+)`", imports)) for room, imports in rows} == ROOMS
 
 
+@pytest.mark.once
 def test_only_the_client_knows_httpx_and_only_the_transfer_tuspy() -> None:
     users = {
         library: {

@@ -158,7 +158,7 @@ def some(faults: st.SearchStrategy[Any], *, at_most: int) -> st.SearchStrategy[l
 
 
 @settings(
-    max_examples=int(os.environ.get("ROUGHY_EXAMPLES", "60")),
+    max_examples=int(os.environ.get("ROUGHY_EXAMPLES", "40")),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
