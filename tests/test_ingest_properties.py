@@ -92,7 +92,7 @@ def steps() -> st.SearchStrategy[dict[str, Any]]:
 # Thirds, which the processes that share the tests run side by side.
 @pytest.mark.parametrize("third", range(3))
 @settings(
-    max_examples=-(-int(os.environ.get("ROUGHY_EXAMPLES", "150")) // 3),
+    max_examples=-(-int(os.environ.get("ROUGHY_EXAMPLES", "90")) // 3),
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],

@@ -82,7 +82,9 @@ def patch_faults() -> st.SearchStrategy[dict[str, Any] | None]:
 
 # A hang costs the client's timeout, so they are short, and the deadline of an example is none.
 @settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    max_examples=int(os.environ.get("ROUGHY_EXAMPLES", "40")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(
     patches=st.lists(patch_faults(), max_size=8),
