@@ -1,4 +1,4 @@
-"""Two triggerers hold two hundred waits, and one of them is killed."""
+"""Two triggerers hold more than a hundred waits, and one of them is killed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.live.running import TITLES, printed_load, wait_until
 
 pytestmark = LIVE
 
-COUNT = 200
+COUNT = 120
 #: Of the list of all that are in work.
 PAGES = ceil(COUNT / 100)
 #: Seconds, as the DAG has it.
