@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_roughy.exceptions import RoughyClaimedError
+from airflow_provider_roughy.exceptions import RoughyClaimedError, RoughyLedgerError
 from airflow_provider_roughy.ledger import ENDED, Entry, entry_key
 
 if TYPE_CHECKING:
@@ -100,13 +100,29 @@ class Claim:
             )
         self.entry = self._ledger.claim(entry)
         if self.entry is not None and before is not None:
-            if before.state not in ENDED and self._ledger.is_alive(before.owner):
-                # It has come to life again, and goes on with what is its own.
-                self._ledger.give_back(self.entry)
+            if not self._may_keep(self.entry, before):
                 self.entry = None
             elif before.asset_id is None:
                 self._find_asset(before)
         return self.entry is not None
+
+    def _may_keep(self, entry: Entry, before: Entry) -> bool:
+        """Give a take-over back unless the one before is seen to be dead: one who lives goes on with what is his own.
+
+        :param entry: The take-over.
+        :param before: What was taken over.
+        :raises RoughyLedgerError: If the ledger cannot be used.
+        """
+        alive = True
+        try:
+            alive = before.state not in ENDED and self._ledger.is_alive(before.owner)
+        except RoughyLedgerError:
+            self.entry = None
+            raise
+        finally:
+            if alive:
+                self._ledger.give_back(entry)
+        return not alive
 
     def _find_asset(self, before: Entry) -> None:
         """Take up an asset that somebody has made who came to life again, and died, since the entry was read.

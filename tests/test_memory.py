@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_provider_roughy.exceptions import RoughyLedgerError
 from airflow_provider_roughy.ledger import Entry, Ledger, entry_key
 from airflow_provider_roughy.memory import Claim, Owner
 
@@ -46,6 +47,21 @@ def test_who_comes_to_life_again_keeps_what_is_his(ledger: Ledger, begun: Entry,
     # Nor does it hold up those who come after its end.
     ledger.keep_alive(str(FIRST), 0)
     assert take_over(ledger, THIRD, begun).take()
+
+
+def test_who_cannot_be_seen_alive_or_dead_keeps_what_is_his(ledger: Ledger, begun: Entry, tmp_path: Path) -> None:
+    other = take_over(ledger, SECOND, begun)
+    ledger.keep_alive(str(FIRST), time.time() + 600)
+    (sign,) = (tmp_path / "ledger" / "runs").iterdir()
+    sign.unlink()
+    # Something that cannot be read.
+    sign.mkdir()
+    with pytest.raises(RoughyLedgerError):
+        other.take()
+    assert ledger.latest(KEY) == begun
+    sign.rmdir()
+    ledger.keep_alive(str(FIRST), time.time() + 600)
+    assert not other.take()
 
 
 def test_what_has_ended_is_nobodys(ledger: Ledger, begun: Entry) -> None:
