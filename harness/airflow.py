@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -350,25 +351,31 @@ class LocalAirflow:
     # The public API
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Call the public API, patiently: what a busy machine fails at is repeated, unless it may have been done.
+        """Call the public API, patiently: what a busy machine fails at is repeated.
+
+        SQLite has one writer at a time, so that Airflow may answer 500 to what is right. Whoever creates something
+        names it, so that the second time is answered with 409, which is no error then.
 
         :param method: the HTTP method.
         :param path: the path below ``/api/v2``.
         :param options: those of :meth:`httpx.Client.request`.
+        :return: the response, which says 409 if what was to be created had been, by a request that failed.
         """
         deadline = time.monotonic() + PATIENCE
+        repeated = False
         while True:
             try:
                 response = self._api.request(method, path, **options)
-                again = method == "GET" and response.is_server_error
-            except httpx.TransportError as error:
-                if (method != "GET" and not isinstance(error, httpx.ConnectError)) or time.monotonic() > deadline:
+                again = response.is_server_error
+            except httpx.TransportError:
+                if time.monotonic() > deadline:
                     raise
                 again = True
             if not again or time.monotonic() > deadline:
                 break
+            repeated = True
             time.sleep(0.5)
-        if response.is_error:
+        if response.is_error and not (repeated and response.status_code == httpx.codes.CONFLICT):
             raise httpx.HTTPStatusError(
                 f"{method} {path}: {response.status_code} {response.text}",
                 request=response.request,
@@ -385,11 +392,12 @@ class LocalAirflow:
         :return: the run's id.
         """
         deadline = time.monotonic() + timeout
+        run_id = f"manual__{uuid.uuid4()}"
+        body = {"dag_run_id": run_id, "logical_date": None, "conf": conf or {}}
         while True:
             try:
-                body = {"logical_date": None, "conf": conf or {}}
-                reply = self.request("POST", f"/dags/{_part(dag_id)}/dagRuns", json=body).json()
-                return str(reply["dag_run_id"])
+                self.request("POST", f"/dags/{_part(dag_id)}/dagRuns", json=body)
+                return run_id
             except httpx.HTTPStatusError as error:
                 if error.response.status_code != 404:
                     raise

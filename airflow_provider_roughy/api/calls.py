@@ -164,8 +164,11 @@ def retry_after(reply: Reply) -> float | None:
 
 
 def secret() -> Any:
-    """Declare a field of a resource that is a secret, such as a signed URL: neither its ``repr`` nor XCom shows it."""
-    return field(default=None, repr=False, metadata={"secret": True})
+    """Declare a field of a resource that is a secret, such as a signed URL: neither its ``repr`` nor XCom shows it.
+
+    Nor is it compared: each answer has a link of its own to the same file.
+    """
+    return field(default=None, repr=False, compare=False, metadata={"secret": True})
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -115,6 +118,30 @@ def test_a_killed_task_is_tried_again_and_a_cleared_one_runs_again(local_airflow
 def test_an_unknown_dag_is_told(local_airflow: LocalAirflow) -> None:
     with pytest.raises(RuntimeError, match="no DAG nowhere"):
         local_airflow.trigger_dag("nowhere", timeout=1)
+
+
+def test_a_run_that_a_locked_database_refused_is_started_once_more(tmp_path: Path) -> None:
+    asked: list[bytes] = []
+
+    class BusyAirflow(BaseHTTPRequestHandler):
+        """Answers what Airflow does if SQLite is locked just when it could say that it is done."""
+
+        def do_POST(self) -> None:
+            asked.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(500 if len(asked) == 1 else 409)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Be silent."""
+
+    airflow = LocalAirflow([], home=tmp_path)
+    with HTTPServer(("127.0.0.1", airflow.port), BusyAirflow) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            run_id = airflow.trigger_dag("nightly")
+        finally:
+            server.shutdown()
+    assert [json.loads(body)["dag_run_id"] for body in asked] == [run_id, run_id]
 
 
 def test_webhooks_of_roughys_start_a_dag(local_airflow: LocalAirflow) -> None:
