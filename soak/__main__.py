@@ -1,9 +1,10 @@
 """A night in an hour on a real Airflow: ``make soak MINUTES=60``.
 
-Recordings come in all the time, nights of ``soak/dags`` ingest them, videos become rough cuts, a watcher takes what
-became ready; meanwhile one request of a hundred goes wrong, and workers, triggerers, scheduler and API server are
-killed. Then all is let settle, failed tasks are cleared as somebody would do at breakfast, and :mod:`soak.judge` looks
-at what is there. The exit status is 0 only if nothing was lost and nothing doubled.
+A batch of recordings lies there in the evening, and more come in all the time. Runs of ``soak/dags`` ingest them,
+videos become rough cuts, a watcher takes what became ready. Meanwhile one request of a hundred goes wrong, and workers,
+triggerers, scheduler and API server are killed. Then all is let settle, failed tasks are cleared as somebody would do
+at breakfast, and :mod:`soak.judge` looks at what is there. The exit status is 0 only if nothing was lost and nothing
+doubled.
 """
 
 from __future__ import annotations
@@ -40,13 +41,11 @@ DAGS = Path(__file__).parent / "dags"
 NIGHT, ROUGH_CUTS, MEDIA = "soak_night", "soak_rough_cuts", "soak_media"
 #: Not the emulator's own, so that they are found only where they leaked.
 API_KEY, WEBHOOK_SECRET = "sk_soak_5d0c91e7", "whsec_c29hazpub3RoaW5nbG9zdG5vdGhpbmdkb3VibGVk"
-#: Credits to begin with.
-BALANCE = 20
 #: Seconds between the starts of two nights.
 BETWEEN_NIGHTS = 60.0
 #: Seconds that settling may take, and how often failed tasks are cleared at most.
 SETTLING, CLEARS = 1800.0, 5
-#: Seconds between two looks at the memory.
+#: Seconds between two looks at the memory, and at what is not paid for.
 BETWEEN_LOOKS = 30.0
 MEASURED: dict[Component, str] = {
     "triggerer": "triggerer",
@@ -69,19 +68,26 @@ class Soak:
 
     :param folder: Where everything is kept.
     :param minutes: How long it is.
+    :param batch: How many recordings lie there in the evening.
     :param seed: What all chance comes from.
     :param faults: The share of requests that go wrong.
     :param between_kills: Seconds, on average.
     """
 
-    def __init__(self, folder: Path, *, minutes: float, seed: int, faults: float, between_kills: float) -> None:
+    def __init__(
+        self, folder: Path, *, minutes: float, batch: int, seed: int, faults: float, between_kills: float
+    ) -> None:
         self._folder = folder
         self._seconds = minutes * 60
+        self._batch = batch
+        # A credit for each is not quite enough, as some cost more.
+        self._balance = batch
         self._seed = seed
         self._faults = faults
         self._between_kills = between_kills
         self._nights = 0
         self._clears: Counter[str] = Counter()
+        self._unpaid: set[str] = set()
         self._memory: list[tuple[float, dict[Component, tuple[int, int]]]] = []
 
     def run(self) -> tuple[list[Finding], list[str]]:
@@ -97,7 +103,7 @@ class Soak:
             self._roughy = roughy = stack.enter_context(
                 Emulator(
                     api_key=API_KEY,
-                    balance=BALANCE,
+                    balance=self._balance,
                     webhook_secret=WEBHOOK_SECRET,
                     on_request=self._weather,
                     data_dir=self._folder / "roughy",
@@ -117,6 +123,9 @@ class Soak:
             self._death = Death(chances[2], airflow, pause=self._between_kills, say=say)
             self._wait_until("the watcher has begun", lambda: any((self._folder / "taken").glob("note-*.json")), 240)
             self._register_webhook()
+            say(f"{self._batch} recordings are made for the evening's batch")
+            for _ in range(self._batch):
+                self._life.record()
             self._live()
             self._settle()
             say("Judging")
@@ -149,13 +158,13 @@ class Soak:
                         self._start_night()
                     if now >= look:
                         look = now + BETWEEN_LOOKS
-                        self._look_at_memory()
+                        self._look_around()
                     time.sleep(1)
             finally:
                 over.set()
             for each in going:
                 each.result()
-        self._look_at_memory()
+        self._look_around()
         self._weather.end()
 
     def _start_night(self) -> None:
@@ -169,7 +178,8 @@ class Soak:
                 f"{self._death.kills.total()} kills"
             )
 
-    def _look_at_memory(self) -> None:
+    def _look_around(self) -> None:
+        self._unpaid |= {asset["id"] for asset in self._roughy.assets if asset["state"] == "pending_payment"}
         self._memory.append(
             (time.monotonic(), {component: memory_of(self._airflow.pids(component)) for component in MEASURED})
         )
@@ -247,7 +257,7 @@ class Soak:
             assets=roughy.assets,
             cuts=roughy.cuts,
             renders=roughy.renders,
-            spent=BALANCE + life.topped_up - roughy.balance,
+            spent=self._balance + life.topped_up - roughy.balance,
             ledger={Path(entry.source).name: entry.state for entry in ledger_entries(self._folder / "ledger")},
             taken=[
                 asset_id
@@ -288,6 +298,7 @@ class Soak:
         """Yield what was survived, and at what price."""
         weather, death, life = self._weather, self._death, self._life
         yield f"nights {self._nights}, recordings {len(life.recordings)}, by others {len(life.uploaded_by_others)}"
+        yield f"seen to wait for a payment {len(self._unpaid)}"
         yield f"requests {weather.requests}, faults survived {weather.faults.total()}: {_counted(weather.faults)}"
         yield f"kills survived {death.kills.total()}: {_counted(death.kills)}"
         if death.ended:
@@ -347,6 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m soak", description="Live through a night on a real Airflow.")
     parser.add_argument("--minutes", type=float, default=60, help="how long it is (60)")
+    parser.add_argument("--batch", type=int, default=500, help="recordings that lie there in the evening (500)")
     parser.add_argument("--seed", type=int, default=None, help="what all chance comes from; printed")
     parser.add_argument("--faults", type=float, default=1, help="per cent of the requests that go wrong (1)")
     parser.add_argument("--between-kills", type=float, default=80, help="seconds, on average (80)")
@@ -361,6 +373,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     soak = Soak(
         folder,
         minutes=options.minutes,
+        batch=options.batch,
         seed=seed,
         faults=options.faults / 100,
         between_kills=options.between_kills,

@@ -30,7 +30,7 @@ BETWEEN_RECORDINGS, BETWEEN_OTHERS = 7.2, 36.0
 #: Seconds between two top-ups, and the credits of one: about what is used up, so that at times there are none left.
 BETWEEN_TOP_UPS, CREDITS = (30.0, 60.0), (3, 11)
 #: Recordings of a hundred that are videos, damaged, none at all, and dear; the others are short and cost one credit.
-VIDEOS, DAMAGED, REFUSED, DEAR = 15, 5, 4, 4
+VIDEOS, DAMAGED, REFUSED, DEAR = 10, 5, 4, 4
 DEAR_CREDITS = 5
 
 
