@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
 from airflow_provider_roughy.exceptions import RoughyLedgerError, RoughyUnusableLedgerError
-from airflow_provider_roughy.storage import as_text, local_path, stored_path
+from airflow_provider_roughy.storage import as_text, local_path, stored_path, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -140,7 +140,7 @@ class Ledger:
         path = local_path(text)
         self._location = text
         #: What it is called, without credentials.
-        self.uri = as_text(re.sub(r"(?<=://)[^/]*@", "", text, count=1))
+        self.uri = as_text(without_secrets(text))
         self._folder: _Folder = (
             _LocalFolder(os.path.abspath(path))
             if path is not None
@@ -160,7 +160,7 @@ class Ledger:
 
         def place(location: str) -> str:
             path = local_path(location)
-            return os.path.abspath(path) if path is not None else re.sub(r"(?<=://)[^/]*@", "", location, count=1)
+            return os.path.abspath(path) if path is not None else without_secrets(location)
 
         return f"{place(self._location)}/".startswith(f"{place(str(folder)).rstrip('/')}/")
 
@@ -572,8 +572,9 @@ class _LocalFolder:
         os.close(os.open(os.path.join(self.path, name), os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o666))
 
     def change(self, name: str, line: bytes) -> None:
-        # A line that was broken off must not spoil the next one.
-        with open(os.path.join(self.path, name), "ab", buffering=0) as file:
+        # A line that was broken off must not spoil the next one. Buffered, for else a full disk takes a part of it and
+        # says nothing.
+        with open(os.path.join(self.path, name), "ab") as file:
             file.write(b"\n" + line)
 
     def create(self, name: str, content: bytes) -> bool:

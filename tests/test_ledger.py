@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,6 +102,26 @@ def test_a_line_that_broke_off_leaves_what_was_there_before(ledger: Ledger, tmp_
     again = ledger.read(KEY)
     assert again is not None
     assert again.state == "ready"
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Let writing fail as on a full disk: what fits is written, and only the next write is an error."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_is_full_in_mid_line_is_told(ledger: Ledger, tmp_path: Path) -> None:
+    claimed = ledger.claim(entry())
+    assert claimed is not None
+    room = (tmp_path / "ledger" / claimed.name).stat().st_size + 20
+    with file_size_limit(room), pytest.raises(RoughyLedgerError):
+        ledger.write(replace(claimed, asset_id="a", state="uploading"))
+    assert ledger.read(KEY) == claimed
 
 
 def test_an_entry_that_is_none_is_an_error_that_says_what_to_do(ledger: Ledger, tmp_path: Path) -> None:
