@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from airflow_provider_roughy.compat import ObjectStoragePath
@@ -34,9 +34,12 @@ def as_text(location: str) -> str:
 
 
 def without_secrets(uri: str) -> str:
-    """Return a URI without what may be a secret: who signs in, and a query."""
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl() if parts.netloc else uri
+    """Return a URI without what may be a secret: who signs in, and the query of a web address.
+
+    In the name of an object, a question mark is a character like any other.
+    """
+    shown = re.sub(r"\A([A-Za-z][A-Za-z0-9+.-]*://)[^/]*@", r"\1", uri)
+    return re.sub(r"\A(https?://[^?]*)\?.*", r"\1", shown, flags=re.DOTALL | re.IGNORECASE)
 
 
 def asset_uri(location: str) -> str:

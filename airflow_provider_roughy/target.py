@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import logging
 import os
-import re
 import stat
 from abc import ABC, abstractmethod
 from contextlib import contextmanager, suppress
@@ -25,7 +24,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyTargetExistsError,
     RoughyUnusableTargetError,
 )
-from airflow_provider_roughy.storage import as_text, local_path, stored_path
+from airflow_provider_roughy.storage import as_text, local_path, stored_path, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -357,7 +356,7 @@ class StoredTarget(Target):
     def __init__(self, uri: str, *, conn_id: str | None = None) -> None:
         self._uri = uri
         self._conn_id = conn_id
-        super().__init__(re.sub(r"(?<=://)[^/]*@", "", uri, count=1))
+        super().__init__(without_secrets(uri))
 
     @cached_property
     def _path(self) -> ObjectStoragePath:
