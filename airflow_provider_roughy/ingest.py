@@ -233,7 +233,7 @@ class Batch:
         for recording in found.recordings:
             item = _Item(recording, self._wanted(recording))
             if recording.problem is not None:
-                self.report.refused[item.name] = recording.problem
+                (self.report.unfinished if recording.passing else self.report.refused)[item.name] = recording.problem
             elif stable_for and recording.changed is not None and time.time() - recording.changed < stable_for:
                 self.report.postponed[item.name] = f"still being written? It was changed less than {stable_for:g} s ago"
             else:

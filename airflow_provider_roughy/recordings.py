@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import socket
 import stat
+import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy.exceptions import RoughySourceError, RoughyUnusableSourceError
@@ -20,8 +23,10 @@ from airflow_provider_roughy.source import local_fingerprint, stored_fingerprint
 from airflow_provider_roughy.storage import as_text, local_path, stored_path, without_secrets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
+#: Seconds that the clock of a file system may be ahead of ours.
+_CLOCKS_DIFFER = 3600.0
 #: What storages call the time of the last change.
 _TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
 
@@ -44,6 +49,7 @@ class Recording:
     :param modified: When its content was written, in seconds since the epoch; ``None`` if the storage does not tell.
     :param changed: When anything of it was changed last, likewise.
     :param problem: Why it cannot be read, if it cannot.
+    :param passing: Whether that may pass, as of a network's file system that is away for a while.
     :param conn_id: The Airflow connection of its storage.
     """
 
@@ -52,6 +58,7 @@ class Recording:
     modified: float | None = None
     changed: float | None = None
     problem: str | None = None
+    passing: bool = False
     conn_id: str | None = None
 
     @property
@@ -87,7 +94,8 @@ def find_recordings(
     """Look at folders, prefixes, globs and files, and return what there is.
 
     :param sources: One, or a list. A folder or a prefix of an object storage stands for its files; a name with ``*``,
-        ``?`` or ``[`` that is no file itself, for those that it matches; and any other one for itself.
+        ``?`` or ``[`` that is no file or folder itself, for those that it matches; and any other one for itself. A file
+        of a folder or a glob that links lead to as well is taken once.
     :param pattern: Which files of a folder are taken, by their names whatever their case; names that begin with a dot
         are not. A file or a glob that is named is taken as it is.
     :param recursive: Whether folders stand for what is in their folders, too. Links to folders are not followed.
@@ -129,16 +137,36 @@ def _find_local(path: str, is_media: Callable[[str], bool], *, recursive: bool, 
     path = os.path.abspath(path)
     try:
         if os.path.isdir(path):
-            return [_local_recording(file) for file in _walk(path, is_media, recursive)]
+            return [_local_recording(file) for file in _once(_walk(path, is_media, recursive))]
         if glob.has_magic(path) and not os.path.lexists(path):
             matched = glob.iglob(path, recursive=True)
-            return [_local_recording(file) for file in sorted(matched) if not os.path.isdir(file)]
+            return [_local_recording(file) for file in _once(matched) if not os.path.isdir(file)]
     except (OSError, ValueError) as err:
-        raise RoughyUnusableSourceError(f"Source {as_text(path)} cannot be listed: {err}") from err
+        cls = RoughySourceError if _may_pass(err) else RoughyUnusableSourceError
+        raise cls(f"Source {as_text(path)} cannot be listed: {err}") from err
     recording = _local_recording(path)
     if alone and recording.problem is not None:
-        raise RoughyUnusableSourceError(f"Source {recording.uri}: {recording.problem}")
+        cls = RoughySourceError if recording.passing else RoughyUnusableSourceError
+        raise cls(f"Source {recording.uri}: {recording.problem}")
     return [recording]
+
+
+def _once(files: Iterable[str]) -> Iterator[str]:
+    """Leave out the names by which links lead to a file once more: it would be paid for by each of them."""
+    folder_of = cache(os.path.realpath)
+    seen = set()
+    for file in sorted(files, key=lambda file: (os.path.islink(file), len(file), file)):
+        folder, name = os.path.split(file)
+        place = os.path.realpath(file) if os.path.islink(file) else os.path.join(folder_of(folder), name)
+        if place not in seen:
+            seen.add(place)
+            yield file
+
+
+def _may_pass(err: Exception) -> bool:
+    """Tell whether a new try may find better: not what is missing, forbidden, or no name."""
+    lasting = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
+    return isinstance(err, OSError) and err.errno not in lasting
 
 
 def _walk(folder: str, is_media: Callable[[str], bool], recursive: bool) -> Iterator[str]:
@@ -156,10 +184,12 @@ def _local_recording(path: str) -> Recording:
     except (OSError, ValueError) as err:
         missing = f"it does not exist on this worker ({socket.gethostname()})"
         reason = missing if isinstance(err, FileNotFoundError) else as_text(str(err))
-        return Recording(path, {"uri": as_text(path), "size": 0}, problem=reason)
+        return Recording(path, {"uri": as_text(path), "size": 0}, problem=reason, passing=_may_pass(err))
     problem = None if stat.S_ISREG(found.st_mode) else "it is no regular file"
-    # A copy may have the time of its original; when it was written here, only its inode tells.
-    changed = max(found.st_mtime, found.st_ctime)
+    # A copy may have the time of its original; when it was written here, only its inode tells. A camera's clock may be
+    # years ahead.
+    ahead = found.st_mtime > time.time() + _CLOCKS_DIFFER
+    changed = found.st_ctime if ahead else max(found.st_mtime, found.st_ctime)
     return Recording(path, local_fingerprint(as_text(path), found), found.st_mtime, changed, problem)
 
 
@@ -177,7 +207,7 @@ def _find_stored(
         info = None if uri.endswith("/") else _info_of_file(fs, bare)
         if info is not None:
             taken = {bare: info}
-        elif glob.has_magic(bare):
+        elif glob.has_magic(bare) and not fs.isdir(bare):
             taken = {name: info for name, info in fs.glob(bare, detail=True).items() if info.get("type") != "directory"}
         else:
             entries = fs.find(bare, maxdepth=None if recursive else 1, detail=True)
@@ -221,10 +251,10 @@ def _stored_recording(uri: str, info: dict[str, Any], conn_id: str | None) -> Re
 
 
 def _modified(info: dict[str, Any]) -> float | None:
-    time: Any = next((info[name] for name in _TIMES if info.get(name)), None)
-    if isinstance(time, str):
+    told: Any = next((info[name] for name in _TIMES if info.get(name)), None)
+    if isinstance(told, str):
         with suppress(ValueError):
-            time = datetime.fromisoformat(time)
-    if isinstance(time, datetime):
-        return time.timestamp()
-    return float(time) if isinstance(time, (int, float)) else None
+            told = datetime.fromisoformat(told)
+    if isinstance(told, datetime):
+        return told.timestamp()
+    return float(told) if isinstance(told, (int, float)) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyInsufficientCreditsError,
     RoughyNotFoundError,
     RoughyServerError,
+    RoughySourceError,
     RoughyUnusableLedgerError,
     RoughyUnusableSourceError,
 )
@@ -670,6 +672,9 @@ def test_files_that_are_still_being_written_are_left_for_later(folder: Path, nig
     assert nights.run(stable_for=3600).result == []
     assert names(nights.told["postponed"]) == ["a.mp3", "b.mp3", "c.mp3"]
     time.sleep(0.3)
+    # Nor is one still being written whose camera has a wrong clock.
+    os.utime(folder / "a.mp3", (4_000_000_000,) * 2)
+    time.sleep(0.3)
     assert len(nights.run(stable_for=0.2).result) == 3
 
 
@@ -755,6 +760,58 @@ def test_folders_of_folders_and_links_in_a_circle(folder: Path, nights: Nights, 
     assert len(nights.run(on_failed="return").result) == 3
     assert len(nights.run(recursive=True, on_failed="return").result) == 1
     assert "symbolic links" in nights.told["refused"][str(folder / "loop.mp3")]
+
+
+@once
+def test_a_file_that_links_lead_to_as_well_is_paid_for_once(
+    roughy: Emulator, folder: Path, nights: Nights, recordings: dict[str, Path]
+) -> None:
+    (folder / "circle").symlink_to(folder)
+    (folder / "Latest.mp3").symlink_to("c.mp3")
+    (folder.parent / "elsewhere.mp3").write_bytes(recordings["audio"].read_bytes())
+    (folder / "d.mp3").symlink_to(folder.parent / "elsewhere.mp3")
+    nights.run(dry_run=True, source=f"{folder}/**/*.mp3")
+    assert sorted(nights.told["postponed"]) == [str(folder / f"{name}.mp3") for name in "abcd"]
+    assert len(nights.run().result) == 4
+    assert nights.run(source=f"{folder}/**/*.mp3").result == []
+    assert len(roughy.assets) == 4
+
+
+def away(monkeypatch: pytest.MonkeyPatch, call: str, path: Path) -> None:
+    """Let a network's file system be away, as one call of it shows."""
+    original = getattr(os, call)
+
+    def fail(target: Any = ".", *args: Any, **options: Any) -> Any:
+        if str(target) == str(path):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return original(target, *args, **options)
+
+    monkeypatch.setattr(os, call, fail)
+
+
+@once
+@pytest.mark.parametrize("call", ["scandir", "stat"])
+def test_a_folder_that_is_away_for_a_while_may_be_retried(
+    roughy: Emulator, folder: Path, nights: Nights, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    away(monkeypatch, call, folder)
+    ended = nights.run()
+    assert (ended.state, type(ended.error)) == ("up_for_retry", RoughySourceError)
+    assert "Stale file handle" in str(ended.error)
+    assert roughy.requests == []
+
+
+@once
+def test_a_file_that_is_away_for_a_while_is_left_to_the_next_try(
+    folder: Path, nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        away(patched, "stat", folder / "b.mp3")
+        ended = nights.run()
+    assert (ended.state, type(ended.error)) == ("up_for_retry", RoughyIngestError)
+    assert names(nights.told["unfinished"]) == ["b.mp3"]
+    assert len(nights.told["ready"]) == 2
+    assert len(nights.run(again=True).result) == 3
 
 
 @once

@@ -265,6 +265,18 @@ def test_a_night_in_object_storage(roughy: Emulator, bucket: Any) -> None:
     assert len(roughy.assets) == 3
 
 
+def test_odd_names_in_object_storage_are_names(roughy: Emulator, bucket: Any, recordings: dict[str, Path]) -> None:
+    folder = "[2026] talks"
+    odd = ["What now? Part 1.mp3", "What now? Part 2.mp3", "a@b.mp3", "*.mp3", "-rf '\".mp3"]
+    for name in odd:
+        bucket.upload_file(str(recordings["audio"]), "recordings", f"{folder}/{name}")
+    first, told = ingest("night 1", source=f"s3://recordings/{folder}/")
+    assert (first.state, len(first.result)) == ("success", len(odd))
+    assert sorted(told["sources"].values()) == sorted(f"s3://recordings/{folder}/{name}" for name in odd)
+    second, told = ingest("night 2", source=f"s3://recordings/{folder}")
+    assert (second.result, told["known"]) == ([], len(odd))
+
+
 def test_a_claim_in_s3_is_one_runs_only(roughy: Emulator, bucket: Any) -> None:
     ledger = Ledger("s3://recordings/ledger", conn_id="s3")
     ledger.check()
