@@ -83,8 +83,7 @@ class _RoughySensor(BaseSensorOperator):
         """
         with self.hook:
             if not self.deferrable:
-                result: dict[str, Any] = super().execute(context)
-                return result
+                return self._wait_here(context)
             deadline = time.time() + self.timeout
             looked = self.poke(context)
             if looked.is_done:
@@ -95,6 +94,15 @@ class _RoughySensor(BaseSensorOperator):
             deadline=deadline,
             not_before=self._watch.not_before,
         ).take_over(self)
+
+    def _wait_here(self, context: Context) -> dict[str, Any]:
+        try:
+            result: dict[str, Any] = super().execute(context)
+            return result
+        except AirflowSensorTimeout:
+            # Airflow's own names neither the resource nor the last look, and fails where never_fail is set.
+            verdict = self._watch.timed_out()
+        return self._end(context, verdict)
 
     def _get_next_poke_interval(self, started_at: Any, run_duration: Callable[[], float], *args: Any) -> float:
         """Return the seconds until Airflow lets it look again: no sooner than Roughy asked for, within ``timeout``."""
@@ -107,7 +115,14 @@ class _RoughySensor(BaseSensorOperator):
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the wait in the triggerer, unless nothing came of it."""
         verdict = ended_by_airflow(self.kind, next_method, next_kwargs, id=self._watch.id)
-        return self._end(context, verdict) if verdict else super().resume_execution(next_method, next_kwargs, context)
+        if verdict is not None:
+            return self._end(context, verdict)
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except AirflowSkipException as skipped:
+            # Newer Airflows only say that soft_fail is set, and put what happened behind it.
+            reason = skipped.__cause__ or skipped
+        raise AirflowSkipException(str(reason))
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
         """Take the trigger's verdict.

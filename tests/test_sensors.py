@@ -17,7 +17,6 @@ import pytest
 
 from airflow_provider_roughy.compat import (
     AirflowException,
-    AirflowSensorTimeout,
     AirflowSkipException,
     BaseOperator,
     TaskDeferred,
@@ -87,9 +86,9 @@ TABLE = [
     Row("pending_payment", "fail", "failed", RoughyPaymentRequiredError),
     Row("pending_payment", "skip", "skipped", AirflowSkipException),
     Row("pending_payment", "return", "success", soft="success"),
-    Row("pending_payment", "wait", "failed", AirflowSensorTimeout),
+    Row("pending_payment", "wait", "failed", RoughyTimeoutError),
     Row("pending_payment, then paid for", "wait", "success", soft="success"),
-    Row("processing", "fail", "failed", AirflowSensorTimeout),
+    Row("processing", "fail", "failed", RoughyTimeoutError),
     Row("gone", "fail", "failed", RoughyNotFoundError),
     Row("locked", "fail", "failed", RoughyAuthenticationError),
 ]
@@ -128,7 +127,7 @@ def becoming(roughy: Emulator, asset_id: str, becomes: str) -> None:
 def test_an_outcome_is_the_same_in_every_mode(
     roughy: Emulator, mode: str, row: Row, moment: str, soft_fail: bool
 ) -> None:
-    times_out = row.error is AirflowSensorTimeout
+    times_out = row.error is RoughyTimeoutError
     if times_out and mode == "reschedule" and airflow.__version__.startswith("2."):
         pytest.skip("Airflow 2 counts the time since the first reschedule in its database, which has no task here")
     roughy.progression = "manual"
@@ -154,7 +153,7 @@ def test_an_outcome_is_the_same_in_every_mode(
     elif not soft_fail:
         assert row.error is not None
         assert isinstance(ended.error, row.error)
-        assert times_out or asset_id in str(ended.error)
+        assert asset_id in str(ended.error)
     waits = moment != "at first look" or times_out or "paid" in row.becomes
     assert (ended.waited == "triggerer") == (mode == "deferrable" and waits)
 
@@ -206,6 +205,25 @@ def test_a_passing_fault_of_a_look_is_waited_through(
     roughy.inject(Fault(method="GET", path="/v1/assets/*", nth=nth, times=1, **fault))
     ended = run_later(roughy, sensor(mode, asset_id), mode, lambda: roughy.set_state(asset_id, "ready"))
     assert ended.state == "success"
+
+
+@pytest.mark.once
+def test_who_never_fails_is_skipped_in_every_mode(roughy: Emulator, mode: str) -> None:
+    roughy.progression = "manual"
+    asset_id = roughy.seed_asset(state="processing")
+    ended = run_task(sensor(mode, asset_id, timeout=0.2, never_fail=True))
+    assert ended.state == "skipped", ended.error
+    assert f"{asset_id} was not done in time" in str(ended.error)
+
+
+def test_a_skipped_task_says_why(roughy: Emulator, mode: str) -> None:
+    roughy.progression = "manual"
+    asset_id = roughy.seed_asset(state="processing")
+    fail = once(lambda: roughy.set_state(asset_id, "failed", error_message="cannot be read"))
+    ended = run_later(roughy, sensor(mode, asset_id, soft_fail=True), mode, fail)
+    assert ended.state == "skipped"
+    assert f"Asset {asset_id} failed" in str(ended.error)
+    assert "cannot be read" in str(ended.error)
 
 
 def test_the_api_being_down_for_good_ends_in_the_timeout(roughy: Emulator) -> None:
