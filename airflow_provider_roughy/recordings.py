@@ -225,7 +225,7 @@ def _find_stored(
     except RoughyUnusableSourceError:
         raise
     except (ValueError, ImportError) as err:
-        raise RoughyUnusableSourceError(f"Source {shown}: {err}. Is the provider of that storage installed?") from err
+        raise RoughyUnusableSourceError(f"Source {shown}: {err}") from err
     except PermissionError as err:
         raise RoughyUnusableSourceError(f"Source {shown} must not be listed: {err}") from err
     except Exception as err:  # As in Source.open.

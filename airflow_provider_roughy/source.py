@@ -219,9 +219,7 @@ class StoredSource(Source):
         except FileNotFoundError:
             raise RoughyUnusableSourceError(f"Source {self.uri} does not exist") from None
         except (ValueError, ImportError) as err:
-            raise RoughyUnusableSourceError(
-                f"Source {self.uri}: {err}. Is the provider of that storage installed?"
-            ) from err
+            raise RoughyUnusableSourceError(f"Source {self.uri}: {err}") from err
         except Exception as err:  # As in Source.open.
             raise RoughySourceError(f"Source {self.uri} cannot be looked at: {err}") from err
         if info.get("type") == "directory":

@@ -70,10 +70,16 @@ def stored_path(uri: str, conn_id: str | None) -> ObjectStoragePath:
 
     :param uri: ``scheme://…``
     :param conn_id: The Airflow connection of that storage.
-    :raises ValueError: If a password is in it.
+    :raises ValueError: If a password is in it, or Airflow has no such storage.
     """
     check_no_password(uri)
     from airflow_provider_roughy.compat import ObjectStoragePath
 
-    # Before 3.2, Airflow takes no connection for one, and leaves aside that in the URI.
-    return ObjectStoragePath(uri, conn_id=conn_id) if conn_id else ObjectStoragePath(uri)
+    try:
+        # Before 3.2, Airflow takes no connection for one, and leaves aside that in the URI.
+        path = ObjectStoragePath(uri, conn_id=conn_id) if conn_id else ObjectStoragePath(uri)
+        # Only now does Airflow look for the storage; it keeps what it finds.
+        _ = path.fs
+    except (ValueError, ImportError) as err:
+        raise ValueError(f"{err}. Is the provider of that storage installed?") from err
+    return path

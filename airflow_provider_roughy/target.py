@@ -370,9 +370,7 @@ class StoredTarget(Target):
         except FileNotFoundError:
             return
         except (ValueError, ImportError) as err:
-            raise RoughyUnusableTargetError(
-                f"Target {self.uri}: {err}. Is the provider of that storage installed?"
-            ) from err
+            raise RoughyUnusableTargetError(f"Target {self.uri}: {err}") from err
         except PermissionError as err:
             self._unseen = RoughyTargetError(f"Target {self.uri} must not be looked at: {err}")
             return

@@ -50,6 +50,7 @@ ONCE = {
     "test_polling_in_time.py",
     "test_referees.py",
     "test_soak.py",
+    "test_storage.py",
     "test_tus.py",
     "test_tus_properties.py",
     "test_upgrades.py",

@@ -193,9 +193,7 @@ def test_it_knows_whether_it_is_in_a_folder(folder: str, within: bool) -> None:
 # ---- What cannot be a ledger
 
 
-def test_an_unknown_storage(tmp_path: Path) -> None:
-    with pytest.raises(RoughyUnusableLedgerError, match="nosuch"):
-        Ledger("nosuch://bucket/ledger").check()
+def test_no_location() -> None:
     with pytest.raises(RoughyUnusableLedgerError, match="empty"):
         Ledger("")
 
@@ -222,23 +220,29 @@ def test_a_file_system_without_links(ledger: Ledger, monkeypatch: pytest.MonkeyP
     assert ledger.claim(entry("night 2")) is None
 
 
-@pytest.mark.parametrize(
-    "use",
-    [
-        lambda uri: Ledger(uri).check(),
-        find_source,
-        find_recordings,
-        lambda uri: find_target(uri, name="talk.mp3"),
-    ],
-)
+USES: dict[str, Callable[[str], object]] = {
+    "ledger": lambda uri: Ledger(uri).check(),
+    "source": find_source,
+    "recordings": find_recordings,
+    "target": lambda uri: find_target(uri, name="talk.mp3"),
+}
+UNUSABLE = (RoughyUnusableLedgerError, RoughyUnusableSourceError, RoughyUnusableTargetError)
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
 def test_a_password_in_a_uri_is_refused_before_airflow_logs_it(
     use: Callable[[str], object], capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Airflow takes it for the id of a connection, which it does not find, and says so."""
-    with pytest.raises(
-        (RoughyUnusableLedgerError, RoughyUnusableSourceError, RoughyUnusableTargetError),
-        match="before its @, a URI names an Airflow connection",
-    ) as refused:
+    with pytest.raises(UNUSABLE, match="before its @, a URI names an Airflow connection") as refused:
         use("memory://me:topsecret@bucket/talk")
     out, err = capfd.readouterr()
     assert "topsecret" not in f"{refused.value} {refused.value.__cause__} {out} {err}"
+    assert "provider" not in str(refused.value), "which is not what is missing"
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+@pytest.mark.parametrize("uri", ["nosuch://bucket/talk", "hdfs://me@bucket/talk"])
+def test_a_storage_that_airflow_has_not_is_said_to_need_its_provider(uri: str, use: Callable[[str], object]) -> None:
+    with pytest.raises(UNUSABLE, match="Is the provider of that storage installed"):
+        use(uri)
