@@ -63,6 +63,7 @@ class Abreast(Generic[T]):
         :param parallel: How many at once.
         :param tell: Called now and then with the seconds and the bytes so far: at most every ten seconds or after a
             twentieth of all, and at the end.
+        :raises Stopped: If :meth:`stop` left some of them undone.
         """
         total, told = len(self.left), 0
         threads = [
@@ -89,6 +90,8 @@ class Abreast(Generic[T]):
             raise
         if self._crash is not None:
             raise self._crash
+        if self._stopped.is_set() and self.done < total:
+            raise Stopped
         tell(time.monotonic() - started, self.sent)
 
     def stop(self) -> None:

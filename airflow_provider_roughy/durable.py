@@ -23,6 +23,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyUnconfirmedUploadError,
     RoughyUnreachableError,
     RoughyUploadClosedError,
+    RoughyUploadError,
 )
 from airflow_provider_roughy.lifecycle import ASSET, Arrival, Outcome, Verdict
 from airflow_provider_roughy.progress import Progress, bytes_in_words
@@ -140,6 +141,8 @@ class DurableUpload:
         self._noted = False
         #: Whether the caller named it.
         self._named = False
+        #: Whether it was given up while it was under way.
+        self._abandoned = False
 
     def run(self, project_id: str, language: str | None = None) -> str:
         """Upload to the asset of an earlier start, or to a new one.
@@ -177,6 +180,7 @@ class DurableUpload:
         """Leave the upload under way to a later start, or discard it if none would find it; for a signal handler."""
         if self._asset is None or self._why_kept(None) is not None:
             return
+        self._abandoned = True
         from airflow_provider_roughy.client import Client
 
         # The one at hand may be in the middle of a request.
@@ -293,6 +297,11 @@ class DurableUpload:
                 self._log.info("Asset %s keeps what has arrived: %s", asset.id, kept)
                 if self._may_be_whole(error):
                     self._remember_whole(asset, wanted)
+            if self._abandoned and isinstance(error, RoughyError):
+                # Airflow 3 only calls on_kill(). That the asset is gone then is no reason against a new try.
+                raise RoughyUploadError(
+                    f"The upload of {self._source.uri} was discarded, as its task was killed", offset=0
+                ) from error
             raise
         finally:
             self._asset = self._uploader = None

@@ -27,7 +27,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow_provider_roughy.abreast import Abreast, OnProgress
+from airflow_provider_roughy.abreast import Abreast, OnProgress, Stopped
 from airflow_provider_roughy.api import MAX_UPLOAD_BYTES, MIN_UPLOAD_BYTES
 from airflow_provider_roughy.durable import DurableUpload
 from airflow_provider_roughy.exceptions import (
@@ -36,6 +36,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyClaimedError,
     RoughyConfigurationError,
     RoughyError,
+    RoughyIngestError,
     RoughyInsufficientCreditsError,
     RoughyLedgerError,
     RoughyNotFoundError,
@@ -415,6 +416,7 @@ class Batch:
     def upload(self) -> None:
         """Upload what there is to do, and look at it once. What has come to no end yet is in :attr:`waiting`.
 
+        :raises RoughyIngestError: If :meth:`stop` left some of it undone.
         :raises RoughyError: Trouble of all, save that the credits are used up. The ledger has what there is to know.
         """
         self._send_all(self.todo, self._send)
@@ -468,6 +470,12 @@ class Batch:
 
         try:
             transfers.run(self._parallel, tell)
+        except Stopped:
+            # Airflow 3 only calls on_kill(), and takes what comes of the task then for its result.
+            raise RoughyIngestError(
+                f"The task was killed when {transfers.done:,} of {counted(len(items), 'file')} were done",
+                outcomes=self.report.to_dict(),
+            ) from None
         finally:
             self._transfers = None
         for item in transfers.left:

@@ -14,12 +14,13 @@ from airflow_provider_roughy.emulator import Emulator, Fault
 from airflow_provider_roughy.exceptions import (
     RoughyServerError,
     RoughyUnsupportedMediaError,
+    RoughyUploadError,
     RoughyValidationError,
 )
 from airflow_provider_roughy.operators import RoughyCreateUploadOperator
 from harness import media
-from tests.running import run_task
-from tests.uploading import MIB, Store, arrived, break_off, sent, upload
+from tests.running import TaskInstance, whenever
+from tests.uploading import MIB, Store, arrived, asked, break_off, sent, upload
 
 pytestmark = pytest.mark.usefixtures("connection")
 
@@ -209,6 +210,7 @@ def test_a_killed_task_leaves_its_upload_only_where_it_will_be_found(
     roughy: Emulator, store: Store, recording: Path, durable: bool
 ) -> None:
     operator = RoughyCreateUploadOperator(task_id="upload", source=recording, durable=durable)
+    context: Any = {"ti": TaskInstance(), "task_state_store": store}
     roughy.inject(Fault(method="PATCH", hang=True))
 
     # Airflow calls on_kill() from a signal handler, while the request is under way.
@@ -223,9 +225,27 @@ def test_a_killed_task_leaves_its_upload_only_where_it_will_be_found(
     try:
         signal.setitimer(signal.ITIMER_REAL, 1.0)
         with pytest.raises(Killed):
-            run_task(operator, context={"task_state_store": store})
+            operator.execute(context)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert len(roughy.assets) == (1 if durable else 0)
     operator.on_kill()
+
+
+def test_a_task_that_airflow_3_kills_may_be_retried(roughy: Emulator, recording: Path) -> None:
+    operator = RoughyCreateUploadOperator(task_id="upload", source=recording)
+    context: Any = {"ti": TaskInstance()}
+    roughy.inject(Fault(method="PATCH", delay=1.0))
+    # A signal whose handler only calls on_kill().
+    before = signal.signal(signal.SIGUSR1, lambda *_: operator.on_kill())
+    try:
+        with (
+            whenever(lambda: asked(roughy, "PATCH") > 0, lambda: os.kill(os.getpid(), signal.SIGUSR1)),
+            pytest.raises(RoughyUploadError, match="discarded, as its task was killed") as killed,
+        ):
+            operator.execute(context)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert not killed.value.final
+    assert roughy.assets == []

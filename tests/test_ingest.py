@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -368,6 +369,32 @@ def test_a_task_that_is_ended_in_mid_batch_ends_at_once_and_is_gone_on_with(
     assert (result.state, len(result.result), len(roughy.assets)) == ("success", 3, 3)
     for asset_id, source in nights.told["sources"].items():
         assert arrived(roughy, asset_id, Path(source))
+
+
+@once
+@pytest.mark.parametrize("remembers", [True, False])
+def test_a_batch_that_airflow_3_kills_is_no_success(
+    roughy: Emulator, folder: Path, nights: Nights, remembers: bool
+) -> None:
+    task = RoughyIngestOperator(task_id="ingest", parallel=1, poll_interval=0.2, **nights.options)
+    if not remembers:
+        task.ledger = None
+    context: Any = {"ti": TaskInstance(run_id="night 1")}
+    # A signal whose handler only calls on_kill().
+    before = signal.signal(signal.SIGUSR1, lambda *_: task.on_kill())
+    roughy.inject(Fault(method="PATCH", nth=2, delay=1.0))
+    try:
+        with (
+            whenever(lambda: asked(roughy, "PATCH") >= 2, lambda: os.kill(os.getpid(), signal.SIGUSR1)),
+            pytest.raises(RoughyIngestError, match=r"killed when [12] of 3 files were done"),
+        ):
+            task.execute(context)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert len(roughy.assets) <= 2
+    nights.options["ledger"] = task.ledger
+    ended = nights.run()
+    assert (ended.state, len(ended.result)) == ("success", 3)
 
 
 @once
