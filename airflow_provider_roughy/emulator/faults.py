@@ -152,7 +152,12 @@ class FaultBook:
         self._rules: list[tuple[Fault, list[int]]] = []
 
     def inject(self, fault: Fault) -> None:
-        """Put a rule in force, after those already there."""
+        """Put a rule in force, after those already there.
+
+        :raises TypeError: for what is no rule, which would strike nothing but the emulator.
+        """
+        if not isinstance(fault, Fault):
+            raise TypeError(f"a fault is a Fault, such as Fault(status=503), not {fault!r}")
         with self._lock:
             self._rules.append((fault, [0]))
 

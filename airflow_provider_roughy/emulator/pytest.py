@@ -43,6 +43,8 @@ def roughy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     options: dict[str, Any] = {"progression": "immediate"}
     # The closest mark comes first, and counts.
     for mark in reversed(list(request.node.iter_markers("roughy"))):
+        if mark.args:
+            raise TypeError(f"the mark `roughy` takes names, such as balance=0, not {mark.args[0]!r}")
         options |= mark.kwargs
     with Emulator(**options) as emulator:
         monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps(emulator.airflow_connection))

@@ -153,7 +153,10 @@ class Emulator(Steering):
 
     @property
     def url(self) -> str:
-        """Scheme and authority, without a slash at the end."""
+        """Scheme and authority, without a slash at the end.
+
+        :raises RuntimeError: before the first start, if the port is a free one.
+        """
         return self._at(self._port)
 
     @property
@@ -162,6 +165,8 @@ class Emulator(Steering):
         return self._at(self._storage_port)
 
     def _at(self, port: int) -> str:
+        if not port:
+            raise RuntimeError("the emulator is not running: it has an address once it was started")
         return f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{port}"
 
     @property
@@ -286,9 +291,9 @@ def _listen(host: str, port: int) -> socket.socket:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.listen(512)
-    except OSError:
+    except OSError as error:
         listener.close()
-        raise
+        raise OSError(error.errno, f"{error.strerror}: {host} port {port}") from None
     return listener
 
 

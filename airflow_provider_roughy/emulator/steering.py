@@ -59,7 +59,10 @@ class Steering:
         self._log.clear()
 
     def inject(self, fault: Fault) -> None:
-        """Put a fault in force."""
+        """Put a fault in force.
+
+        :raises TypeError: for anything but a :class:`Fault`.
+        """
         self._faults.inject(fault)
 
     def clear_faults(self) -> None:

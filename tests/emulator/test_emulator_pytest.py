@@ -41,6 +41,10 @@ class TestMarks:
     @pytest.mark.roughy(balance=0)
     def test_what_it_is_made_with(self, roughy):
         assert (roughy.balance, roughy.progression) == (0, "polls=1")
+
+    @pytest.mark.xfail(raises=TypeError, strict=True)
+    @pytest.mark.roughy(0)
+    def test_what_is_not_named_would_count_for_nothing(self, roughy): ...
 """
 
 
@@ -54,7 +58,7 @@ def test_a_stranger_tests_with_it(tmp_path: Path) -> None:
         text=True,
         timeout=100,
     )
-    assert "4 passed" in run.stdout, run.stdout + run.stderr
+    assert "4 passed, 1 xfailed" in run.stdout, run.stdout + run.stderr
 
 
 def test_nobody_has_it_who_did_not_ask() -> None:

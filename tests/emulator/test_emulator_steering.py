@@ -312,9 +312,25 @@ def test_without_a_data_dir_nothing_stays() -> None:
 
 
 def test_a_port_in_use(roughy: Emulator) -> None:
-    port = httpx.URL(roughy.url).port
-    with pytest.raises(OSError, match="use"), Emulator(port=port or 0):
-        pass
+    port, storage_port = (httpx.URL(url).port or 0 for url in (roughy.url, roughy.storage_url))
+    for options, taken in (({"port": port}, port), ({"storage_port": storage_port}, storage_port)):
+        with pytest.raises(OSError, match=rf"use.*127\.0\.0\.1 port {taken}"), Emulator(**options):
+            pass
+
+
+def test_it_has_no_address_before_it_was_started() -> None:
+    roughy = Emulator()
+    for name in ("url", "storage_url", "airflow_connection"):
+        with pytest.raises(RuntimeError, match="not running"):
+            getattr(roughy, name)
+
+
+@pytest.mark.parametrize("wrong", [{"status": 503}, 503, Fault])
+def test_what_is_no_fault_is_refused(roughy: Emulator, wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"Fault\(status=503\)"):
+        roughy.inject(wrong)
+    with pytest.raises(TypeError, match="Fault"):
+        Emulator(faults=[wrong])
 
 
 def test_keys_look_like_keys() -> None:
