@@ -470,13 +470,20 @@ class RoughyHook(BaseHook):
     ) -> Iterator[RoughyRender]:
         """Yield renders, newest first, page by page.
 
+        By what the list can be filtered, Roughy's documentation does not say. So what it holds is looked at again, save
+        for the project, which a render does not tell.
+
         :param asset_id: Only those of one asset; ``None`` for all.
         :param project_id: Only those of one project; ``None`` for all.
         :param state: Only those in one state; ``None`` for all.
         """
-        return self._pages(
+        renders = self._pages(
             lambda offset: api.list_renders(asset_id=asset_id, project_id=project_id, state=state, offset=offset)
         )
+        for render in renders:
+            is_of_it = asset_id is None or render.asset_id == api.resource_id("asset_id", asset_id)
+            if is_of_it and state in (None, render.state):
+                yield render
 
     def cancel_render(self, render_id: str) -> bool:
         """Cancel a render that is still to be made; one that is made stays.

@@ -29,7 +29,6 @@ from tusclient.uploader.uploader import Uploader
 from airflow_provider_roughy import api
 from airflow_provider_roughy.exceptions import (
     RoughyApiError,
-    RoughyConflictError,
     RoughyError,
     RoughyNotFoundError,
     RoughyProtocolError,
@@ -109,7 +108,7 @@ class RoughyUploader(Uploader):
         #: Looks in a row by which the upload is dead, or an acknowledged byte is missing.
         self._dead_looks = self._short_looks = 0
         #: What the first bytes were refused with, which may mean that they are neither audio nor video.
-        self._conflict: RoughyConflictError | None = None
+        self._conflict: RoughyApiError | None = None
         #: Where the connection broke in mid-request, and how much of that request was handed over to it.
         self._broke_at: int | None = None
         self._handed_over = 0
@@ -197,8 +196,9 @@ class RoughyUploader(Uploader):
             # Roughy has no limit on one request, but a proxy before it may.
             self.chunk_size = max(length // 4, _SMALLEST_AFTER_413)
             self._may_grow = False
-        elif isinstance(error, RoughyConflictError):
-            # Either the offset is wrong, or somebody else is writing, or the first bytes are no media: HEAD tells.
+        elif error.status == 409:
+            # Either the offset is wrong, or somebody else is writing, or the first bytes are no media: HEAD tells, as no
+            # page says by which code they are told apart.
             self._conflict = error if start == 0 else None
             self._try_again(RoughyProtocolError(str(error)))
         elif isinstance(error, RoughyNotFoundError):

@@ -233,6 +233,17 @@ def test_cuts_and_renders_are_listed_over_all_pages(hook: RoughyHook, roughy: Em
     assert [render.id for render in hook.list_renders(asset_id=one, state="completed")] == renders[:1]
 
 
+def test_a_list_of_renders_holds_what_was_asked_for_whether_roughy_filters_or_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Emulator(choices=Choices(render_filters="ignored")) as roughy, RoughyHook() as hook:
+        monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps(roughy.airflow_connection))
+        one, other = roughy.seed_asset(), roughy.seed_asset()
+        of_one, failed = roughy.seed_render(asset_id=one), roughy.seed_render("failed", asset_id=other)
+        assert [render.id for render in hook.list_renders(asset_id=one.upper())] == [of_one]
+        assert [render.id for render in hook.list_renders(state="failed")] == [failed]
+
+
 def test_the_same_request_finds_the_same_cut_and_the_same_render(hook: RoughyHook, roughy: Emulator) -> None:
     asset_id = roughy.seed_asset()
     assert hook.create_cut(asset_id).id == hook.create_cut(asset_id).id != hook.create_cut(asset_id, "short").id

@@ -14,6 +14,7 @@ import pytest
 
 from airflow_provider_roughy.emulator import Choices, Emulator, Fault
 from airflow_provider_roughy.exceptions import (
+    RoughyAssetFailedError,
     RoughyAuthenticationError,
     RoughyConfigurationError,
     RoughyInsufficientCreditsError,
@@ -296,13 +297,25 @@ def test_an_upload_that_nothing_can_be_sent_to_leaves_no_asset(
     assert roughy.assets == []
 
 
+@pytest.mark.parametrize("code", ["conflict", "unsupported_media_type"])
 def test_an_upload_that_roughy_rejected_but_kept_is_deleted(
-    connection: dict[str, Any], notes: Path, monkeypatch: pytest.MonkeyPatch
+    connection: dict[str, Any], notes: Path, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
-    with Emulator(choices=Choices(rejected_upload="kept")) as roughy:
+    with Emulator(choices=Choices(rejected_upload="kept", unsupported_media_code=code)) as roughy:
         monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps(roughy.airflow_connection))
         assert type(upload(None, notes).error) is RoughyUnsupportedMediaError
         assert roughy.assets == []
+
+
+def test_an_asset_that_fails_by_its_first_bytes_is_one_that_failed(
+    connection: dict[str, Any], notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Emulator(choices=Choices(rejected_upload="failed")) as roughy:
+        monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps(roughy.airflow_connection))
+        ended = upload(None, notes, wait_for_completion=True)
+        assert (ended.state, type(ended.error)) == ("failed", RoughyAssetFailedError)
+        assert "neither audio nor video" in str(ended.error)
+        assert [asset["state"] for asset in roughy.assets] == ["failed"]
 
 
 def test_a_lost_reply_to_the_creation_leaves_an_empty_asset_and_says_so(

@@ -78,10 +78,10 @@ class Choices:
     cancelled_upload: Literal["not_found", "gone"] = "not_found"
     """Answer of an upload after its cancellation. Inferred: TUS allows 404 and 410; the asset is 404 too."""
 
-    rejected_upload: Literal["removed", "kept"] = "removed"
+    rejected_upload: Literal["removed", "kept", "failed"] = "removed"
     """What becomes of the asset when the first chunk is neither audio nor video: removed, as by a cancelled
-    upload, or kept in ``pending_upload`` with a dead upload. Unknown: documented is that the upload session is
-    cancelled."""
+    upload, kept in ``pending_upload`` with a dead upload, or ``failed``. Unknown: documented is that the upload
+    session is cancelled."""
 
     unsupported_media_code: str = "conflict"
     """Error code of that rejection. The status 409 is documented; the code is inferred, since no finer 409 code
@@ -183,6 +183,10 @@ class Choices:
     picture_of_audio_output: Literal["refused", "ignored"] = "refused"
     """What becomes of ``resolution``, ``video_bitrate`` and ``frame_rate`` of an audio output: 422 or nothing.
     Inferred: they are documented as "video only"."""
+
+    render_filters: Literal["honoured", "ignored"] = "honoured"
+    """What becomes of ``asset_id``, ``project_id`` and ``state`` in the query of the list of renders. Unknown: only that
+    there is a list; those are what cuts are filtered by."""
 
     render_cancel: Literal["delete", "post"] = "delete"
     """How a render is cancelled: ``DELETE /v1/renders/{id}`` or ``POST /v1/renders/{id}/cancel``. Unknown: the

@@ -185,6 +185,16 @@ def test_rejected_media_may_keep_its_asset() -> None:
         assert roughy.asset(asset["id"])["stored_bytes"] == 0
 
 
+def test_rejected_media_may_fail_its_asset() -> None:
+    with Emulator(choices=Choices(rejected_upload="failed")) as roughy, Api(roughy) as api:
+        asset = api.create(1000)
+        assert problem(api.patch(asset["upload_url"], 0, b"text" * 250)) == (409, "conflict")
+        assert api.head(asset["upload_url"]).status_code == 404
+        found = api.get(asset["id"])
+        assert (found["state"], found["error_code"], found["upload_url"]) == ("failed", "probe_failed", None)
+        assert (roughy.asset(asset["id"])["stored_bytes"], roughy.balance) == (0, 1000)
+
+
 @pytest.mark.parametrize(("choice", "status"), [("gone", 410), ("not_found", 404)])
 def test_a_finished_upload_is_gone(speech: bytes, choice: str, status: int) -> None:
     with Emulator(choices=Choices(finished_upload=choice)) as roughy, Api(roughy) as api:  # type: ignore[arg-type]

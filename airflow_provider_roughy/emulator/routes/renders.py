@@ -49,6 +49,8 @@ class Renders:
     async def list(self, request: Request, account: int) -> Response:
         """List renders, newest first."""
         wanted, limit, offset = job_filters(request, self._store, account)
+        if self._store.choices.render_filters == "ignored":
+            wanted = {}
         await look(self._store)
         items, total = self._store.renders.page(account, wanted, limit, offset)
         return page([self._summary(render) for render in items], total, limit, offset)

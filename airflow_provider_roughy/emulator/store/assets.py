@@ -323,13 +323,14 @@ class Assets:
                 return
             with self.path(asset.id).open("rb") as file:
                 kind = sniff(file.read(self._choices.identify_bytes))
-            if kind is None:
-                self._end_upload(upload, "rejected", keep_asset=self._choices.rejected_upload == "kept")
-            else:
+            if kind is not None:
                 self._set_kind(asset.id, kind)
-        if kind is None:
-            code = self._choices.unsupported_media_code
-            raise ApiError(409, "The uploaded bytes are neither audio nor video.", code=code)
+                return
+            problem, fate = "The uploaded bytes are neither audio nor video.", self._choices.rejected_upload
+            self._end_upload(upload, "rejected", keep_asset=fate != "removed")
+            if fate == "failed":
+                self._fail(asset.id, problem, self._clock.now())
+        raise ApiError(409, problem, code=self._choices.unsupported_media_code)
 
     def forget_kind(self, upload: Upload) -> None:
         """Undo :meth:`identify` when nothing of the first chunk is kept."""
@@ -412,14 +413,17 @@ class Assets:
 
     def _settle(self, asset: Asset, at: int) -> None:
         if asset.measured_problem is not None:
-            code = self._choices.failed_error_code
-            self._database.update("assets", asset.id, error_code=code, error_message=asset.measured_problem)
-            self._enter(asset.id, "failed", at)
+            self._fail(asset.id, asset.measured_problem, at)
             return
         self._database.update("assets", asset.id, duration_seconds=asset.measured_seconds)
         if not self._charge(asset, at):
             self._database.update("assets", asset.id, unpaid_at=at)
             self._enter(asset.id, "pending_payment", at)
+
+    def _fail(self, asset_id: str, problem: str, at: int) -> None:
+        code = self._choices.failed_error_code
+        self._database.update("assets", asset_id, error_code=code, error_message=problem)
+        self._enter(asset_id, "failed", at)
 
     def _charge(self, asset: Asset, at: int) -> bool:
         """Debit the price and make the asset ready, or leave both alone when the balance is short."""
