@@ -197,8 +197,8 @@ class RoughyUploader(Uploader):
             self.chunk_size = max(length // 4, _SMALLEST_AFTER_413)
             self._may_grow = False
         elif error.status == 409:
-            # Either the offset is wrong, or somebody else is writing, or the first bytes are no media: HEAD tells, as no
-            # page says by which code they are told apart.
+            # Either the offset is wrong, or somebody else is writing, or the first bytes are no media: HEAD tells, as
+            # no page says by which code they are told apart.
             self._conflict = error if start == 0 else None
             self._try_again(RoughyProtocolError(str(error)))
         elif isinstance(error, RoughyNotFoundError):
