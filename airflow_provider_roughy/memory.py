@@ -72,8 +72,9 @@ class Claim:
         self._owner = owner
         self._wanted = wanted
         self._lease = lease
-        self.entry = entry
-        self._takes_over = takes_over
+        # A take-over by an earlier try, which may have ended before it saw who lives, or could give it back: made anew.
+        unsure = entry is not None and entry.generation > 1 and entry.asset_id is None
+        self.entry, self._takes_over = (None, entry) if unsure else (entry, takes_over)
 
     def take(self) -> bool:
         """Make the entry the owner's, if nobody else was faster.
@@ -109,13 +110,16 @@ class Claim:
     def _may_keep(self, entry: Entry, before: Entry) -> bool:
         """Give a take-over back unless the one before is seen to be dead: one who lives goes on with what is his own.
 
+        If it cannot be given back, or this ends before it is, that does no harm: who takes it over looks as well.
+
         :param entry: The take-over.
         :param before: What was taken over.
         :raises RoughyLedgerError: If the ledger cannot be used.
         """
         alive = True
         try:
-            alive = before.state not in ENDED and self._ledger.is_alive(before.owner)
+            owners = self._owners_until(before) if before.state not in ENDED else ()
+            alive = any(self._ledger.is_alive(owner) for owner in owners)
         except RoughyLedgerError:
             self.entry = None
             raise
@@ -123,6 +127,18 @@ class Claim:
             if alive:
                 self._ledger.give_back(entry)
         return not alive
+
+    def _owners_until(self, before: Entry) -> Iterator[str]:
+        """Yield who may be at a recording: whose it is and, as long as nothing was made, whose it was before that.
+
+        :param before: The entry that is taken over.
+        """
+        for generation in range(before.generation, 0, -1):
+            entry = before if generation == before.generation else self._ledger.read(before.key, generation)
+            if entry is not None and entry.owner != str(self._owner):
+                yield entry.owner
+            if entry is not None and entry.asset_id is not None:
+                return
 
     def _find_asset(self, before: Entry) -> None:
         """Take up an asset that somebody has made who came to life again, and died, since the entry was read.
@@ -210,7 +226,7 @@ def remembered(
         claim = Claim(
             ledger, owner, wanted, lease=lease, entry=found if mine else None, takes_over=None if mine else found
         )
-        if found is None and not claim.take():
+        if (found is None or found.state in _OPEN) and not claim.take():
             raise RoughyClaimedError(f"{source.uri}: another run was faster to claim it")
         yield claim
         claim.end("uploaded")

@@ -93,6 +93,7 @@ class Sighting:
 
         :raises RoughyProtocolError: If nobody could tell when it was created.
         """
+        # None is without it: the page "List assets" requires it, as a date-time.
         try:
             created_at = datetime.fromisoformat(asset.created_at)
         except (TypeError, ValueError) as error:
