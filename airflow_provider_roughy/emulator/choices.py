@@ -185,8 +185,8 @@ class Choices:
     Inferred: they are documented as "video only"."""
 
     render_filters: Literal["honoured", "ignored"] = "honoured"
-    """What becomes of ``asset_id``, ``project_id`` and ``state`` in the query of the list of renders. Unknown: documented
-    is only that there is a list; those are what cuts are filtered by."""
+    """What becomes of ``asset_id``, ``project_id`` and ``state`` in the query of the list of renders. Unknown: the
+    documentation says that there is a list, and no more; those are what cuts are filtered by."""
 
     render_cancel: Literal["delete", "post"] = "delete"
     """How a render is cancelled: ``DELETE /v1/renders/{id}`` or ``POST /v1/renders/{id}/cancel``. Unknown: the
