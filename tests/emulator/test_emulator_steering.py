@@ -312,9 +312,9 @@ def test_without_a_data_dir_nothing_stays() -> None:
 
 
 def test_a_port_in_use(roughy: Emulator) -> None:
-    port, storage_port = (httpx.URL(url).port or 0 for url in (roughy.url, roughy.storage_url))
-    for options, taken in (({"port": port}, port), ({"storage_port": storage_port}, storage_port)):
-        with pytest.raises(OSError, match=rf"use.*127\.0\.0\.1 port {taken}"), Emulator(**options):
+    for name, url in (("port", roughy.url), ("storage_port", roughy.storage_url)):
+        options: dict[str, Any] = {name: httpx.URL(url).port}
+        with pytest.raises(OSError, match=rf"use.*127\.0\.0\.1 port {options[name]}"), Emulator(**options):
             pass
 
 
