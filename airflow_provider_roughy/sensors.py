@@ -6,6 +6,7 @@ Each fills the events of its ``outlets`` when it succeeds, for other DAGs to sta
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -35,7 +36,7 @@ from airflow_provider_roughy.polling import Watch
 from airflow_provider_roughy.triggers import RoughyAssetTrigger, RoughyTrigger, ended_by_airflow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from airflow_provider_roughy.compat import Context
 
@@ -73,7 +74,8 @@ class _RoughySensor(BaseSensorOperator):
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Look once."""
-        verdict = self._watch.look(self.hook, within=max(self.timeout, 1.0))
+        with self._skipping():
+            verdict = self._watch.look(self.hook, within=max(self.timeout, 1.0))
         return PokeReturnValue(is_done=False) if verdict is None else PokeReturnValue(True, self._end(context, verdict))
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -135,16 +137,24 @@ class _RoughySensor(BaseSensorOperator):
         return result
 
     def _end(self, context: Context, verdict: Verdict) -> dict[str, Any]:
-        """Return the fields, or end as the verdict says; skipping is ours, as Airflow's differs by mode."""
-        try:
+        """Return the fields, or end as the verdict says."""
+        with self._skipping():
             verdict.raise_for_failure(self.on_pending_payment)
-        except (AirflowFailException, AirflowSensorTimeout) as error:
-            if self.soft_fail or self.never_fail:
-                raise AirflowSkipException(str(error)) from error
-            raise
         lineage.report(self.hook, read=[lineage.resource_uri(verdict.kind, verdict.id)])
         announce_verdict(self, context, verdict)
         return verdict.resource
+
+    @contextmanager
+    def _skipping(self) -> Iterator[None]:
+        """Skip where ``soft_fail`` or ``never_fail`` say so: Airflow's own way with them differs by mode."""
+        try:
+            yield
+        except AirflowSkipException:
+            raise
+        except Exception as error:
+            if self.never_fail or (self.soft_fail and isinstance(error, (AirflowFailException, AirflowSensorTimeout))):
+                raise AirflowSkipException(str(error)) from error
+            raise
 
 
 class RoughyAssetSensor(_RoughySensor):
@@ -180,6 +190,7 @@ class RoughyAssetSensor(_RoughySensor):
         time on a worker, to which the wait belongs in poke mode only (in Airflow 2, in the triggerer as well).
     :param soft_fail: Whether to skip the task where it would fail without a retry: asset failed or unpaid, wrong key,
         no such asset, timeout.
+    :param never_fail: Whether to skip it where a retry might help, too: Airflow has no such connection.
     """
 
     kind = ASSET
@@ -227,6 +238,7 @@ class RoughyCutSensor(_RoughySensor):
         :class:`~airflow_provider_roughy.exceptions.RoughyTimeoutError`, as in :class:`RoughyAssetSensor`.
     :param soft_fail: Whether to skip the task where it would fail without a retry: cut failed, wrong key, no such
         cut, timeout.
+    :param never_fail: Whether to skip it where a retry might help, too: Airflow has no such connection.
     """
 
     kind = CUT
@@ -260,6 +272,7 @@ class RoughyRenderSensor(_RoughySensor):
         :class:`~airflow_provider_roughy.exceptions.RoughyTimeoutError`, as in :class:`RoughyAssetSensor`.
     :param soft_fail: Whether to skip the task where it would fail without a retry: render failed, wrong key, no such
         render, timeout.
+    :param never_fail: Whether to skip it where a retry might help, too: Airflow has no such connection.
     """
 
     kind = RENDER

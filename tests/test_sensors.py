@@ -207,6 +207,18 @@ def test_a_passing_fault_of_a_look_is_waited_through(
     assert ended.state == "success"
 
 
+@pytest.mark.parametrize("trouble", ["failed", "no connection"])
+def test_who_never_fails_is_skipped_whatever_is_wrong(
+    roughy: Emulator, mode: str, trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asset_id = roughy.seed_asset(state="failed")
+    if trouble == "no connection":
+        monkeypatch.delenv("AIRFLOW_CONN_ROUGHY_DEFAULT")
+    ended = run_task(sensor(mode, asset_id, never_fail=True))
+    assert ended.state == "skipped", ended.error
+    assert trouble in str(ended.error)
+
+
 @pytest.mark.once
 def test_who_never_fails_is_skipped_in_every_mode(roughy: Emulator, mode: str) -> None:
     roughy.progression = "manual"
