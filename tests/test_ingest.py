@@ -129,6 +129,12 @@ def test_a_night_uploads_all_and_the_next_one_only_what_is_new(
 
 
 @once
+def test_a_batch_that_is_ready_when_it_has_arrived_is_waited_for_nowhere(roughy: Emulator, nights: Nights) -> None:
+    ended = nights.run(deferrable=True)
+    assert (ended.state, ended.waited, len(ended.result)) == ("success", "", 3)
+
+
+@once
 def test_each_file_costs_two_requests_and_a_share_of_a_list(
     roughy: Emulator, folder: Path, nights: Nights, recordings: dict[str, Path]
 ) -> None:

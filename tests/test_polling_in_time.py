@@ -11,6 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,6 +21,7 @@ from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.lifecycle import ASSET, CUT, RENDER, Kind, OnPendingPayment, Outcome, Verdict
 from airflow_provider_roughy.polling import SharedPoll, Watch, wait_until_final
 from tests.virtual import EPOCH, Asked, Roughy, Rule, Trickling, asset, error, reply, virtual
+from tests.watching import watch
 
 __all__ = ["virtual"]
 
@@ -80,6 +82,36 @@ def bomb() -> httpx.Response:
 
 def html(status: int) -> Callable[[], httpx.Response]:
     return lambda: reply(b"<html>Welcome to the airport WiFi</html>", status, content_type="text/html")
+
+
+# ---- Pauses
+
+
+def spread(pauses: list[float]) -> bool:
+    """Tell whether pauses of half a minute are a tenth longer or shorter at most, and not all the same."""
+    # A round gathers for a moment whoever comes along.
+    return len(pauses) > 50 and min(pauses) >= 27 and max(pauses) < 33.2 and max(pauses) - min(pauses) > 5
+
+
+def test_looks_of_many_triggerers_spread(virtual: Roughy) -> None:
+    random.seed(1)  # of the pauses
+    wait_for_all(virtual, virtual.add(1), interval=30, until=3600)
+    # The last look is taken at the deadline.
+    pauses = [later.at - sooner.at for sooner, later in pairwise(virtual.asked[:-1])]
+    assert spread(pauses), pauses
+
+
+def test_rounds_of_many_watchers_spread(virtual: Roughy, tmp_path: Path) -> None:
+    random.seed(1)
+
+    async def run() -> None:
+        async with watch(tmp_path, poll_interval=30):
+            await asyncio.sleep(2400)
+
+    virtual.run(run())
+    pauses = [later.at - sooner.at for sooner, later in pairwise(virtual.asked)]
+    between_rounds = [pause for pause in pauses if pause > 10]
+    assert spread(between_rounds), between_rounds
 
 
 # ---- Outages and limits
