@@ -1,6 +1,6 @@
 """Cut a recording, let a person look at the captions and approve, then render the cut. Needs Airflow 3.1 or later.
 
-``approve`` waits in the triggerer until somebody answers under "Required Actions" in Airflow's UI, or in the API. A
+``approve`` takes no worker until somebody answers under "Required Actions" in Airflow's UI, or in the API. A
 rejected cut is not rendered: the tasks after ``approve`` are skipped.
 """
 

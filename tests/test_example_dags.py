@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -18,6 +19,8 @@ import pytest
 from airflow_provider_roughy.compat import TriggerEvent
 from airflow_provider_roughy.emulator import Emulator
 from airflow_provider_roughy.hooks import RoughyHook
+from airflow_provider_roughy.links import asset_links
+from airflow_provider_roughy.sensors import RoughyAssetSensor
 from airflow_provider_roughy.triggers import RoughyAssetsReadyTrigger
 from harness import media
 from tests.conftest import DAGS_FOLDER
@@ -82,10 +85,14 @@ class Run:
             if instance.task_id == task_id and instance.state != "upstream_failed"
         ]
 
+    def instance(self, task_id: str) -> Any:
+        """Return the one instance of a task."""
+        (instance,) = (found for found in self._run.get_task_instances() if found.task_id == task_id)
+        return instance
+
     def result(self, task_id: str) -> Any:
         """Return what a task returned."""
-        (instance,) = (found for found in self._run.get_task_instances() if found.task_id == task_id)
-        return instance.xcom_pull(task_ids=task_id)
+        return self.instance(task_id).xcom_pull(task_ids=task_id)
 
 
 def run(name: str, **conf: Any) -> Run:
@@ -234,6 +241,48 @@ def test_rough_cut(roughy: Emulator, tmp_path: Path) -> None:
     assert len(roughy.cuts) == 1
 
 
+@pytest.mark.skipif(
+    airflow.__version__.startswith(("2.", "3.0.", "3.1.", "3.2.")),
+    reason="before 3.3 dag.test() waits for no person: its triggerer cannot ask for the answer",
+)
+@pytest.mark.parametrize("answer", ["Approve", "Reject"])
+def test_approve_cut(
+    roughy: Emulator, recordings: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, answer: str
+) -> None:
+    caplog.set_level(logging.INFO, "airflow.sdk.definitions.dag")
+    with whenever(lambda: "Waiting for Human-in-the-loop" in caplog.text, lambda: respond(answer)):
+        ended = run("roughy_approve_cut", source=str(recordings["video"]), target=str(tmp_path))
+    then = "success" if answer == "Approve" else "skipped"
+    assert ended.states() == {
+        **{name: ["success"] for name in ("upload", "cut", "captions", "approve")},
+        **{name: [then] for name in ("render", "download")},
+    }
+    assert ended.state == "success"
+    assert (tmp_path / "captions.srt").exists()
+    assert (tmp_path / "rough-cut.mp4").exists() == (answer == "Approve")
+    assert [render["cut_id"] for render in roughy.renders] == [ended.result("cut")] * (answer == "Approve")
+
+
+def respond(answer: str) -> None:
+    """Answer what is asked under "Required Actions", as Airflow's API does for whoever is logged in."""
+    from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+    from airflow.api_fastapi.core_api.datamodels.hitl import UpdateHITLDetailPayload
+    from airflow.api_fastapi.core_api.routes.public.hitl import update_hitl_detail
+    from airflow.models.hitl import HITLDetail
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        (asked,) = session.query(HITLDetail).filter_by(responded_at=None)
+        update_hitl_detail(
+            asked.task_instance.dag_id,
+            asked.task_instance.run_id,
+            asked.task_instance.task_id,
+            UpdateHITLDetailPayload(chosen_options=[answer]),
+            SimpleAuthManagerUser(username="editor", role="user"),
+            session,
+        )
+
+
 class EdgeTriggered(RoughyAssetsReadyTrigger):
     """Tells of each asset once, as most triggers do of what they see."""
 
@@ -349,3 +398,32 @@ def test_a_callback_gets_the_typed_error_and_no_retry_is_burned(roughy: Emulator
     if not airflow.__version__.startswith(("3.0.", "3.1.", "3.2.")):  # Their dag.test() calls no callbacks.
         assert note.read_text() == f"RoughyPaymentRequiredError {asset_id}"
     assert len([request for request in roughy.requests if request.path.endswith(asset_id)]) == 1
+
+
+LINKED_DAG = """
+from datetime import datetime
+
+from airflow_provider_roughy.compat import DAG
+
+from airflow_provider_roughy.sensors import RoughyAssetSensor
+
+with DAG("is_linked", schedule=None, start_date=datetime(2026, 1, 1), catchup=False) as dag:
+    RoughyAssetSensor(task_id="wait", asset_id="{asset_id}")
+"""
+
+
+def test_airflow_leads_from_a_task_to_its_asset(roughy: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__ROUGHY__ASSET_LINK", "https://media.example.org/assets/{asset_id}")
+    # The class was made before.
+    monkeypatch.setattr(RoughyAssetSensor, "operator_extra_links", asset_links())
+    asset_id = roughy.seed_asset()
+    path = DAGS_FOLDER / "is_linked.py"
+    path.write_text(LINKED_DAG.format(asset_id=asset_id))
+    dag = load(path).dag
+    ended = Run(dag, {})
+    # What Airflow stores of a DAG knows its links by the provider's metadata (Airflow 2), or as XComs.
+    serialized: Any = import_module("airflow.serialization.serialized_objects")
+    stored = getattr(serialized, "DagSerialization", None) or serialized.SerializedDAG
+    task = stored.from_dict(stored.to_dict(dag)).get_task("wait")
+    link = task.get_extra_links(ended.instance("wait"), "Roughy asset")
+    assert link == f"https://media.example.org/assets/{asset_id}"
