@@ -511,6 +511,11 @@ class RoughyTimeoutError(RoughyError, AirflowSensorTimeout):
         seen = f"it was still {state}" if state else "its state was never seen"
         super().__init__(f"{what} was not done in time: {seen}{f'; last look: {reason}' if reason else ''}")
 
+    @property
+    def asset_id(self) -> str | None:
+        """The asset; ``None`` if it is none, or Airflow has forgotten which."""
+        return (self.id or None) if self.kind == "asset" else None
+
 
 def _says_later(status: int, code: str | None) -> bool:
     # 423 is TUS's "another request holds the upload", unless the code says that the account is locked.

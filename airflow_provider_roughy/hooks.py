@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -185,6 +186,17 @@ class RoughyHook(BaseHook):
     def get_conn(self) -> Client:
         """Return :attr:`client`."""
         return self.client
+
+    def twin(self) -> RoughyHook:
+        """Return another hook of the same settings.
+
+        Deprecated since 0.2: nothing here needs it any longer. Make one with ``roughy_conn_id``.
+        """
+        instead = "RoughyHook.twin() will go: use RoughyHook(hook.roughy_conn_id)"
+        warnings.warn(instead, DeprecationWarning, stacklevel=2)
+        hook = RoughyHook(self.roughy_conn_id)
+        hook._settings = self.settings
+        return hook
 
     def close(self) -> None:
         """Close the network connections; the next call opens new ones."""

@@ -295,8 +295,15 @@ def test_what_could_be_imported_from_0_1_still_can(module: str) -> None:
 
 def test_what_0_1_said_of_a_wait_that_airflow_ended_is_still_said() -> None:
     check_event_came("execute_complete", {"event": {}}, asset_id="a")
-    with pytest.raises(RoughyTimeoutError):
+    with pytest.raises(RoughyTimeoutError) as raised:
         check_event_came("__fail__", {"error": "Trigger timeout"}, asset_id="a")
+    assert raised.value.asset_id == "a"
+
+
+@pytest.mark.once
+def test_what_0_1_had_and_will_go_says_so(connection: dict[str, object]) -> None:
+    with RoughyHook() as hook, pytest.warns(DeprecationWarning, match=r"use RoughyHook\(hook\.roughy_conn_id\)"):
+        assert hook.twin().settings == hook.settings
 
 
 def test_airflow_finds_the_provider() -> None:

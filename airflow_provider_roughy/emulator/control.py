@@ -108,7 +108,9 @@ class Control:
         self._steering.progression = _take(values, "progression", _WORD)
 
     def _settle(self, values: dict[str, Any]) -> Any:
-        chosen = _take(values, "id", _WORD) if "id" in values else None
+        # 0.1 knew nothing but assets.
+        given = next((name for name in ("id", "asset_id") if name in values), None)
+        chosen = _take(values, given, _WORD) if given else None
         return {"settled": self._steering.settle(chosen)}
 
     def _webhooks(self, values: dict[str, Any]) -> Any:

@@ -195,6 +195,7 @@ def test_steering_over_http(api: Api, roughy: Emulator, talk: bytes) -> None:
         ("GET", "assets/nonsense", None, 404),
         ("POST", "assets/nonsense/state", {"state": "ready"}, 404),
         ("POST", "settle", {"id": "nonsense"}, 404),
+        ("POST", "settle", {"asset_id": "nonsense"}, 404),
         ("POST", "settle", {"id": 5}, 422),
         ("POST", "clock", {}, 422),
         ("POST", "clock", {"advance": "x"}, 422),
