@@ -92,6 +92,7 @@ run_tests = home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && \
 live_3.3 = -n 3 --dist loadgroup
 live_3.0 = -n 0
 
+# __init__.py has the version, which what is installed tells as well.
 define line_rules
 test-$(1): test-fast-$(1)
 $(if $(live_$(1)),	@$$(call run_tests,$(1),-m live $(live_$(1))))
@@ -99,7 +100,7 @@ $(if $(live_$(1)),	@$$(call run_tests,$(1),-m live $(live_$(1))))
 test-fast-$(1): $(call venv,$(1))/.installed
 	@$$(call run_tests,$(1),-m 'not live$(if $(filter 3.3,$(1)),, and not once)' -n $(WORKERS) --dist worksteal)
 
-$(call venv,$(1))/.installed: tests/constraints/airflow-$(1).txt pyproject.toml | $(UV)
+$(call venv,$(1))/.installed: tests/constraints/airflow-$(1).txt pyproject.toml airflow_provider_roughy/__init__.py | $(UV)
 	test -x $(call venv,$(1))/bin/python || $(UV) venv --quiet --python $(PYTHON) $(call venv,$(1))
 	$(UV) pip install --quiet --compile-bytecode --python $(call venv,$(1))/bin/python --constraint $$< \
 		--editable '.[emulator]' --group test --group lint $(if $(filter 3.3,$(1)),$(addprefix --group=,s3 exports postgres celery bench docs))

@@ -3,4 +3,4 @@
 Nothing is imported here: Airflow reads this module at every start.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
