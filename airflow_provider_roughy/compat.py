@@ -2,8 +2,9 @@
 
 All of this package takes them from here, so that one place knows what moved between Airflow 2.11 and 3.3 and what each
 line needs. A name is imported when it is first asked for, so that a DAG file loads no more than it uses.
-A DAG file that shall run on Airflow 2 and 3 may take ``DAG``, ``Param``, ``task`` and ``task_group`` from here too, and
-``Asset`` and ``AssetAlias``, which Airflow 2 calls ``Dataset`` and ``DatasetAlias``.
+A DAG file that shall run on Airflow 2 and 3 may take ``DAG``, ``Param``, ``task``, ``task_group`` and
+``AirflowSkipException`` from here too, and ``Asset`` and ``AssetAlias``, which Airflow 2 calls ``Dataset`` and
+``DatasetAlias``.
 
 :raises RuntimeError: On import, if Airflow is older than 2.11.
 """

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import json
 import re
 import subprocess
 import sys
+import zlib
+from collections.abc import Iterator
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import distribution
 from importlib.util import find_spec
+from inspect import isclass, isfunction
 from pathlib import Path
 from textwrap import dedent
 from xml.etree import ElementTree
@@ -18,6 +25,7 @@ from airflow_provider_roughy import exceptions, operators, sensors
 from airflow_provider_roughy.compat import DAG
 from airflow_provider_roughy.emulator import Emulator, Fault
 from airflow_provider_roughy.exceptions import RoughyError
+from airflow_provider_roughy.get_provider_info import get_provider_info
 from airflow_provider_roughy.ingest import Report
 from airflow_provider_roughy.lifecycle import KINDS
 
@@ -35,6 +43,40 @@ BLOCKS = [
     for path in PAGES
     for number, block in enumerate(re.finditer(r"(?ms)^( *)```python\n(?P<code>.*?)^\1```", path.read_text()))
 ]
+
+#: Modules of which users may take any name that does not begin with an underscore.
+PUBLIC = (
+    *("operators", "sensors", "triggers", "events", "hooks", "api", "ledger", "exceptions", "retry_policy"),
+    *("lifecycle", "webhooks", "settings", "emulator"),
+)
+
+
+def public_names() -> Iterator[str]:
+    """Yield what users meet: all of public modules, what Airflow is told of, what pages and examples import."""
+    for module in map(import_module, (f"airflow_provider_roughy.{name}" for name in PUBLIC)):
+        here = [name for name, each in vars(module).items() if getattr(each, "__module__", None) == module.__name__]
+        for name in getattr(module, "__all__", here):
+            each = getattr(module, name)
+            if not name.startswith("_") and (isclass(each) or isfunction(each)):
+                yield f"{module.__name__}.{name}"
+                yield from (f"{module.__name__}.{name}.{method}" for method in methods(each) if isclass(each))
+    yield from re.findall(r"airflow_provider_roughy(?:\.\w+)+", json.dumps(get_provider_info()))
+    yield from (entry.value.replace(":", ".") for entry in distribution("airflow-provider-roughy").entry_points)
+    texts = [*(block.values[0] for block in BLOCKS), *(path.read_text() for path in ROOT.glob("example_dags/*.py"))]
+    for node in (node for text in texts for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)):
+        # What `compat` has are Airflow's names.
+        if node.module and node.module.startswith("airflow_provider_roughy.") and not node.module.endswith(".compat"):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    yield "airflow_provider_roughy.emulator.pytest.roughy"
+
+
+def methods(cls: type) -> Iterator[str]:
+    # An emulator is steered by what it inherits.
+    classes = cls.__mro__ if cls is Emulator else [cls]
+    for name, each in ((name, each) for of_one in classes for name, each in vars(of_one).items()):
+        callable_or_read = (cached_property, classmethod, property, staticmethod)
+        if not name.startswith("_") and (isfunction(each) or isinstance(each, callable_or_read)):
+            yield name
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -66,6 +108,10 @@ def test_the_site_builds_and_holds_what_the_code_does(tmp_path: Path) -> None:
         [*command, "-d", tmp_path / "doctrees", DOCS, tmp_path / "html"], capture_output=True, text=True, timeout=280
     )
     assert built.returncode == 0, built.stderr
+    # Four lines, then an entry a line.
+    listed = zlib.decompress((tmp_path / "html" / "objects.inv").read_bytes().split(b"\n", 4)[4]).decode()
+    reference = {line.split(" ", 1)[0] for line in listed.splitlines()}
+    assert sorted(set(public_names()) - reference) == [], "in the reference, which shows nothing without a docstring"
     pages = {path.stem: path.read_text() for path in (tmp_path / "html").glob("*.html")}
     errors = [
         name for name, each in vars(exceptions).items() if isinstance(each, type) and issubclass(each, RoughyError)

@@ -14,7 +14,7 @@ from airflow_provider_roughy.emulator import Emulator
 from airflow_provider_roughy.emulator.__main__ import _parser
 from airflow_provider_roughy.emulator.control import Control
 from airflow_provider_roughy.exceptions import ERRORS_BY_CODE, RoughyApiError, RoughyError, api_error
-from airflow_provider_roughy.get_provider_info import CONN_FIELDS, UI_FIELD_BEHAVIOUR
+from airflow_provider_roughy.get_provider_info import CONFIG, CONN_FIELDS, UI_FIELD_BEHAVIOUR
 from airflow_provider_roughy.ingest import Report
 from airflow_provider_roughy.lifecycle import KINDS, Kind, OnPendingPayment, Outcome, Verdict
 
@@ -59,7 +59,7 @@ ADVICE: dict[str, str] = {
 MEANING: dict[Outcome, str] = {
     Outcome.WAITING: "still in work",
     Outcome.SUCCEEDED: "done",
-    Outcome.FAILED: "it went wrong at Roughy, for good",
+    Outcome.FAILED: "it ended at Roughy without a result, for good",
     Outcome.PAYMENT_REQUIRED: "uploaded and measured, but the credits did not cover it",
     Outcome.TIMED_OUT: "the task's `timeout` came first",
     Outcome.REFUSED: "Roughy refused to tell: no such resource, or a refused key",
@@ -208,6 +208,16 @@ def connection() -> str:
     return table(("Field", "In", "Meaning"), rows)
 
 
+def settings() -> str:
+    """List what Airflow's configuration may hold for this package."""
+    rows = [
+        (f"`[{section}] {name}`", option["default"] and f"`{option['default']}`", markdown(option["description"]))
+        for section, of_section in CONFIG.items()
+        for name, option in of_section["options"].items()
+    ]
+    return table(("Option", "Default", "Meaning"), rows)
+
+
 def versions() -> str:
     """List the releases of Airflow that the suite runs on."""
     rows = []
@@ -258,6 +268,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "outcomes": outcomes,
     "on-pending-payment": on_pending_payment,
     "connection": connection,
+    "settings": settings,
     "batch-xcoms": batch_xcoms,
     "versions": versions,
     "emulator-options": emulator_options,
