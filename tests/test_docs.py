@@ -59,12 +59,16 @@ def public_names() -> Iterator[str]:
             each = getattr(module, name)
             if not name.startswith("_") and (isclass(each) or isfunction(each)):
                 yield f"{module.__name__}.{name}"
-                yield from (f"{module.__name__}.{name}.{method}" for method in methods(each) if isclass(each))
+                if isclass(each):
+                    yield from (f"{module.__name__}.{name}.{method}" for method in methods(each))
     yield from re.findall(r"airflow_provider_roughy(?:\.\w+)+", json.dumps(get_provider_info()))
     yield from (entry.value.replace(":", ".") for entry in distribution("airflow-provider-roughy").entry_points)
-    texts = [*(block.values[0] for block in BLOCKS), *(path.read_text() for path in ROOT.glob("example_dags/*.py"))]
+    texts = [
+        *(str(block.values[0]) for block in BLOCKS),
+        *(path.read_text() for path in ROOT.glob("example_dags/*.py")),
+    ]
     for node in (node for text in texts for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)):
-        # What `compat` has are Airflow's names.
+        # What `compat` holds are Airflow's own names.
         if node.module and node.module.startswith("airflow_provider_roughy.") and not node.module.endswith(".compat"):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
     yield "airflow_provider_roughy.emulator.pytest.roughy"
@@ -121,6 +125,21 @@ def test_the_site_builds_and_holds_what_the_code_does(tmp_path: Path) -> None:
     assert [state for state in states if f">{state}</span>" not in pages["outcomes"]] == []
     loaded = re.findall(r'<(?:script|img|iframe)[^>]*\ssrc="([^"]+)|<link[^>]*\shref="([^"]+)', "".join(pages.values()))
     assert [url for pair in loaded for url in pair if re.match(r"(https?:)?//", url)] == [], "nothing from elsewhere"
+
+
+def test_commands_name_releases_of_airflow_that_are_tested() -> None:
+    tested = {
+        release
+        for path in (ROOT / "tests" / "constraints").glob("airflow-*.txt")
+        for release in re.findall(r"^apache-airflow==(\S+)", path.read_text(), re.MULTILINE)
+    }
+    named = {
+        release
+        for page in PAGES
+        for release in re.findall(r"(?:AIRFLOW=|constraints-)(\d+\.\d+\.\d+)", page.read_text())
+    }
+    assert named <= tested
+    assert named
 
 
 def test_every_fault_of_the_emulators_page_is_one() -> None:

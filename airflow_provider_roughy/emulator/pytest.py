@@ -8,7 +8,7 @@ Then a test of a DAG is three lines::
 
     def test_my_dag(roughy):
         assert my_dag.test(run_conf={"source": "tests/data/interview.mp3"}).state == "success"
-        assert roughy.assets[0]["state"] == "ready"
+        assert [request.method for request in roughy.requests].count("PATCH") == 1  # one upload
 
 What :class:`~airflow_provider_roughy.emulator.Emulator` takes, a mark gives::
 
