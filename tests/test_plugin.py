@@ -610,16 +610,18 @@ print(sorted(own - {"airflow_provider_roughy.get_provider_info"}))
 
 
 @takes_webhooks
-def test_airflow_mounts_the_plugin(connect: Callable[..., None]) -> None:
+@pytest.mark.parametrize("prefix", ["", "/airflow"])
+def test_airflow_mounts_the_plugin(connect: Callable[..., None], prefix: str) -> None:
     from airflow.api_fastapi.app import init_plugins
     from fastapi import FastAPI
 
     connect()
     (own,) = RoughyPlugin.fastapi_apps
-    app = FastAPI()
+    # As Airflow does with the path of [api] base_url.
+    app = FastAPI(root_path=prefix)
     init_plugins(app)
     assert own["app"] in [getattr(route, "app", None) for route in app.routes]
     with served(app) as url:
-        # It is off, as its connection has no secret.
-        reply = post(f"{url}/roughy/webhooks", b"{}")
+        # It is off, as its connection has no secret; what is nowhere, FastAPI answers in JSON.
+        reply = post(f"{url}{prefix}/roughy/webhooks", b"{}")
         assert (reply.status_code, reply.text) == (404, "Not Found")

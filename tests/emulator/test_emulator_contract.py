@@ -19,6 +19,7 @@ from tests.emulator.api import Api
 
 CONTRACT: dict[str, Any] = json.loads((Path(__file__).parents[1] / "contract" / "openapi.json").read_text())
 SCHEMAS: dict[str, Any] = CONTRACT["components"]["schemas"]
+NOBODY = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"
 formats = FormatChecker(["uuid"])
 
 
@@ -37,6 +38,8 @@ def check(path: str, reply: httpx.Response) -> dict[str, Any]:
     responses = CONTRACT["paths"][path]["get"]["responses"]
     assert str(reply.status_code) in responses, reply.text
     response = responses[str(reply.status_code)]
+    if "$ref" in response:
+        response = CONTRACT["components"]["responses"][response["$ref"].rpartition("/")[2]]
     assert reply.headers["X-Request-Id"]
     assert reply.headers["Content-Type"] == "application/json"
     schema = {**response["content"]["application/json"]["schema"], "components": CONTRACT["components"]}
@@ -86,9 +89,8 @@ def test_assets_in_every_state(api: Api, roughy: Emulator, speech: bytes) -> Non
 
 
 def test_refusals(api: Api, roughy: Emulator) -> None:
-    missing = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"
     replies = [
-        api.http.get(f"/v1/assets/{missing}"),
+        api.http.get(f"/v1/assets/{NOBODY}"),
         api.http.get("/v1/assets/x"),
         httpx.get(f"{roughy.url}/v1/assets/x"),
     ]
@@ -96,13 +98,52 @@ def test_refusals(api: Api, roughy: Emulator) -> None:
     for reply in replies:
         check("/v1/assets/{asset_id}", reply)
     replies = [
-        api.http.get("/v1/assets", params={"project_id": missing}),
+        api.http.get("/v1/assets", params={"project_id": NOBODY}),
         api.http.get("/v1/assets?limit=0"),
         httpx.get(f"{roughy.url}/v1/assets"),
     ]
     assert [r.status_code for r in replies] == [404, 422, 401]
     for reply in replies:
         check("/v1/assets", reply)
+
+
+def test_everything_else_in_every_state(api: Api, roughy: Emulator) -> None:
+    hook = {"url": "http://127.0.0.1:9/", "event_types": ["asset.ready"]}
+    api.http.post("/v1/webhook-endpoints", json=hook)
+    archived = api.http.post("/v1/projects", json={"name": "Episode 42"}).json()["id"]
+    api.http.patch(f"/v1/projects/{archived}", json={"state": "archived"})
+    for state in SCHEMAS["JobState"]["enum"]:
+        roughy.seed_cut(state, script="short" if state == "failed" else None)
+        roughy.seed_render(state, output={"format": "mp4", "resolution": "4k", "frame_rate": 25}, content=b"media")
+    roughy.top_up(1)
+    roughy.balance = 0
+    roughy.set_state(roughy.seed_asset("processing"), "ready")
+    for path in ("/v1/credits/balance", "/v1/users/me"):
+        check(path, api.http.get(path))
+    total = {"projects": 1, "cuts": 4, "renders": 4, "credits/history": 3, "webhook-endpoints": 1}
+    for name, count in total.items():
+        page = check(f"/v1/{name}", api.http.get(f"/v1/{name}"))
+        assert len(page["items"]) == page["total"] == count
+        assert "fields" in check(f"/v1/{name}", api.http.get(f"/v1/{name}?offset=-1"))["error"]
+    for project_id in (archived, roughy.project_id):
+        project = check("/v1/projects/{project_id}", api.http.get(f"/v1/projects/{project_id}"))
+        assert (project["archived_at"] is not None) == (project["state"] == "archived") == (project_id == archived)
+    for kind, jobs in (("cut", roughy.cuts), ("render", roughy.renders)):
+        for job in jobs:
+            found = check(f"/v1/{kind}s/{{{kind}_id}}", api.http.get(f"/v1/{kind}s/{job['id']}"))
+            assert (
+                (found["error_code"] is not None) == (found["error_message"] is not None) == (job["state"] == "failed")
+            )
+            assert (found["started_at"] is not None) == (job["state"] != "pending")
+            assert (found["completed_at"] is not None) == (job["state"] in ("completed", "failed"))
+            if kind == "render":
+                assert (found["size_bytes"] is None) == (found["download_url"] is None) == (job["state"] != "completed")
+    for path in CONTRACT["paths"]:
+        refused = httpx.get(f"{roughy.url}{path.partition('{')[0]}{NOBODY if '{' in path else ''}")
+        check(path, refused)
+        assert refused.status_code == 401
+        if "{" in path:
+            assert check(path, api.http.get(path.partition("{")[0] + NOBODY))["error"]["code"] == "not_found"
 
 
 @pytest.fixture(scope="module")
