@@ -411,9 +411,18 @@ def render_state(roughy: Emulator) -> str:
     return f"{render['state']} {render['error_code'] or ''}".strip()
 
 
-@pytest.mark.parametrize("cancel", [True, False])
-def test_a_render_that_takes_too_long_is_cancelled_if_that_is_wanted(roughy: Emulator, way: str, cancel: bool) -> None:
-    ended = run_task(operator("render", roughy.seed_asset(), timeout=0.4, cancel_on_kill=cancel, **WAYS[way]))
+@pytest.mark.parametrize(
+    ("cancel", "limit"),
+    [
+        (True, {"timeout": 0.4}),
+        (False, {"timeout": 0.4}),
+        pytest.param(True, {"timeout": 600, "execution_timeout": timedelta(seconds=0.4)}, marks=pytest.mark.once),
+    ],
+)
+def test_a_render_that_takes_too_long_is_cancelled_if_that_is_wanted(
+    roughy: Emulator, way: str, cancel: bool, limit: dict[str, Any]
+) -> None:
+    ended = run_task(operator("render", roughy.seed_asset(), cancel_on_kill=cancel, **limit, **WAYS[way]))
     assert type(ended.error) is RoughyTimeoutError
     assert (render_state(roughy) == "pending") != cancel
 
