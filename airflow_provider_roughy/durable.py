@@ -242,6 +242,9 @@ class DurableUpload:
                     project_id,
                 )
             raise
+        except RoughyNotFoundError:
+            self._log.warning("This key's account has no project %s", project_id)
+            raise
 
     def _go_on(self, asset: RoughyAsset, wanted: dict[str, Any] | None) -> str:
         if Arrival.of(asset) is Arrival.ARRIVED:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, get_args
+from uuid import UUID
 
 from airflow_provider_roughy import api, exceptions
 from airflow_provider_roughy.compat import AirflowSkipException
@@ -108,14 +109,14 @@ class Kind:
     def read(self, id: str) -> Call[Any]:
         """Read one, and take no answer about another one.
 
-        :param id: Its id.
+        :param id: Its id, in any spelling of a UUID.
         :raises RoughyConfigurationError: If that is no id.
         """
         call = self.get(id)
 
         def parse(reply: Reply) -> Any:
             found = call.parse(reply)
-            if found.id.lower() != id.lower():
+            if UUID(found.id) != UUID(id):
                 raise ValueError(f"it is about {found.id!r}")
             return found
 

@@ -98,7 +98,8 @@ def find_recordings(
         of a folder or a glob that links lead to as well is taken once.
     :param pattern: Which files of a folder are taken, by their names whatever their case; names that begin with a dot
         are not. A file or a glob that is named is taken as it is.
-    :param recursive: Whether folders stand for what is in their folders, too. Links to folders are not followed.
+    :param recursive: Whether folders stand for what is in their folders, too. Links to folders are not followed,
+        neither then nor by ``**`` in a glob.
     :param conn_id: The Airflow connection of their storage.
     :raises RoughyUnusableSourceError: If a folder or a single file is missing or unreadable, or a file is named twice.
     :raises RoughySourceError: If the storage is away.
@@ -139,8 +140,7 @@ def _find_local(path: str, is_media: Callable[[str], bool], *, recursive: bool, 
         if os.path.isdir(path):
             return [_local_recording(file) for file in _once(_walk(path, is_media, recursive))]
         if glob.has_magic(path) and not os.path.lexists(path):
-            matched = glob.iglob(path, recursive=True)
-            return [_local_recording(file) for file in _once(matched) if not os.path.isdir(file)]
+            return [_local_recording(file) for file in _once(_glob(path)) if not os.path.isdir(file)]
     except (OSError, ValueError) as err:
         cls = RoughySourceError if _may_pass(err) else RoughyUnusableSourceError
         raise cls(f"Source {as_text(path)} cannot be listed: {err}") from err
@@ -149,6 +149,21 @@ def _find_local(path: str, is_media: Callable[[str], bool], *, recursive: bool, 
         cls = RoughySourceError if recording.passing else RoughyUnusableSourceError
         raise cls(f"Source {recording.uri}: {recording.problem}")
     return [recording]
+
+
+def _glob(path: str) -> Iterator[str]:
+    """Yield what a glob matches.
+
+    Python's own ``**`` follows links, of which two that lead in a circle keep it busy for ever.
+    """
+    before, folders_of_folders, after = (f"{path}/*" if path.endswith("/**") else path).partition("/**/")
+    if not folders_of_folders:
+        yield from glob.iglob(path)
+        return
+    for root in glob.iglob(before or "/"):
+        for parent, folders, _ in os.walk(root):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            yield from _glob(f"{glob.escape(parent)}/{after}")
 
 
 def _once(files: Iterable[str]) -> Iterator[str]:

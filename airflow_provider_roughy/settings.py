@@ -163,6 +163,8 @@ def _base_url(url: str, port: int | None) -> str:
         raise RoughyConfigurationError("the host must be an http or https URL")
     if "@" in authority or "?" in path or "#" in path:
         raise RoughyConfigurationError("the host must have neither user, query nor fragment")
+    if path.rstrip("/").endswith("/v1"):
+        raise RoughyConfigurationError("the host must not end with /v1, with which each path of the API begins")
     named = re.search(r":(\d+)$", authority)
     if port and named and int(named[1]) != port:
         raise RoughyConfigurationError(f"the host names port {named[1]}, and the port is {port}")

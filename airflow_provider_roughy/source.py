@@ -51,7 +51,9 @@ def find_source(source: str | os.PathLike[str] | ObjectStoragePath, *, conn_id: 
     :param conn_id: The Airflow connection of that storage.
     :raises RoughyUnusableSourceError: If it is missing, no file, unreadable, or not between 64 bytes and 50 GiB.
     """
-    text = str(source)
+    text = "" if source is None else str(source)
+    if not text:
+        raise RoughyUnusableSourceError("The source is empty")
     path = local_path(text)
     if path is not None:
         return LocalSource(path, uri=text)

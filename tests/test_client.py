@@ -119,6 +119,7 @@ def test_the_extra_may_be_text_as_it_is_in_a_uri() -> None:
         ({"host": "https://"}, "http or https"),
         ({"host": "https://user:pw@roughy.ai"}, "neither user"),
         ({"host": "https://roughy.ai?x=1"}, "neither user"),
+        ({"host": "https://api.roughy.ai/v1/"}, "must not end with /v1"),
         ({"host": "https://gateway.example:8443", "port": 9443}, "names port 8443"),
         ({"host": "https://gateway.example:70000"}, "no URL"),
         ({"host": "https://evil.example\\.roughy.ai"}, "no URL"),

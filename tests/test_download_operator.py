@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,13 @@ def test_the_result_is_the_targets_uri(roughy: Emulator, tmp_path: Path) -> None
     assert ended.result == f"file://{tmp_path}/new/{render_id}.m4a", ended.error
     assert (tmp_path / "new" / f"{render_id}.m4a").read_bytes() == CONTENT[::-1]
     assert json.loads(json.dumps(ended.result)) == ended.result
+
+
+@pytest.mark.parametrize("spell", [str.upper, lambda id: id.replace("-", "")])
+def test_an_id_may_be_spelled_as_any_uuid(roughy: Emulator, tmp_path: Path, spell: Callable[[str], str]) -> None:
+    asset_id = roughy.seed_asset(content=CONTENT, extension="wav")
+    ended = download(f"{tmp_path}/", asset_id=spell(asset_id))
+    assert ended.result == f"{tmp_path}/{asset_id}.wav", ended.error
 
 
 def test_an_object_storage_path_is_a_target(roughy: Emulator, tmp_path: Path) -> None:

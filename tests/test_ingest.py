@@ -724,7 +724,10 @@ def test_files_that_are_still_being_written_are_left_for_later(folder: Path, nig
         ({"ledger": "/proc/1/ledger"}, RoughyUnusableLedgerError, "cannot be used"),
         ({"project_id": "no uuid"}, RoughyConfigurationError, "must be a UUID"),
         ({"language": "german"}, RoughyConfigurationError, "ISO 639-1"),
+        ({"language": 49}, RoughyConfigurationError, "ISO 639-1"),
         ({"max_credits": "many"}, RoughyConfigurationError, "max_credits"),
+        ({"max_credits": 1.5}, RoughyConfigurationError, "max_credits"),
+        ({"max_credits": -1}, RoughyConfigurationError, "max_credits"),
     ],
 )
 def test_bad_input_is_told_before_anything_is_created(
@@ -734,6 +737,14 @@ def test_bad_input_is_told_before_anything_is_created(
     assert (ended.state, type(ended.error)) == ("failed", error)
     assert words in str(ended.error)
     assert roughy.requests == []
+
+
+@once
+def test_a_project_that_does_not_exist_is_named(nights: Nights, log: Callable[[], str]) -> None:
+    nobody = "01900000-0000-7000-8000-00000000dead"
+    ended = nights.run(project_id=nobody)
+    assert (ended.state, type(ended.error)) == ("failed", RoughyNotFoundError)
+    assert f"no project {nobody}" in log()
 
 
 @once
@@ -799,7 +810,8 @@ def test_folders_of_folders_and_links_in_a_circle(folder: Path, nights: Nights, 
 def test_a_file_that_links_lead_to_as_well_is_paid_for_once(
     roughy: Emulator, folder: Path, nights: Nights, recordings: dict[str, Path]
 ) -> None:
-    (folder / "circle").symlink_to(folder)
+    for name in ("circle", "another circle"):
+        (folder / name).symlink_to(folder)
     (folder / "Latest.mp3").symlink_to("c.mp3")
     (folder.parent / "elsewhere.mp3").write_bytes(recordings["audio"].read_bytes())
     (folder / "d.mp3").symlink_to(folder.parent / "elsewhere.mp3")

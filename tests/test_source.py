@@ -16,6 +16,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from airflow_provider_roughy.compat import AIRFLOW_VERSION, AirflowFailException, ObjectStoragePath, attach
 from airflow_provider_roughy.exceptions import RoughySourceError, RoughyUnusableSourceError
 from airflow_provider_roughy.source import BLOCK_BYTES, Source, find_source
+from airflow_provider_roughy.storage import without_secrets
 
 CONTENT = os.urandom(3 * BLOCK_BYTES + 17)
 
@@ -218,10 +219,18 @@ def test_a_stored_source_that_cannot_work_is_refused(memory: MemoryFileSystem, u
         find_source(uri)
 
 
+@pytest.mark.parametrize("nothing", ["", None])
+def test_a_source_that_is_none_is_refused(nothing: Any) -> None:
+    with pytest.raises(RoughyUnusableSourceError, match="is empty"):
+        find_source(nothing)
+
+
 def test_credentials_and_queries_of_a_uri_are_not_told(memory: MemoryFileSystem) -> None:
-    memory.pipe("/bucket/x", CONTENT)
-    source = find_source("memory://me@bucket/x")
-    assert "me@" not in source.uri
+    memory.pipe("/bucket/x?y", CONTENT)
+    assert find_source("memory://me@bucket/x?y").uri == "memory://bucket/x?y"
+    assert without_secrets("https://me:pw@bucket.example/a?X-Amz-Signature=s\n") == "https://bucket.example/a"
+    assert without_secrets("https://bucket.example?sig=s") == "https://bucket.example"
+    assert without_secrets("/data/what?@.mp3") == "/data/what?@.mp3"
 
 
 def sparse(path: Path, size: int) -> None:

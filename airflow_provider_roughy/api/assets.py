@@ -115,7 +115,7 @@ def language_code(value: str) -> str:
 
     :raises RoughyConfigurationError: If it is anything else.
     """
-    if not re.fullmatch(r"[A-Za-z]{2}", value):
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z]{2}", value):
         raise RoughyConfigurationError(f"language must be two letters of ISO 639-1, not {value!r}")
     return value.lower()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -242,10 +243,12 @@ class RoughyIngestOperator(WaitingOperator):
         from airflow_provider_roughy import probe
 
         probe.check_installed()
-        try:
-            return None if self.max_credits in (None, "") else int(self.max_credits)
-        except (TypeError, ValueError):
-            raise RoughyConfigurationError(f"max_credits must be a whole number, not {self.max_credits!r}") from None
+        if self.max_credits in (None, ""):
+            return None
+        # Not by int() alone, which makes 1 of 1.5.
+        if not re.fullmatch(r"\s*\d+\s*", str(self.max_credits)):
+            raise RoughyConfigurationError(f"max_credits must be a whole number from 0 on, not {self.max_credits!r}")
+        return int(self.max_credits)
 
     def _wait(self, batch: Batch, context: Context, started: float) -> None:
         deadline = self.deadline(started)
