@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import random
+import re
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
@@ -19,7 +20,7 @@ import pytest
 
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.lifecycle import ASSET, CUT, RENDER, Kind, OnPendingPayment, Outcome, Verdict
-from airflow_provider_roughy.polling import SharedPoll, Watch, wait_until_final
+from airflow_provider_roughy.polling import SharedPoll, Watch, wait_for_batch, wait_until_final
 from tests.virtual import EPOCH, Asked, Roughy, Rule, Trickling, asset, error, reply, virtual
 from tests.watching import watch
 
@@ -112,6 +113,17 @@ def test_rounds_of_many_watchers_spread(virtual: Roughy, tmp_path: Path) -> None
     pauses = [later.at - sooner.at for sooner, later in pairwise(virtual.asked)]
     between_rounds = [pause for pause in pauses if pause > 10]
     assert spread(between_rounds), between_rounds
+
+
+def test_a_batch_tells_now_and_then_how_far_it_is(virtual: Roughy, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    ids = [id for second in range(10, 40) for id in virtual.add(1, (second, "ready" if second < 39 else "failed"))]
+    virtual.run(wait_for_batch(RoughyHook(), ASSET, ids, poll_interval=1, deadline=EPOCH + 3600, log=log))
+    first, *others, last = [text for name, _, text in caplog.record_tuples if name == __name__]
+    assert first == "Waiting for 30 of 30 assets: 30 processing"
+    assert last == "Waiting for 0 of 30 assets: 29 ready, 1 failed"
+    assert 2 <= len(others) <= 3, "one in ten seconds at most"
+    assert all(re.fullmatch(r"Waiting for \d+ of 30 assets: \d+ \w+, \d+ \w+", line) for line in others)
 
 
 # ---- Outages and limits
