@@ -1,4 +1,4 @@
-"""The operators, a file a resource.
+"""The operators: what a task can have done at Roughy.
 
 Each fills the events of its ``outlets`` when it succeeds, for other DAGs to start on.
 """
