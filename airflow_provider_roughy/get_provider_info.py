@@ -90,7 +90,7 @@ def get_provider_info() -> dict[str, Any]:
     return {
         "package-name": "airflow-provider-roughy",
         "name": name,
-        "description": "Upload audio and video to Roughy, a rough-cut API, and wait for it at almost no cost.",
+        "description": "Upload, cut and render audio and video with Roughy, and wait for it at almost no cost.",
         "versions": [__version__],
         "integrations": [{"integration-name": name, "external-doc-url": "https://docs.roughy.ai", "tags": ["service"]}],
         "operators": [{"integration-name": name, "python-modules": ["airflow_provider_roughy.operators"]}],
