@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,11 @@ def test_the_progress_is_in_the_store(roughy: Emulator, store: Store, recording:
     assert store.get("roughy_progress") == {"bytes": 4 * MIB, "of": 4 * MIB, "percent": 100}
 
 
+def kill_while_sending(roughy: Emulator) -> AbstractContextManager[None]:
+    """Send this process a signal, as Airflow does, while the bytes are under way."""
+    return whenever(lambda: asked(roughy, "PATCH") > 0, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+
+
 @pytest.mark.parametrize("durable", [True, False])
 def test_a_killed_task_leaves_its_upload_only_where_it_will_be_found(
     roughy: Emulator, store: Store, recording: Path, durable: bool
@@ -221,14 +227,12 @@ def test_a_killed_task_leaves_its_upload_only_where_it_will_be_found(
         operator.on_kill()
         raise Killed
 
-    before = signal.signal(signal.SIGALRM, kill)
+    before = signal.signal(signal.SIGUSR1, kill)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 1.0)
-        with pytest.raises(Killed):
+        with kill_while_sending(roughy), pytest.raises(Killed):
             operator.execute(context)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGUSR1, before)
     assert len(roughy.assets) == (1 if durable else 0)
     operator.on_kill()
 
@@ -241,7 +245,7 @@ def test_a_task_that_airflow_3_kills_may_be_retried(roughy: Emulator, recording:
     before = signal.signal(signal.SIGUSR1, lambda *_: operator.on_kill())
     try:
         with (
-            whenever(lambda: asked(roughy, "PATCH") > 0, lambda: os.kill(os.getpid(), signal.SIGUSR1)),
+            kill_while_sending(roughy),
             pytest.raises(RoughyUploadError, match="discarded, as its task was killed") as killed,
         ):
             operator.execute(context)
