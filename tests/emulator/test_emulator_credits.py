@@ -29,6 +29,13 @@ def test_a_credit_for_each_started_minute(
     assert history(api)[0] == ("consume_asset", -price)
 
 
+def test_the_shortest_recording_has_started_its_first_minute(api: Api, roughy: Emulator) -> None:
+    # As it is told of less than half a millisecond.
+    roughy.seed_asset("processing", duration_seconds="0.000")
+    roughy.settle()
+    assert history(api)[0] == ("consume_asset", -1)
+
+
 def test_the_ledger(api: Api, roughy: Emulator, talk: bytes) -> None:
     asset_id = api.upload(talk)
     roughy.settle()

@@ -111,7 +111,9 @@ class Asset:
     @property
     def price(self) -> int:
         """Credits for the asset: one for each started minute (credit ledger page)."""
-        return math.ceil(Decimal(self.measured_seconds or self.duration_seconds or SEEDED_DURATION) / 60)
+        seconds = Decimal(self.measured_seconds or self.duration_seconds or SEEDED_DURATION)
+        # Of what is rounded to no time at all, a minute was started, too.
+        return max(1, math.ceil(seconds / 60))
 
     @property
     def started_at(self) -> int:
