@@ -51,6 +51,7 @@ ADVICE: dict[str, str] = {
     "RoughyNotReadyError": "Put a sensor before it, or take the id from an operator that waits.",
     "RoughyFailedError": "Read Roughy's reason in the message: the same request finds the same failure.",
     "RoughyAssetFailedError": "Read Roughy's reason, mend the recording, then clear its upload.",
+    "RoughyWebhookError": "Refuse the request. If it is Roughy's, see whether the secret is that of the endpoint.",
     "RoughyPaymentRequiredError": "Top up within 30 days: see [credits](guides/credits.md).",
     "RoughyTimeoutError": "See whether a triggerer runs; raise `timeout`, then clear the task, which looks again.",
 }
