@@ -761,8 +761,8 @@ class Watcher:
             return None
         await self._drop_taken()
         if not is_new and self.due:
-            # Somebody may have deleted them since.
-            await lookout.look_again(self.due.values())
+            # Somebody may have deleted them since. Only what an event holds: as much as is due, nobody may ever take.
+            await lookout.look_again(self._first())
         first = self._first()
         if not first:
             return None
