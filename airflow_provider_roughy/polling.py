@@ -453,7 +453,7 @@ class SharedPoll:
             poll._waiters -= 1
             if not poll._waiters:
                 del polls[key]
-                await poll._close()
+                await finish(poll._close())
 
     async def look(self, watches: Sequence[Watch], *, after: float, interval: float) -> list[_Answer]:
         """Look at resources in the next round that is due.
@@ -783,6 +783,24 @@ class SharedPoll:
                 self._outdated.append(refused)
                 self._client, self._hook = None, hook
             return True
+
+
+async def finish(work: Coroutine[Any, Any, None]) -> None:
+    """Clear up to the end, however often whoever waits for it is cancelled: Airflow cancels a trigger each second.
+
+    :param work: What is to be done.
+    :raises asyncio.CancelledError: After it is done, if it was.
+    """
+    task = asyncio.create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    await task
 
 
 async def end(task: asyncio.Task[None]) -> None:

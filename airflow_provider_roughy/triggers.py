@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import abstractmethod
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,7 +24,7 @@ from airflow_provider_roughy.lifecycle import (
     batch_to_event,
     counted,
 )
-from airflow_provider_roughy.polling import Watch, wait_for_batch, wait_until_final
+from airflow_provider_roughy.polling import Watch, finish, wait_for_batch, wait_until_final
 from airflow_provider_roughy.storage import check_no_password
 from airflow_provider_roughy.watching import Watcher
 
@@ -265,13 +265,8 @@ class RoughyRenderTrigger(RoughyTrigger):
 
         Airflow also stops a trigger that moves to another triggerer, and 3.3 may take that for a kill.
         """
-        if not self.cancel_on_kill:
-            return
-        cancelling = asyncio.create_task(self._cancel_render())
-        while not cancelling.done():
-            # Airflow cancels a trigger again each second until it has ended.
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait([cancelling])
+        if self.cancel_on_kill:
+            await finish(self._cancel_render())
 
     async def _cancel_render(self) -> None:
         try:

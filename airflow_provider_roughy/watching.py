@@ -46,7 +46,7 @@ from airflow_provider_roughy.exceptions import (
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.ledger import Ledger
 from airflow_provider_roughy.lifecycle import ASSET, Outcome, counted
-from airflow_provider_roughy.polling import SharedPoll, Watch, end
+from airflow_provider_roughy.polling import SharedPoll, Watch, end, finish
 from airflow_provider_roughy.retry import Backoff
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ class Lookout:
                 lookout._shelves.pop(key).close()
             if not lookout._watchers:
                 del lookouts[watcher.roughy_conn_id]
-                await lookout._close()
+                await finish(lookout._close())
 
     def start(self) -> None:
         """Take rounds from now on, if it does not."""

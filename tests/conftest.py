@@ -151,9 +151,7 @@ def s3(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 def airflow_db() -> None:
     """Airflow's metadata database, made once, and its DAGs: the examples."""
     shutil.copytree(Path(__file__).parent.parent / "example_dags", DAGS_FOLDER, dirs_exist_ok=True)
-    subprocess.run(
-        [sys.executable, "-m", "airflow", "db", "migrate"], check=True, stdout=subprocess.DEVNULL, timeout=120
-    )
+    subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], check=True, stdout=subprocess.DEVNULL)
 
 
 @pytest.fixture(scope="session")

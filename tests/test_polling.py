@@ -14,8 +14,9 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -332,6 +333,29 @@ def test_the_last_one_out_closes_everything(roughy: Emulator) -> None:
 
 
 @once
+def test_the_last_one_out_closes_everything_however_often_it_is_cancelled(roughy: Emulator) -> None:
+    """Airflow cancels a trigger again and again until it has ended."""
+    [asset_id] = seeded(roughy, 1)
+    port = urlsplit(roughy.url).port
+
+    def connections() -> list[object]:
+        each = psutil.Process().net_connections()
+        return [one for one in each if one.raddr and one.raddr.port == port and one.status == "ESTABLISHED"]
+
+    async def run() -> None:
+        [task] = waiting([asset_id], poll_interval=0.01)
+        await asked(roughy, 2)
+        assert connections()
+        while not task.done():
+            task.cancel()
+            await asyncio.sleep(0)
+        assert task.cancelled()
+        assert not asyncio.all_tasks() - {asyncio.current_task()}
+
+    asyncio.run(run())
+    assert not connections()
+
+
 def test_when_roughy_says_later_everybody_waits_once(roughy: Emulator) -> None:
     ids = seeded(roughy, 40)
 
