@@ -134,9 +134,11 @@ class Ledger:
     """
 
     def __init__(self, location: str | os.PathLike[str] | ObjectStoragePath, *, conn_id: str | None = None) -> None:
-        text = str(location).rstrip("/")
-        if not text:
-            raise RoughyUnusableLedgerError("The ledger's location is empty")
+        text = str(location)
+        # A template that came to nothing: the root of all, or of a storage.
+        if not re.sub(r"\A[A-Za-z][A-Za-z0-9+.-]*://", "", text).strip("/"):
+            raise RoughyUnusableLedgerError(f"The ledger's location names no folder: {text!r}")
+        text = text.rstrip("/")
         path = local_path(text)
         self._location = text
         #: What it is called, without credentials.

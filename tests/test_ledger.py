@@ -193,9 +193,10 @@ def test_it_knows_whether_it_is_in_a_folder(folder: str, within: bool) -> None:
 # ---- What cannot be a ledger
 
 
-def test_no_location() -> None:
-    with pytest.raises(RoughyUnusableLedgerError, match="empty"):
-        Ledger("")
+@pytest.mark.parametrize("location", ["", "/", "s3://", "file:///"])
+def test_a_location_that_names_no_folder(location: str) -> None:
+    with pytest.raises(RoughyUnusableLedgerError, match="names no folder"):
+        Ledger(location)
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")

@@ -33,7 +33,7 @@ from airflow_provider_roughy.operators.waiting import WaitingOperator
 from airflow_provider_roughy.outlets import Product, announce, ids_by_outcome
 from airflow_provider_roughy.polling import run_here, wait_for_batch
 from airflow_provider_roughy.recordings import MEDIA, find_recordings
-from airflow_provider_roughy.storage import asset_uri
+from airflow_provider_roughy.storage import asset_uri, without_secrets
 from airflow_provider_roughy.triggers import RoughyBatchTrigger
 
 if TYPE_CHECKING:
@@ -90,10 +90,11 @@ class RoughyIngestOperator(WaitingOperator):
     With ``outlets=[AssetAlias(...)]`` a task that succeeds announces each asset that is ready, up to 100; an outlet
     that is a plain ``Asset`` makes one event of the batch.
 
-    :param source: A folder, a prefix such as ``s3://bucket/incoming/``, a glob, a file, or a list of them. (templated)
+    :param source: A folder, a prefix such as ``s3://bucket/incoming/``, a glob, a file, or a list of them. What links
+        lead to as well is uploaded once. (templated)
     :param pattern: Which files of a folder are taken, by their names: a glob or a list of some. By default audio and
         video. Names that begin with a dot never are. (templated)
-    :param recursive: Whether the folders of a folder are looked into.
+    :param recursive: Whether the folders of a folder are looked into. Links to folders are not followed.
     :param source_conn_id: The Airflow connection of the source's storage. (templated)
     :param ledger: The folder of the ledger. (templated)
     :param ledger_conn_id: The Airflow connection of the ledger's storage. (templated)
@@ -234,7 +235,8 @@ class RoughyIngestOperator(WaitingOperator):
         sources = [self.source] if isinstance(self.source, (str, os.PathLike)) else self.source
         for source in sources:
             if ledger.is_within(source):
-                raise RoughyUnusableLedgerError(f"Ledger {ledger.uri} is in the source that is ingested, {source}")
+                shown = without_secrets(str(source))
+                raise RoughyUnusableLedgerError(f"Ledger {ledger.uri} is in the source that is ingested, {shown}")
         return ledger
 
     def _most_credits(self) -> int | None:
