@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
 from airflow_provider_roughy.exceptions import RoughyLedgerError, RoughyUnusableLedgerError
-from airflow_provider_roughy.storage import as_text, local_path, stored_path, without_secrets
+from airflow_provider_roughy.storage import as_text, local_path, may_pass, stored_path, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -453,7 +453,9 @@ class Ledger:
         except (RoughyLedgerError, NotImplementedError):
             raise
         except Exception as err:  # Storages raise errors of their own, and not all of them are OSError.
-            cls = RoughyUnusableLedgerError if _is_unusable(err) else RoughyLedgerError
+            # ImportError: a storage whose provider is not installed.
+            lasting = isinstance(err, ImportError) or not may_pass(err)
+            cls = RoughyUnusableLedgerError if lasting else RoughyLedgerError
             raise cls(f"Ledger {self.uri} cannot be used: {type(err).__name__}: {err}") from err
 
 
@@ -700,10 +702,3 @@ def _to_json(entry: Entry) -> bytes:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _is_unusable(error: Exception) -> bool:
-    """Tell whether no retry can mend it: an unknown scheme, a folder that must not be written."""
-    if isinstance(error, (ValueError, ImportError, PermissionError, NotADirectoryError, FileNotFoundError)):
-        return True
-    return isinstance(error, OSError) and error.errno in (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)

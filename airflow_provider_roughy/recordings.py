@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import glob
 import os
 import socket
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_roughy.exceptions import RoughySourceError, RoughyUnusableSourceError
 from airflow_provider_roughy.lifecycle import counted
 from airflow_provider_roughy.source import local_fingerprint, stored_fingerprint
-from airflow_provider_roughy.storage import as_text, local_path, stored_path, without_secrets
+from airflow_provider_roughy.storage import as_text, local_path, may_pass, stored_path, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -142,7 +141,7 @@ def _find_local(path: str, is_media: Callable[[str], bool], *, recursive: bool, 
         if glob.has_magic(path) and not os.path.lexists(path):
             return [_local_recording(file) for file in _once(_glob(path)) if not os.path.isdir(file)]
     except (OSError, ValueError) as err:
-        cls = RoughySourceError if _may_pass(err) else RoughyUnusableSourceError
+        cls = RoughySourceError if may_pass(err) else RoughyUnusableSourceError
         raise cls(f"Source {as_text(path)} cannot be listed: {err}") from err
     recording = _local_recording(path)
     if alone and recording.problem is not None:
@@ -178,12 +177,6 @@ def _once(files: Iterable[str]) -> Iterator[str]:
             yield file
 
 
-def _may_pass(err: Exception) -> bool:
-    """Tell whether a new try may find better: not what is missing, forbidden, or no name."""
-    lasting = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
-    return isinstance(err, OSError) and err.errno not in lasting
-
-
 def _walk(folder: str, is_media: Callable[[str], bool], recursive: bool) -> Iterator[str]:
     def fail(err: OSError) -> None:
         raise err
@@ -199,7 +192,7 @@ def _local_recording(path: str) -> Recording:
     except (OSError, ValueError) as err:
         missing = f"it does not exist on this worker ({socket.gethostname()})"
         reason = missing if isinstance(err, FileNotFoundError) else as_text(str(err))
-        return Recording(path, {"uri": as_text(path), "size": 0}, problem=reason, passing=_may_pass(err))
+        return Recording(path, {"uri": as_text(path), "size": 0}, problem=reason, passing=may_pass(err))
     problem = None if stat.S_ISREG(found.st_mode) else "it is no regular file"
     # A copy may have the time of its original; when it was written here, only its inode tells. A camera's clock may be
     # years ahead.

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from airflow_provider_roughy.api import MAX_UPLOAD_BYTES, MIN_UPLOAD_BYTES
 from airflow_provider_roughy.exceptions import RoughySourceError, RoughyUnusableSourceError
-from airflow_provider_roughy.storage import as_text, local_path, stored_path, without_secrets
+from airflow_provider_roughy.storage import as_text, local_path, may_pass, stored_path, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -186,11 +186,10 @@ class LocalSource(Source):
             ) from None
         except PermissionError as err:
             raise RoughyUnusableSourceError(f"Source {self.uri} is not readable for uid {os.getuid()}: {err}") from err
-        except (NotADirectoryError, IsADirectoryError, ValueError) as err:
+        except (OSError, ValueError) as err:
+            if may_pass(err):
+                raise RoughySourceError(f"Source {self.uri} cannot be looked at: {err}") from err
             raise RoughyUnusableSourceError(f"Source {self.uri} is no path of a file: {err}") from err
-        except OSError as err:
-            # A network's file system that is away for a while: ESTALE, EIO, ETIMEDOUT and the like.
-            raise RoughySourceError(f"Source {self.uri} cannot be looked at: {err}") from err
         return local_fingerprint(self.uri, found)
 
     def _open(self) -> IO[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from typing import TYPE_CHECKING
@@ -12,6 +13,18 @@ if TYPE_CHECKING:
 
 #: What may stand in the URI of an Airflow asset as it is.
 _PLAIN = "".join(char for char in map(chr, range(0x20, 0x7F)) if char not in "#?")
+
+#: What a path may be, and no retry can mend: missing, forbidden, something else, or none.
+_LASTING = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ValueError)
+_LASTING_NUMBERS = (errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
+
+
+def may_pass(error: Exception) -> bool:
+    """Tell whether a retry may find better: a network's file system is away for a while, or a disk is full.
+
+    :param error: What using a path has raised.
+    """
+    return not (isinstance(error, _LASTING) or getattr(error, "errno", None) in _LASTING_NUMBERS)
 
 
 def local_path(location: str) -> str | None:

@@ -24,7 +24,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyTargetExistsError,
     RoughyUnusableTargetError,
 )
-from airflow_provider_roughy.storage import as_text, local_path, stored_path, without_secrets
+from airflow_provider_roughy.storage import as_text, local_path, may_pass, stored_path, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,18 +46,6 @@ _MOST_PARTS = 9_000
 _APPEARS_WHOLE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl"}
 #: Others' unfinished files that are looked at for one to take over.
 _MOST_UNFINISHED = 1000
-#: What no retry can mend.
-_UNUSABLE = {
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.EISDIR,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.ELOOP,
-    errno.ENAMETOOLONG,
-    errno.EINVAL,
-}
 
 _log = logging.getLogger(__name__)
 
@@ -341,8 +329,7 @@ def _local_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as err:
-        unusable = isinstance(err, ValueError) or err.errno in _UNUSABLE
-        cls = RoughyUnusableTargetError if unusable else RoughyTargetError
+        cls = RoughyTargetError if may_pass(err) else RoughyUnusableTargetError
         raise cls(f"Target {uri} cannot be written by uid {os.getuid()}: {err}") from err
 
 

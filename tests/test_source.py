@@ -154,7 +154,7 @@ def test_a_connection_in_a_file_uri_is_no_part_of_the_path(tmp_path: Path) -> No
     assert find_source(f"file://me@{path}").size == len(CONTENT)
 
 
-FINAL = [errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.EISDIR]
+FINAL = [errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG]
 PASSING = [errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN]
 
 
