@@ -239,7 +239,8 @@ def test_projects(api: Api, roughy: Emulator) -> None:
 
     for body in ({}, {"name": ""}, {"name": "x" * 257}, {"name": 3}):
         assert problem(api.http.post("/v1/projects", json=body)) == (422, "validation_error")
-    assert problem(api.http.patch(path, json={"state": "gone"})) == (422, "validation_error")
+    for body in ({"state": "gone"}, {"name": ""}, {"name": "x" * 257}):
+        assert problem(api.http.patch(path, json=body)) == (422, "validation_error")
 
     asset = api.create(100, project_id=project["id"])
     assert api.list(project_id=project["id"])["total"] == 1

@@ -119,6 +119,7 @@ def test_a_recording_without_a_picture_has_no_video(api: Api, roughy: Emulator) 
         {"format": "mp4", "resolution": "8k"},
         {"format": "mp4", "video_bitrate": 7},
         {"format": "mp4", "audio_bitrate": "128"},
+        {"format": "mp3", "audio_bitrate": 100},
         {"format": "mp4", "frame_rate": 121},
         {"format": "mp4", "frame_rate": True},
         {"format": "mp3", "resolution": "720p"},
