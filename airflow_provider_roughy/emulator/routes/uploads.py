@@ -27,6 +27,9 @@ CONTENT_TYPE = "application/offset+octet-stream"
 #: Bytes are written in pieces of this size, each in a thread, so that a slow disk never stalls the event loop.
 WRITE_BYTES = 1 << 20
 
+#: Without it, Windows writes two bytes for each line feed.
+_BINARY: int = getattr(os, "O_BINARY", 0)
+
 
 class Uploads:
     """The operations below ``/v1/uploads``.
@@ -156,7 +159,7 @@ class Uploads:
         path = self._store.files.path(upload.asset_id)
         if not self._choices.keep_partial:
             self._store.uploads.set_committed(upload.id, offset)
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _BINARY, 0o600)
         try:
             arrived = 0
             identified = offset >= self._choices.identify_bytes
