@@ -589,18 +589,25 @@ class Batch:
     def to_dict(self) -> dict[str, Any]:
         """Return what is to be known after a wait elsewhere, as plain JSON."""
         trouble = self.trouble.to_dict() if isinstance(self.trouble, RoughyApiError) else None
-        return {"report": self.report.to_dict(), "trouble": trouble}
+        return {
+            "report": self.report.to_dict(),
+            "trouble": trouble,
+            "waiting": self.waiting,
+            "timed_out": self.timed_out,
+        }
 
     def resume(self, before: Mapping[str, Any], waiting: Iterable[str]) -> None:
         """Take up the batch after a wait elsewhere.
 
         :param before: What :meth:`to_dict` returned before it.
-        :param waiting: What was waited for.
+        :param waiting: What was waited for, perhaps a part.
         :raises RoughyLedgerError: If the ledger cannot be read.
         """
         report = self.report = Report(**before.get("report", {}))
         self.trouble = api_error(**before["trouble"]) if before.get("trouble") else None
-        ids = set(waiting)
+        self.timed_out = before.get("timed_out", False)
+        # Without it, all was waited for at once.
+        ids = dict.fromkeys(before.get("waiting", waiting))
         self._under_way = {id: _Item(None, {"uri": report.sources.get(id, "")}, asset_id=id) for id in ids}
         if self._ledger is None:
             return

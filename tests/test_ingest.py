@@ -129,6 +129,29 @@ def test_a_night_uploads_all_and_the_next_one_only_what_is_new(
 
 
 @once
+def test_a_large_batch_is_waited_for_in_parts_that_any_database_stores(
+    roughy: Emulator, nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_roughy.operators.ingest._MOST_IDS", 2)
+    roughy.progression = "manual"
+    left: list[dict[str, Any]] = []
+
+    class Noting(TaskInstance):
+        def xcom_push(self, key: str, value: Any) -> None:
+            super().xcom_push(key, value)
+            left.extend([value] if key == "roughy_before_the_wait" else [])
+
+    monkeypatch.setattr("tests.test_ingest.TaskInstance", Noting)
+    ended = nights.run(deferrable=True, before_resuming=roughy.settle)
+    assert (ended.state, len(ended.result)) == ("success", 3)
+    assert [len(each["waiting"]) for each in left] == [3, 1]
+    assert ended.event is not None
+    assert [len(row["ids"]) for row in ended.event["batch"]] == [1]
+    # All parts end at the one deadline.
+    assert left[0]["deadline"] == left[1]["deadline"]
+
+
+@once
 def test_a_batch_that_is_ready_when_it_has_arrived_is_waited_for_nowhere(roughy: Emulator, nights: Nights) -> None:
     ended = nights.run(deferrable=True)
     assert (ended.state, ended.waited, len(ended.result)) == ("success", "", 3)

@@ -45,6 +45,8 @@ _LONGEST_WAIT = 24 * 3600.0
 _LINES = 100
 #: Lines of the table in an error.
 _LINES_OF_ERROR = 10
+#: Assets of one wait in the triggerer. Where Airflow's database is a MySQL, a row of a trigger holds some 1,200.
+_MOST_IDS = 1000
 #: Where a try leaves word for the part of it that comes after the wait.
 _XCOM_KEY = "roughy_before_the_wait"
 
@@ -206,7 +208,7 @@ class RoughyIngestOperator(WaitingOperator):
                         batch.postpone("dry run")
                     batch.upload()
                     if batch.waiting:
-                        self._wait(batch, context, started)
+                        self._wait(batch, context, self.deadline(started))
             except RoughyError:
                 self._tell(context, batch.report)
                 raise
@@ -252,14 +254,13 @@ class RoughyIngestOperator(WaitingOperator):
             raise RoughyConfigurationError(f"max_credits must be a whole number from 0 on, not {self.max_credits!r}")
         return int(self.max_credits)
 
-    def _wait(self, batch: Batch, context: Context, started: float) -> None:
-        deadline = self.deadline(started)
+    def _wait(self, batch: Batch, context: Context, deadline: float) -> None:
         if self.deferrable:
-            context["ti"].xcom_push(_XCOM_KEY, batch.to_dict())
+            context["ti"].xcom_push(_XCOM_KEY, {**batch.to_dict(), "deadline": deadline})
             batch.wait_elsewhere(min(deadline, time.time() + _LONGEST_WAIT) + 2 * self.poll_interval)
             RoughyBatchTrigger(
                 kind=ASSET.name,
-                ids=batch.waiting,
+                ids=batch.waiting[:_MOST_IDS],
                 roughy_conn_id=self.roughy_conn_id,
                 poll_interval=self.poll_interval,
                 deadline=deadline,
@@ -291,6 +292,8 @@ class RoughyIngestOperator(WaitingOperator):
             with batch.running():
                 batch.resume(before, [verdict.id for verdict in verdicts])
                 batch.settle(verdicts)
+                if batch.waiting:
+                    self._wait(batch, context, before["deadline"])
         return self._end(context, batch)
 
     def on_kill(self) -> None:
