@@ -53,6 +53,7 @@ def test_the_ledger(api: Api, roughy: Emulator, talk: bytes) -> None:
         assert set(entry) == {"id", "type", "delta", "asset_id", "grant_id", "stripe_invoice_id", "created_at"}
     assert [e["asset_id"] for e in page["items"]] == [None, None, asset_id, None]
     assert [e["stripe_invoice_id"] is not None for e in page["items"]] == [False, True, False, False]
+    assert [e["grant_id"] is not None for e in page["items"]] == [True, True, False, True]
     assert sum(e["delta"] for e in page["items"]) == api.balance() == roughy.balance == 7
     short = api.http.get("/v1/credits/history", params={"limit": 1, "offset": 2}).json()
     assert ([e["type"] for e in short["items"]], short["total"]) == (["consume_asset"], 4)

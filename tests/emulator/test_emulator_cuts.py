@@ -61,7 +61,8 @@ def test_the_states_by_time(roughy: Emulator, api: Api) -> None:
         cut_id = cut(there, timed.seed_asset()).json()["id"]
         assert state(there, cut_id) == "pending"
         timed.advance(60)
-        assert state(there, cut_id) == "processing"
+        begun = there.http.get(f"/v1/cuts/{cut_id}").json()
+        assert (begun["state"], begun["started_at"] is not None, begun["completed_at"]) == ("processing", True, None)
         timed.advance(540)
         assert state(there, cut_id) == "completed"
         assert [name for name, _ in timed.cut(cut_id)["states"]] == ["pending", "processing", "completed"]
