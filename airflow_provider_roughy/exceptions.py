@@ -26,6 +26,7 @@
     │   └── RoughyUnusableSourceError *    missing, a directory, unreadable, too small, too big
     ├── RoughyLedgerError                  the ledger could not be read or written just now
     │   ├── RoughyUnusableLedgerError *    an unknown storage, a folder that must not be written
+    │   ├── RoughyLedgerEntryError         one entry of it cannot be read
     │   └── RoughyClaimedError             another run is ingesting the recording
     ├── RoughyIngestError                  some recordings of a batch are not uploaded yet
     │   └── RoughyIngestFailedError *      some failed or were refused, for good
@@ -343,6 +344,10 @@ class RoughyLedgerError(RoughyError):
 
 class RoughyUnusableLedgerError(RoughyLedgerError, AirflowFailException):
     """The ledger is in a storage that Airflow does not know, or in a folder that must not be written."""
+
+
+class RoughyLedgerEntryError(RoughyLedgerError):
+    """One entry of the ledger cannot be read, as a power cut may leave it. Nobody uploads its recording until then."""
 
 
 class RoughyClaimedError(RoughyLedgerError):

@@ -38,6 +38,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyError,
     RoughyIngestError,
     RoughyInsufficientCreditsError,
+    RoughyLedgerEntryError,
     RoughyLedgerError,
     RoughyNotFoundError,
     RoughySourceError,
@@ -46,7 +47,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyUnusableSourceError,
     api_error,
 )
-from airflow_provider_roughy.ledger import ENDED, Entry, Lease, Ledger, entry_key
+from airflow_provider_roughy.ledger import ENDED, Entry, Lease, Ledger, Names, entry_key
 from airflow_provider_roughy.lifecycle import ASSET, Arrival, Outcome, Verdict, counted
 from airflow_provider_roughy.memory import Claim, LockedMemory, Owner, PartOfMemory
 from airflow_provider_roughy.polling import look_at_batch, run_here
@@ -69,6 +70,7 @@ _OF_ALL = (
     RoughyAuthenticationError,
     RoughyConfigurationError,
     RoughyInsufficientCreditsError,
+    RoughyLedgerEntryError,
     RoughyLedgerError,
     RoughyUntrustedUrlError,
 )
@@ -260,16 +262,10 @@ class Batch:
         :returns: What is open in it, and this run's to see to.
         """
         names = ledger.names(items.keys())
-
-        def read(key: str) -> Entry | None:
-            return ledger.read(key, names.generations.get(key, 1))
-
         left: list[Entry] = []
         ended: dict[str, Entry] = {}
         alive: dict[str, bool] = {}
-        for entry in self._each(read, sorted(names.open)):
-            if entry is None:
-                continue
+        for entry in self._read(ledger, names, names.open, items):
             item, mine = items.get(entry.key), entry.owner == str(self._owner)
             if entry.state in ENDED:
                 # Whoever wrote its end died before the mark was removed.
@@ -285,7 +281,7 @@ class Batch:
                     self._leave_to_its_run(items.pop(entry.key), entry)
         done = sorted(names.known - names.open)
         # Only an earlier try of this run can have left ends that are this run's to report.
-        ended |= {entry.key: entry for entry in self._each(read, done if self._begun else []) if entry is not None}
+        ended |= {entry.key: entry for entry in self._read(ledger, names, done if self._begun else [], items)}
         for entry in ended.values():
             if entry.owner == str(self._owner):
                 self._report_end(entry)
@@ -293,6 +289,24 @@ class Batch:
         for key in [*done, *ended]:
             self.report.known += items.pop(key, None) is not None
         return left
+
+    def _read(self, ledger: Ledger, names: Names, keys: Iterable[str], items: dict[str, _Item]) -> Iterator[Entry]:
+        """Read entries. One that is broken concerns its own recording only, which is left out."""
+
+        def read(key: str) -> Entry | RoughyLedgerEntryError | None:
+            try:
+                return ledger.read(key, names.generations.get(key, 1))
+            except RoughyLedgerEntryError as error:
+                return error
+
+        keys = sorted(keys)
+        for key, entry in zip(keys, self._each(read, keys), strict=True):
+            if isinstance(entry, Entry):
+                yield entry
+            elif entry is not None:
+                self._log.warning("%s", entry)
+                if (item := items.pop(key, None)) is not None:
+                    self.report.unfinished[item.name] = str(entry)
 
     def _leave_to_its_run(self, item: _Item, entry: Entry) -> None:
         if entry.asset_id is not None:
@@ -613,8 +627,8 @@ class Batch:
             return
         ledger = self._ledger
         names = ledger.names(())
-        for entry in self._each(lambda key: ledger.read(key, names.generations.get(key, 1)), sorted(names.open)):
-            if entry is not None and entry.asset_id in ids and entry.owner == str(self._owner):
+        for entry in self._read(ledger, names, names.open, {}):
+            if entry.asset_id in ids and entry.owner == str(self._owner):
                 claim = self._claim(entry.wanted, entry=entry)
                 self._under_way[entry.asset_id or ""] = _Item(None, entry.wanted, claim, asset_id=entry.asset_id)
 

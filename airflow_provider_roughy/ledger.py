@@ -41,7 +41,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
-from airflow_provider_roughy.exceptions import RoughyLedgerError, RoughyUnusableLedgerError
+from airflow_provider_roughy.exceptions import RoughyLedgerEntryError, RoughyLedgerError, RoughyUnusableLedgerError
 from airflow_provider_roughy.storage import as_text, local_path, may_pass, stored_path, without_secrets
 
 if TYPE_CHECKING:
@@ -217,6 +217,7 @@ class Ledger:
 
         :param generation: Which claim of it, as :class:`Names` tells.
         :returns: ``None`` if there is none.
+        :raises RoughyLedgerEntryError: If it is broken.
         :raises RoughyLedgerError: If it cannot be read.
         """
         with self._errors():
@@ -228,7 +229,7 @@ class Ledger:
                 values = json.loads(line)
                 known = {name: values[name] for name in Entry.__dataclass_fields__ if name in values}
                 return Entry(**{**known, "key": key, "generation": generation})
-        raise RoughyLedgerError(
+        raise RoughyLedgerEntryError(
             f"Entry {_entry_name(key, generation)} of ledger {self.uri} cannot be read: {content[:100]!r}. If a power "
             "cut left it like that, remove it; a recording that had an asset by then would be uploaded again"
         )

@@ -771,6 +771,23 @@ def test_a_project_that_does_not_exist_is_named(nights: Nights, log: Callable[[]
 
 
 @once
+def test_an_entry_that_cannot_be_read_concerns_its_own_recording_only(
+    roughy: Emulator, tmp_path: Path, folder: Path, nights: Nights
+) -> None:
+    nights.run(source=str(folder / "b.mp3"))
+    (entry,) = (tmp_path / "ledger").glob("*.json")
+    # As a power cut may leave it, and that of a recording of another task.
+    for name in (entry.stem, "0" * 32):
+        (entry.parent / f"{name}.json").write_bytes(b"")
+        (entry.parent / f"{name}.open").touch()
+    ended = nights.run()
+    assert (ended.state, type(ended.error)) == ("up_for_retry", RoughyIngestError)
+    assert (len(nights.told["ready"]), names(nights.told["unfinished"])) == (2, ["b.mp3"])
+    assert f"{entry.name} of ledger" in str(ended.error)
+    assert len(roughy.assets) == 3
+
+
+@once
 def test_a_ledger_in_the_source_is_refused(roughy: Emulator, folder: Path, nights: Nights) -> None:
     ended = nights.run(ledger=f"file://{folder}/ledger")
     assert type(ended.error) is RoughyUnusableLedgerError

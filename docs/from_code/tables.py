@@ -38,6 +38,7 @@ ADVICE: dict[str, str] = {
     "RoughyUnusableSourceError": "Correct the path or URI, its rights, or `source_conn_id`.",
     "RoughyLedgerError": "Nothing at first. If it stays, look at the storage of the ledger.",
     "RoughyUnusableLedgerError": "Choose a folder that all workers may write, outside what is ingested.",
+    "RoughyLedgerEntryError": "Remove the file that it names; a recording that had an asset by then is uploaded again.",
     "RoughyClaimedError": "Nothing: a retry takes over what a dead run has left, ten minutes after it died.",
     "RoughyIngestError": "Nothing at first: the retry takes up only what is missing.",
     "RoughyIngestFailedError": "Read the table in the log, and mend or remove those files.",
