@@ -14,7 +14,7 @@ from functools import cached_property
 from importlib import import_module
 from importlib.metadata import distribution
 from importlib.util import find_spec
-from inspect import isclass, isfunction
+from inspect import Parameter, isclass, isfunction, signature, unwrap
 from pathlib import Path
 from textwrap import dedent
 from xml.etree import ElementTree
@@ -126,6 +126,20 @@ def test_the_site_builds_and_holds_what_the_code_does(tmp_path: Path) -> None:
     assert [state for state in states if f">{state}</span>" not in pages["outcomes"]] == []
     loaded = re.findall(r'<(?:script|img|iframe)[^>]*\ssrc="([^"]+)|<link[^>]*\shref="([^"]+)', "".join(pages.values()))
     assert [url for pair in loaded for url in pair if re.match(r"(https?:)?//", url)] == [], "nothing from elsewhere"
+
+
+def test_every_argument_of_a_task_is_told() -> None:
+    named = [each for module in (operators, sensors) for each in vars(module).values()]
+    tasks = [each for each in named if isclass(each) and issubclass(each, BaseOperator)]
+    tasks = [each for each in tasks if each.__name__.startswith("Roughy")]
+    assert len(tasks) > 10
+    for task in tasks:
+        ours = [each for each in task.__mro__ if each.__module__.startswith("airflow_provider_roughy.")]
+        makers = [unwrap(vars(each)["__init__"]) for each in ours if "__init__" in vars(each)]
+        taken = {each for make in makers for each in signature(make).parameters.values()}
+        told = {each.name for each in taken if each.name != "self" and each.kind is not Parameter.VAR_KEYWORD}
+        text = task.__doc__ or ""
+        assert [name for name in told if f":param {name}:" not in text] == [], task.__name__
 
 
 def test_commands_name_releases_of_airflow_that_are_tested() -> None:
