@@ -8,6 +8,8 @@ import httpx
 import pytest
 
 from airflow_provider_roughy.emulator import Choices, Emulator
+from airflow_provider_roughy.emulator.store.renders import read_output
+from airflow_provider_roughy.emulator.wire import ApiError
 from tests.emulator.api import Api, problem
 
 NOBODY = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"
@@ -131,6 +133,29 @@ def test_wrong_outputs(api: Api, roughy: Emulator, output: Any) -> None:
     reply = api.http.post("/v1/renders", json={"asset_id": asset_id, "output": output})
     assert problem(reply) == (422, "validation_error")
     assert reply.json()["error"]["fields"][0]["field"].startswith("body.output")
+
+
+def test_the_closed_lists_of_an_output() -> None:
+    tried: dict[str, list[Any]] = {
+        "format": ["mp4", "mov", "m4a", "mp3", "webm", "mkv", "wav"],
+        "resolution": ["480p", "720p", "1080p", "1440p", "2160p", "4k", "8k"],
+        "video_bitrate": list(range(100)),
+        "audio_bitrate": list(range(400)),
+    }
+
+    def is_taken(name: str, value: Any) -> bool:
+        try:
+            read_output({"format": "mp4", name: value}, Choices())
+        except ApiError:
+            return False
+        return True
+
+    assert {name: [value for value in values if is_taken(name, value)] for name, values in tried.items()} == {
+        "format": ["mp4", "mov", "m4a", "mp3"],
+        "resolution": ["720p", "1080p", "4k"],
+        "video_bitrate": [5, 10, 20, 50],
+        "audio_bitrate": [128, 192, 256, 320],
+    }
 
 
 def test_lists(api: Api, roughy: Emulator) -> None:
