@@ -141,14 +141,19 @@ class Life:
 
     def record(self) -> None:
         """Put a recording into the folder, whole at once."""
-        while True:
-            path, kind, credits = self._make(len(self.recordings))
-            sha256 = sha256_of(path)
-            if sha256 not in self._known:
-                break
-        self._known.add(sha256)
+        path, kind, credits = self._new(lambda: self._make(len(self.recordings)))
+        sha256 = sha256_of(path)
         self.recordings.append(Recording(path.name, kind, sha256, credits))  # type: ignore[arg-type]
         path.replace(self._folder / path.name)
+
+    def _new(self, make: Callable[[], tuple[Path, str, int]]) -> tuple[Path, str, int]:
+        """Make a recording until it is one whose bytes nobody has had yet."""
+        while True:
+            made = make()
+            sha256 = sha256_of(made[0])
+            if sha256 not in self._known:
+                self._known.add(sha256)
+                return made
 
     def _make(self, number: int) -> tuple[Path, str, int]:
         rng = self._rng
@@ -181,8 +186,8 @@ class Life:
 
     def upload_otherwise(self) -> None:
         """Let somebody else upload a recording, which Roughy is to measure."""
-        content = self._audio("other", self._rng.uniform(1.2, 3)).read_bytes()
-        self.uploaded_by_others.append(self._roughy.seed_asset("processing", content=content))
+        path, _, _ = self._new(lambda: (self._audio("other", self._rng.uniform(1.2, 3)), "good", 1))
+        self.uploaded_by_others.append(self._roughy.seed_asset("processing", content=path.read_bytes()))
 
     def top_up(self, credits: int | None = None) -> None:
         """Buy credits."""
