@@ -214,7 +214,7 @@ class Lookout:
         self._wake = asyncio.Event()
         #: Where the connection leads; ``None`` until it was read.
         self.base_url: str | None = None
-        #: Set once it was.
+        #: Set once it was, or the task that reads it has ended.
         self.located = asyncio.Event()
         self._shelves: dict[tuple[str, str | None], _Shelf] = {}
         #: Those that had not ended when they were last seen, and those to be looked at again; with their states.
@@ -253,12 +253,15 @@ class Lookout:
             # With no context variables: Airflow would file what is logged for all into the log of whoever came first.
             self._task = asyncio.get_running_loop().create_task(self._run(), context=Context())
             self._task.add_done_callback(self._died)
+            if self.base_url is None:
+                self.located.clear()
 
     def _died(self, task: asyncio.Task[None]) -> None:
         """Wake those who will start it again."""
         if task is self._task:
             error = None if task.cancelled() else task.exception()
             _log.error("The watch for assets has ended, and is started again", exc_info=error)
+            self.located.set()
             for watcher in self._watchers:
                 watcher.wake()
             for future in self._asked:
@@ -378,6 +381,10 @@ class Lookout:
             opened = await self._read_open(poll, failed, baseline=any(asked.values()))
             ended = await self._read_ended(poll, failed, full=full)
             await self._look_at_those_that_left(poll, opened, ended)
+            for future, baseline in asked.items():
+                # Who only asked to look again has been served, whichever lists failed.
+                if not future.done() and not (baseline and failed):
+                    future.set_result(opened)
             if failed:
                 raise failed[0]
         except BaseException:
@@ -387,9 +394,6 @@ class Lookout:
             # Not before, so that the oldest come first.
             for watcher in self._watchers:
                 watcher.wake()
-        for future in asked:
-            if not future.done():
-                future.set_result(opened)
 
     async def _read_open(self, poll: SharedPoll, failed: list[RoughyError], *, baseline: bool) -> _Opened:
         """Read the lists of those that may become ready. One that was on a list that fails is asked for by itself."""
@@ -733,6 +737,8 @@ class Watcher:
             return
         await lookout.located.wait()
         base_url = lookout.base_url
+        if base_url is None:
+            raise RoughyProtocolError("The watch for assets has ended")
         name = f"watching {self._project_id or 'all'} of {self.roughy_conn_id} at {base_url}"
         assert self._shelf is not None
         noted = await self._shelf.note(name)

@@ -11,6 +11,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import pytest
 
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.lifecycle import ASSET, CUT, RENDER, Kind, OnPendingPayment, Outcome, Verdict
-from airflow_provider_roughy.polling import SharedPoll, Watch, wait_for_batch, wait_until_final
+from airflow_provider_roughy.polling import SharedPoll, Watch, end, finish, wait_for_batch, wait_until_final
 from tests.virtual import EPOCH, Asked, Roughy, Rule, Trickling, asset, error, reply, virtual
 from tests.watching import watch
 
@@ -127,6 +128,26 @@ def test_a_batch_tells_now_and_then_how_far_it_is(virtual: Roughy, caplog: pytes
 
 
 # ---- Outages and limits
+
+
+def test_a_list_that_stays_refused_holds_up_no_news_though_others_are_not_taken(
+    virtual: Roughy, tmp_path: Path
+) -> None:
+    untaken, new = virtual.add(1, (10, "ready")), virtual.add(1, (2000, "ready"))
+
+    async def refuse(asked: Asked, request: httpx.Request) -> httpx.Response | None:
+        if asked.at > 60 and request.url.params.get("state") == "pending_payment":
+            return error(422, "validation_error")
+        return None
+
+    virtual.rules.append(refuse)
+
+    async def run() -> set[str]:
+        async with watch(tmp_path, catchup=True, poll_interval=30) as watching:
+            await asyncio.sleep(3600)
+            return watching.all()
+
+    assert virtual.run(run()) == {*untaken, *new}
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -471,14 +492,32 @@ class Unspeakable(Strange):
         raise ValueError("no words")
 
 
+def test_who_ends_a_task_ends_it_even_if_he_is_cancelled_himself(virtual: Roughy) -> None:
+    async def take_the_first_for_its_own() -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(1000)
+        await asyncio.sleep(1000)
+
+    async def run() -> None:
+        task = asyncio.create_task(take_the_first_for_its_own())
+        ending = asyncio.create_task(finish(end(task)))
+        await asyncio.sleep(0.5)
+        ending.cancel("user-action")
+        with pytest.raises(asyncio.CancelledError, match="user-action"):
+            await ending
+        assert task.cancelled()
+
+    virtual.run(run())
+
+
 @pytest.mark.parametrize("newcomer", [False, True], ids=["those who wait", "a newcomer as well"])
-@pytest.mark.parametrize("end", [None, Unspeakable()], ids=["cancelled", "raises"])
-def test_a_poll_whose_task_died_is_started_again(virtual: Roughy, end: BaseException | None, newcomer: bool) -> None:
+@pytest.mark.parametrize("death", [None, Unspeakable()], ids=["cancelled", "raises"])
+def test_a_poll_whose_task_died_is_started_again(virtual: Roughy, death: BaseException | None, newcomer: bool) -> None:
     ids = virtual.add(20, (200, "ready"))
 
     async def fail(asked: Asked, request: httpx.Request) -> httpx.Response | None:
-        if end and 50 <= asked.at < 85:
-            raise end
+        if death and 50 <= asked.at < 85:
+            raise death
         return None
 
     virtual.rules.append(fail)
@@ -488,7 +527,7 @@ def test_a_poll_whose_task_died_is_started_again(virtual: Roughy, end: BaseExcep
         await asyncio.sleep(50)
         (poll,) = SharedPoll._polls[asyncio.get_running_loop()].values()
         assert poll._task is not None
-        if end is None:
+        if death is None:
             poll._task.cancel()
         await asyncio.sleep(1)
         return list(await asyncio.gather(*tasks, *([wait(ids[19])] if newcomer else [])))

@@ -252,6 +252,27 @@ def test_one_that_stops_disturbs_no_other_and_the_last_one_closes_all(roughy: Em
     asyncio.run(run())
 
 
+def test_a_watch_whose_task_died_is_started_again(roughy: Emulator, ledger: Path) -> None:
+    def kill(lookout: Lookout) -> None:
+        assert lookout._task is not None
+        lookout._task.cancel()
+
+    async def run() -> None:
+        async with watch(ledger) as watching:
+            lookouts = Lookout._lookouts.setdefault(asyncio.get_running_loop(), {})
+            while not lookouts:  # noqa: ASYNC110 - before anything else runs
+                await asyncio.sleep(0)
+            (lookout,) = lookouts.values()
+            assert lookout.base_url is None, "the connection was not read yet"
+            kill(lookout)
+            await begun(ledger)
+            kill(lookout)
+            new = roughy.seed_asset()
+            await watching.told(new)
+
+    asyncio.run(run())
+
+
 FAULTS: dict[str, dict[str, Any]] = {
     "away": {"drop": True, "times": 6},
     "broken": {"status": 500, "times": 6},
