@@ -165,7 +165,7 @@ class Gate:
         """Serve one request (ASGI)."""
         if scope["type"] != "http":
             return
-        exchange = _Exchange(scope, receive, send, self._log)
+        exchange = _Exchange(scope, receive, send, self._log, self._pause)
         path = scope["path"]
         if path == CONTROL or path.startswith(f"{CONTROL}/"):
             await self._app(scope, receive, send)
@@ -174,8 +174,7 @@ class Gate:
         exchange.open(fault)
         try:
             if fault is not None and fault.delay:
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self.closing.wait(), fault.delay)
+                await self._pause(fault.delay)
             if fault is not None and fault.answers:
                 await self._answer(fault, exchange)
             else:
@@ -184,6 +183,11 @@ class Gate:
             await exchange.finish()
         finally:
             exchange.close()
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, though not for longer than the emulator is open."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self.closing.wait(), seconds)
 
     async def _pass(self, exchange: _Exchange) -> None:
         try:
@@ -227,7 +231,14 @@ class Gate:
 class _Exchange:
     """One request and its reply on their way through the gate."""
 
-    def __init__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send, log: RequestLog) -> None:
+    def __init__(
+        self,
+        scope: MutableMapping[str, Any],
+        receive: Receive,
+        send: Send,
+        log: RequestLog,
+        pause: Callable[[float], Awaitable[None]],
+    ) -> None:
         self.scope = scope
         self.headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
         self.status: int | None = None
@@ -237,6 +248,7 @@ class _Exchange:
         self._receive = receive
         self._send = send
         self._log = log
+        self._pause = pause
         self._fault: Fault | None = None
         self._number = -1
         self._started = time.monotonic()
@@ -321,7 +333,7 @@ class _Exchange:
         body = body[: limit - self._sent_bytes] if cut and limit is not None else body
         self._sent_bytes += len(body)
         if self._fault is not None and self._fault.reply_rate is not None:
-            await asyncio.sleep(len(body) / self._fault.reply_rate)
+            await self._pause(len(body) / self._fault.reply_rate)
         if last or cut:
             # Before the last byte goes out: a client that has its reply finds the request in the log.
             self.close()

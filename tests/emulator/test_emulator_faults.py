@@ -168,6 +168,15 @@ def test_closing_ends_what_hangs_and_what_waits(speech: bytes) -> None:
     assert len(errors) == 2
 
 
+def test_closing_ends_a_reply_that_trickles(caplog: pytest.LogCaptureFixture) -> None:
+    with Emulator(faults=[Fault(path="/v1/users/me", reply_rate=1)]) as roughy:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.get(f"{roughy.url}/v1/users/me", timeout=0.5)
+        assert [request.status for request in roughy.requests] == [401]
+    # What has to be stopped by force is an error of the server's.
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 def test_drop(api: Api, roughy: Emulator) -> None:
     roughy.inject(Fault(drop=True))
     with pytest.raises(httpx.TransportError):
