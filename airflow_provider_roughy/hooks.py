@@ -489,12 +489,13 @@ class RoughyHook(BaseHook):
         :param project_id: Only those of one project; ``None`` for all.
         :param state: Only those in one state; ``None`` for all.
         """
+        if asset_id is not None:
+            asset_id = api.resource_id("asset_id", asset_id)
         renders = self._pages(
             lambda offset: api.list_renders(asset_id=asset_id, project_id=project_id, state=state, offset=offset)
         )
         for render in renders:
-            is_of_it = asset_id is None or render.asset_id == api.resource_id("asset_id", asset_id)
-            if is_of_it and state in (None, render.state):
+            if asset_id in (None, render.asset_id) and state in (None, render.state):
                 yield render
 
     def cancel_render(self, render_id: str) -> bool:
