@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import httpx
@@ -64,7 +65,10 @@ def test_the_states(api: Api, roughy: Emulator) -> None:
 
 def test_an_asset_without_bytes_cannot_be_rendered(api: Api, roughy: Emulator) -> None:
     roughy.progression = "immediate"
-    facts = get(api, render(api, roughy.seed_asset()).json()["id"])
+    render_id = render(api, roughy.seed_asset()).json()["id"]
+    # Another thread is at it.
+    while (facts := get(api, render_id))["state"] in ("pending", "processing"):
+        time.sleep(0.01)
     assert (facts["state"], facts["error_code"]) == ("failed", "render_failed")
     assert "no bytes" in facts["error_message"]
 
