@@ -6,6 +6,7 @@ import argparse
 import json
 import shlex
 import signal
+import sqlite3
 import sys
 import threading
 from typing import TYPE_CHECKING
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
             webhook_verify=_verify(options.webhook_verify),
         )
         emulator.start()
-    except (OSError, OverflowError, ValueError) as error:
+    except (OSError, OverflowError, ValueError, sqlite3.Error) as error:
         print(f"Cannot start: {error}", file=sys.stderr)
         return 2
     try:

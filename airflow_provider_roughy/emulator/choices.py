@@ -12,7 +12,19 @@ A client that works with one value only relies on something nobody promised.
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+#: Bounds of numbers: of a status of success, of anything else, and of what has its own.
+_STATUS = (200, 299)
+_MOST = 10_000_000_000
+_BOUNDS = {
+    "min_upload_bytes": (1, 1 << 50),
+    "max_upload_bytes": (1, 1 << 60),
+    "identify_bytes": (64, 1 << 30),
+    "lock_wait_seconds": (0, 1_000_000),
+    "webhook_timeout_seconds": (0.001, 1_000_000),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -232,13 +244,28 @@ class Choices:
     text says "within minutes"."""
 
     def __post_init__(self) -> None:
-        """Refuse a value that the field does not know."""
+        """Refuse a value that the field does not know, or that nothing could work with."""
         hints = get_type_hints(type(self))
         for field in dataclasses.fields(self):
             allowed, value = hints[field.name], getattr(self, field.name)
-            if get_origin(allowed) is Literal and value not in get_args(allowed):
-                options = ", ".join(str(option) for option in get_args(allowed))
-                raise ValueError(f"{field.name} must be one of {options}, not {value!r}")
+            if get_origin(allowed) is Literal:
+                if value not in get_args(allowed):
+                    options = ", ".join(str(option) for option in get_args(allowed))
+                    raise ValueError(f"{field.name} must be one of {options}, not {value!r}")
+            elif allowed is bool:
+                if not isinstance(value, bool):
+                    raise ValueError(f"{field.name} must be true or false, not {value!r}")
+            elif allowed is str:
+                if not isinstance(value, str) or not re.fullmatch(r"[!-~]([ -~]{0,254}[!-~])?", value):
+                    raise ValueError(f"{field.name} must be a short line of ASCII text, not {value!r}")
+            else:
+                least, most = _BOUNDS.get(field.name) or (_STATUS if field.name.endswith("_status") else (0, _MOST))
+                whole = isinstance(value, int) and not isinstance(value, bool)
+                if not (whole or (allowed is float and isinstance(value, float))) or not least <= value <= most:
+                    number = "a number" if allowed is float else "a whole number"
+                    raise ValueError(f"{field.name} must be {number} from {least:g} to {most:g}, not {value!r}")
+        if self.min_upload_bytes > self.max_upload_bytes:
+            raise ValueError("min_upload_bytes must not be above max_upload_bytes")
 
     @classmethod
     def from_text(cls, pairs: list[str]) -> Choices:

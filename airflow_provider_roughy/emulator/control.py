@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 from .faults import Fault
@@ -144,7 +145,7 @@ class _Actions:
         response = await self._respond(request)
         await response(scope, receive, send)
 
-    async def _respond(self, request: Request) -> JSONResponse:
+    async def _respond(self, request: Request) -> Response:
         action = self._actions.get(request.method)
         if action is None:
             return _problem(405, f"Use {', '.join(self._actions)}.")
@@ -161,8 +162,13 @@ class _Actions:
             return _problem(404, str(error))
         except ValueError as error:
             return _problem(422, str(error))
-        return JSONResponse({"ok": True} if result is None else result)
+        return _reply({"ok": True} if result is None else result)
 
 
-def _problem(status: int, message: str) -> JSONResponse:
-    return JSONResponse({"problem": message}, status)
+def _problem(status: int, message: str) -> Response:
+    return _reply({"problem": message}, status)
+
+
+def _reply(content: Any, status: int = 200) -> Response:
+    # A fault may be about text that UTF-8 cannot hold, or numbers that JSON has not.
+    return Response(json.dumps(content), status, media_type="application/json")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import av
 
-from .media import MediaProblem, Stopped, is_cover
+from .media import LENIENT, MediaProblem, Stopped, is_cover, length_of
 
 #: Begin and end in seconds from the start of the recording.
 Segment = tuple[Fraction, Fraction]
@@ -58,10 +58,10 @@ def edit(path: Path, script: str | None, stop: Callable[[], bool]) -> Edit:
     :raises Stopped: when ``stop`` said so.
     """
     try:
-        with av.open(f"file:{path}") as container:
+        with av.open(f"file:{path}", **LENIENT) as container:
             picture = next((s for s in container.streams.video if not is_cover(s)), None)
             frame_rate = None if picture is None else picture_rate(picture)
-            duration = Fraction(container.duration or 0, av.time_base)
+            duration = length_of(path, stop=stop)
             sound = container.streams.audio[0] if container.streams.audio else None
             loudness = [] if sound is None else list(_loudness(container, sound, stop))
             late = Fraction(0) if sound is None else _late(container, sound)
@@ -92,7 +92,8 @@ def whole_steps(duration: Fraction, step: Fraction) -> Fraction:
 
 def start_of(container: av.container.InputContainer) -> Fraction:
     """Return the time stamp of a recording's first moment, in seconds."""
-    return Fraction(container.start_time or 0, av.time_base)
+    # Before zero is what an encoder needs to begin and nobody hears; FFmpeg 8.1 no longer counts it.
+    return Fraction(max(0, container.start_time or 0), av.time_base)
 
 
 def _late(container: av.container.InputContainer, sound: av.AudioStream) -> Fraction:

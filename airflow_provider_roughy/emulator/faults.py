@@ -9,10 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import itertools
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
+
+from .wire import header_problem
+
+#: More than any request or byte is counted to.
+_MOST = 1 << 60
+
+#: Key of an ASGI scope: the request must not complete an upload (:attr:`Fault.miss_end`).
+MISS_END = "roughy.miss_end"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +45,9 @@ class Fault:
     :param cut_reply_after: the connection is closed once exactly so many bytes of the reply's body were sent. A body
         that is shorter passes unharmed.
     :param reply_rate: the reply's body is sent at so many bytes a second.
+    :param miss_end: of an upload: take the bytes, and do not notice that they are the last ones, as a server that is
+        killed at that moment. The asset stays in ``pending_upload``, and ``HEAD`` tells the full offset, until another
+        ``PATCH`` ends there, which may be empty.
     :param lose_reply: process the request wholly, then reset the connection instead of replying.
     :param garbage: reply 200 with an HTML page, as a captive portal does.
     :param hang: never answer; the body is read and thrown away, and the request ends when the client leaves.
@@ -58,6 +70,7 @@ class Fault:
     cut_after: int | None = None
     cut_reply_after: int | None = None
     reply_rate: float | None = None
+    miss_end: bool = False
     lose_reply: bool = False
     garbage: bool = False
     hang: bool = False
@@ -68,28 +81,50 @@ class Fault:
 
     def __post_init__(self) -> None:
         """Refuse what could never work, so that a typing error is no silent "no fault"."""
-        changes = [*self.request_headers.items(), *self.reply_headers.items()]
-        texts = [*self.headers.items(), *((name, "" if value is None else value) for name, value in changes)]
-        counts = (self.nth, self.times, self.status, self.cut_after, self.cut_reply_after)
-        problems = [
-            (not isinstance(self.method, str) or not isinstance(self.path, str), "method and path must be text"),
-            (not all(isinstance(text, str) for pair in texts for text in pair), "headers must be text"),
-            (not isinstance(self.body, (str, Mapping, type(None))), "body must be text or an object"),
-            (not all(map(_is_whole, counts)), "numbers must be whole"),
-            (not isinstance(self.delay, (int, float)) or not self.delay < 1e9, "delay must be a number of seconds"),
-            (self.nth < 1, "nth counts from 1"),
-            (self.times is not None and self.times < 1, "times must be at least 1, or None"),
-            (self.status is not None and not 200 <= self.status <= 599, "status must be 200 to 599"),
-            (self.delay < 0, "delay must not be negative"),
-            (self.cut_after is not None and self.cut_after < 0, "cut_after must not be negative"),
-            (self.cut_reply_after is not None and self.cut_reply_after < 0, "cut_reply_after must not be negative"),
-            (not _is_rate(self.reply_rate), "reply_rate must be a number of at least 1"),
-            (self.swallow not in (True, False, "unchanged"), "swallow must be true, false or 'unchanged'"),
-            (self.method != self.method.upper(), "method must be upper case"),
-        ]
-        for wrong, message in problems:
-            if wrong:
-                raise ValueError(message)
+        for problem in self._problems():
+            raise ValueError(problem)
+
+    def _problems(self) -> Iterator[str]:
+        """Yield what is wrong; what comes later may rely on what comes first."""
+        if not isinstance(self.method, str) or not isinstance(self.path, str):
+            yield "method and path must be text"
+        if self.method != self.method.upper():
+            yield "method must be upper case"
+        for fields in (self.headers, self.request_headers, self.reply_headers):
+            if not isinstance(fields, Mapping):
+                yield "headers must be an object"
+            yield from filter(None, itertools.starmap(header_problem, fields.items()))
+        if any(value is None for value in self.headers.values()):
+            yield "headers must be text"
+        for name, least, most in (
+            ("nth", 1, _MOST),
+            ("times", 1, _MOST),
+            ("status", 200, 599),
+            ("cut_after", 0, _MOST),
+            ("cut_reply_after", 0, _MOST),
+        ):
+            value = getattr(self, name)
+            if value is None and name != "nth":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+                yield f"{name} must be a whole number from {least} to {most}"
+        for name, least in (("delay", 0), ("reply_rate", 1)):
+            value = getattr(self, name)
+            if value is None and name == "reply_rate":
+                continue
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value <= 1e9:
+                yield f"{name} must be a number from {least} to 1e9"
+        for name in ("miss_end", "lose_reply", "garbage", "hang", "drop"):
+            if not isinstance(getattr(self, name), bool):
+                yield f"{name} must be true or false"
+        if not isinstance(self.swallow, bool) and self.swallow != "unchanged":
+            yield "swallow must be true, false or 'unchanged'"
+        if not isinstance(self.body, (str, Mapping, type(None))):
+            yield "body must be text or an object"
+        try:
+            self.reply_body("bad_request")
+        except (TypeError, ValueError, RecursionError) as error:
+            yield f"body cannot be sent: {error}"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Fault:
@@ -103,7 +138,7 @@ class Fault:
             raise ValueError(f"unknown field {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
         try:
             return cls(**values)
-        except (TypeError, AttributeError) as error:
+        except TypeError as error:
             raise ValueError(str(error)) from None
 
     def to_dict(self) -> dict[str, Any]:
@@ -133,15 +168,7 @@ class Fault:
         if self.status is not None and self.status < 400 and self.body is None:
             return b"", "application/json"
         default = {"error": {"code": code, "message": "Injected fault."}}
-        return json.dumps(default if self.body is None else self.body).encode(), "application/json"
-
-
-def _is_rate(value: object) -> bool:
-    return value is None or (isinstance(value, (int, float)) and value >= 1)
-
-
-def _is_whole(value: object) -> bool:
-    return value is None or (isinstance(value, int) and not isinstance(value, bool))
+        return json.dumps(default if self.body is None else dict(self.body)).encode(), "application/json"
 
 
 class FaultBook:

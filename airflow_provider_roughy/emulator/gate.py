@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import json
 import logging
+import re
 import socket
 import struct
 import threading
@@ -21,7 +22,7 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect
 
-from .faults import Fault, FaultBook
+from .faults import MISS_END, Fault, FaultBook
 from .wire import ApiError, code_of
 
 Message = MutableMapping[str, Any]
@@ -219,7 +220,7 @@ class Gate:
         elif fault.swallow:
             await exchange.drain()
             claimed = exchange.headers.get("upload-offset", "")
-            offset = int(claimed) if claimed.isdecimal() else 0
+            offset = int(claimed) if re.fullmatch(r"[0-9]{1,18}", claimed) else 0
             if fault.swallow is True:
                 offset += exchange.body_bytes
             await exchange.reply(204, b"", None, {"tus-resumable": "1.0.0", "upload-offset": str(offset)})
@@ -275,6 +276,8 @@ class _Exchange:
         if fault is not None and fault.request_headers:
             changes = {name.lower(): value for name, value in fault.request_headers.items()}
             self.scope = {**self.scope, "headers": _changed(self.scope["headers"], changes)}
+        if fault is not None and fault.miss_end:
+            self.scope = {**self.scope, MISS_END: True}
         self.lost = fault is not None and fault.lose_reply
         self._number = self._log.open(self._request)
 
@@ -356,13 +359,17 @@ class _Exchange:
     ) -> None:
         """Send a whole reply."""
         fields = {name.lower(): value for name, value in (headers or {}).items()}
+        if status in (204, 304):
+            # Neither has a body, nor may anything of it be announced.
+            body = b""
+            fields.pop("content-length", None)
+        elif "transfer-encoding" not in fields:
+            fields.setdefault("content-length", str(len(body)))
         if content_type is not None and body:
             fields.setdefault("content-type", content_type)
-        if status != 204:
-            fields.setdefault("content-length", str(len(body)))
         pairs = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in fields.items()]
         await self.send({"type": "http.response.start", "status": status, "headers": pairs})
-        await self.send({"type": "http.response.body", "body": b"" if status == 204 else body})
+        await self.send({"type": "http.response.body", "body": body})
 
     async def drain(self) -> None:
         """Read the body to its end and throw it away."""

@@ -12,10 +12,14 @@ import re
 import struct
 from collections.abc import Callable
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
+
+#: For ``av.open``, to read media whose titles are in another encoding than they declare; PyAV 19 always does.
+LENIENT: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
 
 
 class MediaProblem(Exception):
@@ -198,13 +202,15 @@ def _adts_frame_length(head: bytes) -> int:
     return length if length > 7 else 0
 
 
-#: Demuxers whose duration is read from a header, and not estimated from the bit rate or the last timestamp.
-_DECLARING = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "wav", "w64", "aiff", "flac", "avi", "flv", "asf", "caf")
-#: Of those, the ones whose end cannot be told by their structure (:func:`_cut_short`).
+#: Demuxers whose duration is always read from the container; of others, :func:`_says_length` tells.
+_DECLARING = ("mov,mp4,m4a,3gp,3g2,mj2", "w64", "caf", "ogg")
+#: Demuxers of containers whose end cannot be told by their structure (:func:`_cut_short`).
 _DURATION_ONLY = ("flac", "flv", "mp3")
 
 #: How many packets are decoded to see that they hold anything.
 _DECODED_PACKETS = 60
+
+_MILLI = Decimal("0.001")
 
 _UNREADABLE = "The media could not be read."
 _TRUNCATED = "The media ends before its declared end: it is truncated."
@@ -220,54 +226,97 @@ def measure(path: Path, *, stop: Callable[[], bool] = lambda: False) -> Measured
         with path.open("rb") as file:
             if _cut_short(file, path.stat().st_size):
                 return Measured(problem=_TRUNCATED)
-            tagged = _has_frame_count(file)
-        return _demux(path, tagged, stop)
+        found = _demux(path, stop, decode=True)
+        if found.is_cut_short:
+            return Measured(problem=_TRUNCATED)
+        return Measured(seconds=str((Decimal(found.length.numerator) / found.length.denominator).quantize(_MILLI)))
+    except (MediaProblem, Stopped) as problem:
+        return Measured(problem=str(problem) or _UNREADABLE)
     except (av.FFmpegError, OSError, ValueError, struct.error, ArithmeticError):
         return Measured(problem=_UNREADABLE)
 
 
-def _demux(path: Path, tagged: bool, stop: Callable[[], bool]) -> Measured:
-    with av.open(f"file:{path}") as container:
+def length_of(path: Path, *, stop: Callable[[], bool] = lambda: False) -> Fraction:
+    """Return how long a recording is, in seconds, as :func:`measure` does. Blocks; call it in a thread.
+
+    FFmpeg's own figure is a guess, or missing, where the container does not say it: live WebM, FLAC from a pipe, ADTS.
+
+    :param path: the file.
+    :param stop: asked now and then; true ends the work.
+    :raises MediaProblem: when it has none.
+    :raises Stopped: when ``stop`` said so.
+    """
+    return _demux(path, stop, decode=False).length
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """What the demuxer found.
+
+    :param present: seconds from the first packet to the end of the last one.
+    :param declared: seconds that the container says, if it does.
+    :param format: FFmpeg's name of the container.
+    """
+
+    present: Fraction
+    declared: Fraction | None
+    format: str
+
+    @property
+    def length(self) -> Fraction:
+        """How long the media is, in seconds."""
+        found = self.present if self.declared is None else self.declared
+        if found <= 0:
+            raise MediaProblem("The media has no duration.")
+        return found
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether it has an end that is not there."""
+        known = self.declared is not None and self.format in _DURATION_ONLY
+        return known and _is_short(float(self.present), float(self.declared or 0))
+
+
+def _demux(path: Path, stop: Callable[[], bool], *, decode: bool) -> _Found:
+    """Go through all packets of a file.
+
+    :param decode: whether some are decoded, to see that they hold anything.
+    """
+    with av.open(f"file:{path}", **LENIENT) as container:
         media = [s for s in container.streams if s.type in ("audio", "video") and not is_cover(s)]
         if not media:
-            return Measured(problem="The file holds neither audio nor video.")
+            raise MediaProblem("The file holds neither audio nor video.")
         main = next((stream.index for stream in media if stream.type == "audio"), media[0].index)
-        first: dict[int, float] = {}
-        last: dict[int, float] = {}
+        # In the time base of the stream.
+        first: dict[int, int] = {}
+        last: dict[int, int] = {}
         tried = decoded = broken = 0
-        for number, packet in enumerate(container.demux()):
+        for number, packet in enumerate(container.demux(media)):
             if number % 1000 == 0 and stop():
-                return Measured(problem=_UNREADABLE)
+                raise Stopped
             if not packet.size:
                 continue
             stream = packet.stream.index
-            if stream == main and tried < _DECODED_PACKETS:
+            if decode and stream == main and tried < _DECODED_PACKETS:
                 tried += 1
                 try:
                     decoded += len(packet.decode())
                 except av.FFmpegError:
                     broken += 1
-            moment = packet.pts if packet.pts is not None else packet.dts
-            if moment is None or packet.time_base is None:
+            begin = packet.pts if packet.pts is not None else packet.dts
+            if begin is None:
                 continue
-            begin = float(moment * packet.time_base)
-            end = begin + float((packet.duration or 0) * packet.time_base)
+            end = begin + (packet.duration or 0)
             first[stream] = min(first.get(stream, begin), begin)
             last[stream] = max(last.get(stream, end), end)
-        if decoded == 0 or broken > tried / 2:
-            return Measured(problem=_UNREADABLE)
-        name = container.format.name
-        declares = name in _DECLARING or (name == "mp3" and tagged)
-        declared = container.duration / av.time_base if container.duration else None
-        seen = [last[s.index] - max(0.0, first[s.index]) for s in media if s.index in last]
-        present = max(seen, default=0.0)
-    if declared is not None and declares and name in _DURATION_ONLY and _is_short(present, declared):
-        return Measured(problem=_TRUNCATED)
-    # Without a declared duration FFmpeg guesses one from the bit rate, which can be absurd: packets know better.
-    seconds = declared if declared is not None and (declares or name == "ogg") else present
-    if seconds <= 0:
-        return Measured(problem="The media has no duration.")
-    return Measured(seconds=str(Decimal(seconds).quantize(Decimal("0.001"))))
+        if decode and (decoded == 0 or broken > tried / 2):
+            raise MediaProblem(_UNREADABLE)
+        bases = {each.index: each.time_base or Fraction(0) for each in media}
+        begins, ends = ([at * bases[index] for index, at in found.items()] for found in (first, last))
+        present = max(ends, default=Fraction(0)) - max(Fraction(0), min(begins, default=Fraction(0)))
+        name, duration = container.format.name, container.duration
+    declares = duration is not None and duration > 0 and _says_length(path, name)
+    return _Found(present, Fraction(duration or 0, av.time_base) if declares else None, name)
 
 
 def _is_short(present: float, declared: float) -> bool:
@@ -281,12 +330,62 @@ def is_cover(stream: av.stream.Stream) -> bool:
     return bool(int(getattr(disposition, "value", disposition)) & 0x400)
 
 
+def _says_length(path: Path, format: str) -> bool:
+    """Tell whether a file says how long it is, so that FFmpeg had not to guess by its bit rate or its last packet.
+
+    :param format: FFmpeg's name of the container.
+    """
+    with path.open("rb") as file:
+        if format == "mp3":
+            return _has_frame_count(file)
+        head = file.read(65536)
+    if format == "matroska,webm":
+        # The Duration element (RFC 9559), a float of four or eight bytes.
+        found = re.search(rb"\x44\x89(?:\x84.{4}|\x88.{8})", head, re.DOTALL)
+        return found is not None and any(found[0][3:])
+    if format == "flac":
+        # The last 36 bits before the checksum of STREAMINFO, which comes first, are the number of samples (RFC 9639).
+        at = _id3_length(head) if head.startswith(b"ID3") else 0
+        return bool(int.from_bytes(head[at + 21 : at + 26], "big") & (1 << 36) - 1)
+    if format in ("wav", "aiff", "avi"):
+        return _riff_size(head) is not None
+    if format == "flv":
+        found = re.search(rb"\x00\x08duration\x00(.{8})", head, re.DOTALL)
+        return found is not None and any(found[1])
+    if format == "asf":
+        at = head.find(_ASF_FILE)
+        return at >= 0 and at + 92 <= len(head) and not head[at + 88] & 1
+    return format in _DECLARING
+
+
 def _has_frame_count(file: BinaryIO) -> bool:
     """Tell whether an MP3 declares its number of frames: a Xing, Info or VBRI tag in its first frame."""
     file.seek(0)
     head = file.read(10)
     file.seek(_id3_length(head) if head.startswith(b"ID3") and len(head) == 10 else 0)
-    return re.search(rb"Xing|Info|VBRI", file.read(256)) is not None
+    frame = file.read(256)
+    # A writer to a pipe leaves out the number, or leaves it at zero.
+    if xing := re.search(rb"(?:Xing|Info)...([\x00-\xff])(.{4})", frame, re.DOTALL):
+        return bool(xing[1][0] & 1) and any(xing[2])
+    vbri = re.search(rb"VBRI.{10}(.{4})", frame, re.DOTALL)
+    return vbri is not None and any(vbri[1])
+
+
+def _riff_size(head: bytes) -> int | None:
+    """Return how many bytes a RIFF or AIFF file says it has; ``None`` if it does not say.
+
+    A writer to a pipe cannot know: it writes zeros, all ones, or about as much as fits (SoX 0x7ffff000 bytes of samples
+    and 0x7f000000 in an AIFF, arecord 0x80000000), each with the length of its headers added or not.
+    """
+    if head[:4] in (b"RF64", b"BW64"):
+        size = int.from_bytes(head[20:28], "little") if head[12:16] == b"ds64" else 0
+        return size + 8 if 0 < size < 1 << 62 else None
+    size = int.from_bytes(head[4:8], "big" if head[:4] == b"FORM" else "little")
+    spared = 0x1000
+    for most in (0x7F000000, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF):
+        if most - spared <= size <= most + spared:
+            return None
+    return size + 8 if size else None
 
 
 def _cut_short(file: BinaryIO, size: int) -> bool:
@@ -299,10 +398,10 @@ def _cut_short(file: BinaryIO, size: int) -> bool:
     head = file.read(4096)
     if head[4:8] == b"ftyp" or head[4:8] in _OLD_QUICKTIME:
         return _boxes_cut_short(file, size)
-    if head[:4] in (b"RIFF", b"FORM"):
-        declared = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big")
-        # Writers to a pipe cannot know the length and put all zeros or all ones; one byte may be padding.
-        return declared not in (0, 0xFFFFFFFF) and declared + 8 > size + 1
+    if head[:4] in (b"RIFF", b"FORM", b"RF64", b"BW64"):
+        declared = _riff_size(head)
+        # One byte may be padding.
+        return declared is not None and declared > size + 1
     if head.startswith(b"\x1aE\xdf\xa3"):
         return _segment_cut_short(head, size)
     if head.startswith(b"OggS"):

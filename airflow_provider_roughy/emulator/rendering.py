@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, cast
 import av
 
 from .editing import Segment, picture_rate, start_of, whole_steps
-from .media import MediaProblem, Stopped, is_cover
+from .media import LENIENT, MediaProblem, Stopped, is_cover, length_of
 
 #: Format -> the muxer's name, its options, the codec of the sound.
 _CONTAINERS: Mapping[str, tuple[str, dict[str, str], str]] = {
@@ -46,31 +47,32 @@ def render(
     muxer, options, codec = _CONTAINERS[output["format"]]
     try:
         with (
-            av.open(f"file:{source}") as recording,
+            av.open(f"file:{source}", **LENIENT) as recording,
             av.open(f"file:{target}", "w", format=muxer, options=options) as container,
         ):
-            _render(recording, container, codec, segments, output, stop)
+            picture = next((stream for stream in recording.streams.video if not is_cover(stream)), None)
+            if segments is None:
+                length = length_of(source, stop=stop)
+                segments = [
+                    (Fraction(0), length if picture is None else whole_steps(length, 1 / picture_rate(picture)))
+                ]
+            _render(recording, picture, container, codec, segments, output, stop)
     except (av.FFmpegError, OSError, ValueError) as error:
         raise MediaProblem(f"The media could not be rendered: {type(error).__name__}.") from error
 
 
 def _render(
     recording: av.container.InputContainer,
+    picture: av.VideoStream | None,
     container: av.container.OutputContainer,
     codec: str,
-    segments: Sequence[Segment] | None,
+    segments: Sequence[Segment],
     output: Mapping[str, Any],
     stop: Callable[[], bool],
 ) -> None:
     wants_picture = output["format"] in ("mp4", "mov")
     start = start_of(recording)
     tracks: dict[int, _Picture | _Sound] = {}
-    picture = next((stream for stream in recording.streams.video if not is_cover(stream)), None)
-    if segments is None:
-        duration = Fraction(recording.duration or 0, av.time_base)
-        if picture is not None:
-            duration = whole_steps(duration, 1 / picture_rate(picture))
-        segments = [(Fraction(0), duration)]
     if picture is not None and wants_picture:
         tracks[picture.index] = _Picture(picture, container, segments, start, output)
     if recording.streams.audio:
@@ -92,6 +94,8 @@ def _render(
             break
     for track in tracks.values():
         track.finish()
+    if not any(track.made for track in tracks.values()):
+        raise MediaProblem("What is kept is too short to be rendered.")
 
 
 class _Picture:
@@ -116,7 +120,7 @@ class _Picture:
         self._early = 1 / picture_rate(source) / 2
         self._moments = _moments(segments, 1 / rate)
         self._due = next(self._moments, None)
-        self._made = 0
+        self.made = 0
         self._shown: av.VideoFrame | None = None
         self._turn = _Turn(source)
         self._stream: av.VideoStream = container.add_stream("libx264", rate=rate)
@@ -143,11 +147,11 @@ class _Picture:
 
     def _show(self, shown: av.VideoFrame) -> None:
         frame = self._turn(shown).reformat(self._stream.width, self._stream.height, "yuv420p")
-        frame.pts, frame.time_base = self._made, self._time_base
+        frame.pts, frame.time_base = self.made, self._time_base
         # The encoder decides.
         frame.pict_type = av.video.frame.PictureType.NONE
         self._container.mux(self._stream.encode(frame))
-        self._made += 1
+        self.made += 1
         self._due = next(self._moments, None)
 
     def finish(self) -> None:
@@ -163,11 +167,10 @@ class _Turn:
     """Turns pictures upright: a phone only notes how it was held."""
 
     def __init__(self, source: av.VideoStream) -> None:
-        with av.open(source.container.name) as recording:
+        with av.open(source.container.name, **LENIENT) as recording:
             first = next(recording.decode(recording.streams[source.index]), None)
-        # Degrees, counted against the clock. PyAV tells them since 15.
-        degrees = getattr(first, "rotation", 0) % 360
-        self._turns = {0: [], 90: ["cclock"], 180: ["clock", "clock"], 270: ["clock"]}.get(degrees, [])
+        degrees = _rotation(first) if first is not None else 0
+        self._turns = {0: [], 90: ["cclock"], 180: ["clock", "clock"], 270: ["clock"]}.get(degrees % 360, [])
         self._source = source
         self._graph: av.filter.Graph | None = None
         self.size: tuple[int, int] = (source.width, source.height)
@@ -186,6 +189,18 @@ class _Turn:
             ).configure()
         self._graph.push(frame)
         return cast(av.VideoFrame, self._graph.pull())
+
+
+def _rotation(frame: Any) -> int:
+    """Return by how many degrees a picture is to be turned, counterclockwise."""
+    if hasattr(frame, "rotation"):
+        return int(frame.rotation)
+    # PyAV 13 and 14 have the matrix only (libavutil/display.h).
+    matrix = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+    if matrix is None:
+        return 0
+    cosine, sine = struct.unpack_from("=2i", matrix)
+    return -round(math.degrees(math.atan2(sine, cosine)))
 
 
 class _Sound:
@@ -209,7 +224,7 @@ class _Sound:
         self._segments = [(round(begin * self._rate), round(end * self._rate)) for begin, end in segments]
         self._at: int | None = None
         self._waiting = bytearray()
-        self._made = 0
+        self.made = 0
         stream: Any = container.add_stream(codec, rate=self._rate)
         stream.layout = self._layout
         asked = output["audio_bitrate"] * 1000 if output["audio_bitrate"] else _AUDIO_BITRATE
@@ -254,9 +269,9 @@ class _Sound:
         block = bytes(self._waiting[: samples * self._bytes])
         del self._waiting[: samples * self._bytes]
         frame.planes[0].update(block.ljust(frame.planes[0].buffer_size, b"\0"))
-        frame.sample_rate, frame.pts, frame.time_base = self._rate, self._made, Fraction(1, self._rate)
+        frame.sample_rate, frame.pts, frame.time_base = self._rate, self.made, Fraction(1, self._rate)
         self._container.mux(self._stream.encode(frame))
-        self._made += samples
+        self.made += samples
 
     def finish(self) -> None:
         """Fill what the recording lacks with silence."""

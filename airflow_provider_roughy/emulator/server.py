@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import logging
 import os
+import re
 import socket
 import tempfile
 import threading
@@ -23,10 +24,13 @@ from .delivery import Deliverer
 from .faults import Fault
 from .gate import App, Gate, Receive, Request, Send
 from .routes.storage import Links
-from .steering import Steering
+from .steering import Steering, as_credits
 from .store import Store
 
 DEFAULT_KEY = "sk_emulator"
+
+#: What a client can send in a header as it is.
+_KEY = re.compile(r"sk_[!-~]{0,500}")
 
 #: How long :meth:`Emulator.close` waits for requests under way after it has cut their connections.
 CLOSE_SECONDS = 5.0
@@ -72,9 +76,26 @@ class Emulator(Steering):
         webhook_secret: str | None = None,
         webhook_verify: bool | str | Path = True,
     ) -> None:
-        self.api_keys = (api_key,) if isinstance(api_key, str) else tuple(api_key)
-        if not self.api_keys or not all(key.startswith("sk_") for key in self.api_keys):
-            raise ValueError("an API key starts with sk_")
+        self.api_keys = (api_key,) if isinstance(api_key, str) or not isinstance(api_key, Iterable) else tuple(api_key)
+        if not self.api_keys or not all(isinstance(key, str) and _KEY.fullmatch(key) for key in self.api_keys):
+            raise ValueError(
+                "an API key starts with sk_, and the rest is letters, digits and other ASCII, without spaces"
+            )
+        if len(set(self.api_keys)) < len(self.api_keys):
+            raise ValueError("each API key is an account of its own: one is there twice")
+        for name, value in (("port", port), ("storage_port", storage_port)):
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 65535:
+                raise ValueError(f"{name} must be a whole number from 0 to 65535, not {value!r}")
+        if not isinstance(host, str) or not host or "\0" in host:
+            raise ValueError(f"host must be a name or an IP address, not {host!r}")
+        if on_request is not None and not callable(on_request):
+            raise ValueError(f"on_request must be a function, not {on_request!r}")
+        if not isinstance(faults, Iterable):
+            raise ValueError(f"faults must be a list of Fault, such as [Fault(status=503)], not {faults!r}")
+        if not isinstance(webhook_verify, bool) and not (
+            isinstance(webhook_verify, (str, Path)) and Path(webhook_verify).is_file()
+        ):
+            raise ValueError(f"webhook_verify must be true, false or a file of authorities, not {webhook_verify!r}")
         super().__init__(
             choices=choices,
             progression=progression,
@@ -87,7 +108,7 @@ class Emulator(Steering):
         self._port = port
         self._storage_port = storage_port
         self._data_dir = None if data_dir is None else Path(data_dir)
-        self._start_balance = balance
+        self._start_balance = as_credits(balance)
         self._webhook_verify = webhook_verify
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._server: _Server | None = None

@@ -12,7 +12,7 @@ from .delivery import Deliverer, secret_keys
 from .faults import Fault, FaultBook
 from .gate import Request, RequestLog
 from .store import Asset, Cut, Delivery, Job, Progression, Render, Store, WebhookEndpoint, well_known_id
-from .wire import timestamp
+from .wire import as_id, as_number, timestamp
 
 
 class Steering:
@@ -35,7 +35,11 @@ class Steering:
         webhook_secret: str | None,
     ) -> None:
         Progression.parse(progression)
+        if not isinstance(choices, Choices):
+            raise ValueError(f"choices must be Choices, such as Choices(delete_status=200), not {choices!r}")
         if webhook_secret is not None:
+            if not isinstance(webhook_secret, str):
+                raise ValueError("a webhook secret is text")
             secret_keys(webhook_secret)
         self._webhook_secret = webhook_secret
         self.choices = choices
@@ -77,7 +81,7 @@ class Steering:
 
     @balance.setter
     def balance(self, balance: int) -> None:
-        self._store.credits.adjust(1, _credits(balance))
+        self._store.credits.adjust(1, as_credits(balance))
 
     def top_up(self, credits: int) -> None:
         """Add credits to the default account; unpaid assets become ready, oldest first.
@@ -85,7 +89,7 @@ class Steering:
         :param credits: how many.
         """
         self._store.look()
-        self._store.top_up(_credits(credits))
+        self._store.top_up(as_credits(credits))
 
     def advance(self, seconds: float) -> None:
         """Move the emulator's clock on, and let happen what is due by then.
@@ -110,7 +114,7 @@ class Steering:
         :returns: the ids that were being worked on.
         :raises KeyError: when there is nothing of that id.
         """
-        return self._store.settle(resource_id)
+        return self._store.settle(None if resource_id is None else as_id(resource_id))
 
     @property
     def assets(self) -> list[dict[str, Any]]:
@@ -139,7 +143,7 @@ class Steering:
         :raises KeyError: when there is no such asset.
         """
         self._store.look()
-        return self._facts(self._store.assets.known(asset_id))
+        return self._facts(self._store.assets.known(as_id(asset_id)))
 
     def cut(self, cut_id: str) -> dict[str, Any]:
         """Return what the emulator knows of a cut, as :meth:`asset` does.
@@ -149,7 +153,7 @@ class Steering:
         :raises KeyError: when there is no such cut.
         """
         self._store.look()
-        return self._facts(self._store.cuts.known(cut_id))
+        return self._facts(self._store.cuts.known(as_id(cut_id)))
 
     def render(self, render_id: str) -> dict[str, Any]:
         """Return what the emulator knows of a render, as :meth:`asset` does.
@@ -157,7 +161,7 @@ class Steering:
         :raises KeyError: when there is no such render.
         """
         self._store.look()
-        return self._facts(self._store.renders.known(render_id))
+        return self._facts(self._store.renders.known(as_id(render_id)))
 
     def _facts(self, row: Asset | Job) -> dict[str, Any]:
         facts = self._times(row)
@@ -208,6 +212,7 @@ class Steering:
         :raises KeyError: when there is no such asset.
         :raises ValueError: for another field, or a value of a wrong type.
         """
+        asset_id = None if asset_id is None else as_id(asset_id)
         return self._store.cuts.seed(state, fields, asset_id=asset_id, script=script).id
 
     def seed_render(
@@ -236,8 +241,8 @@ class Steering:
         render = self._store.renders.seed(
             state,
             fields,
-            asset_id=asset_id,
-            cut_id=cut_id,
+            asset_id=None if asset_id is None else as_id(asset_id),
+            cut_id=None if cut_id is None else as_id(cut_id),
             output={"format": "mp4"} if output is None else output,
             content=content,
         )
@@ -252,6 +257,7 @@ class Steering:
         :raises KeyError: when there is nothing of that id.
         :raises ValueError: for another field, or a value of a wrong type.
         """
+        resource_id = as_id(resource_id)
         self._store.room_of(resource_id).set_state(resource_id, state, fields)
 
     # Webhooks
@@ -287,7 +293,7 @@ class Steering:
         :returns: how many endpoints it goes to.
         :raises KeyError: when no endpoint that is there and not switched off was meant.
         """
-        return self._store.webhooks.resend(svix_id)
+        return self._store.webhooks.resend(as_id(svix_id))
 
     def flush_webhooks(self, timeout: float = 20.0) -> None:
         """Wait until every webhook that is due by now has been tried, well or not.
@@ -295,6 +301,7 @@ class Steering:
         :param timeout: seconds to wait at most.
         :raises TimeoutError: when it takes longer.
         """
+        timeout = as_number(0, 1_000_000)(timeout)
         self._store.look()
         if self._deliverer is not None and not self._deliverer.flush(timeout):
             raise TimeoutError(f"webhooks are still under way after {timeout:g} s")
@@ -327,7 +334,8 @@ class Steering:
         return self._open_store
 
 
-def _credits(value: object) -> int:
+def as_credits(value: object) -> int:
+    """Return a number of credits that the ledger can hold, or raise ``ValueError``."""
     if not isinstance(value, int) or isinstance(value, bool) or abs(value) > 1_000_000_000_000:
         raise ValueError("credits must be a whole number, of at most a million millions")
     return value

@@ -13,6 +13,7 @@ from fractions import Fraction
 from xml.sax.saxutils import quoteattr
 
 from .editing import Segment
+from .wire import as_fraction
 
 #: Rates for which editing programs know a timecode.
 _TIMECODE_RATES = (
@@ -68,8 +69,8 @@ def parse_rate(text: str) -> Fraction:
     :raises ValueError: when it is none, or not from 1 to 120.
     """
     try:
-        rate = Fraction(text)
-    except (ValueError, ZeroDivisionError):
+        rate = as_fraction(text)
+    except ValueError:
         raise ValueError("Input should be a frame rate") from None
     if not 1 <= rate <= 120:
         raise ValueError("Input should be a frame rate from 1 to 120")

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import formatdate
+from fractions import Fraction
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -150,6 +151,43 @@ def as_integer(least: int, most: int | None = None) -> Reader[int]:
         return value
 
     return read
+
+
+def as_id(value: object) -> str:
+    """Return what may be an id: text."""
+    return as_text(1, 256)(value)
+
+
+def as_fraction(text: object) -> Fraction:
+    """Return a number that is not negative, written as ``25``, ``29.97`` or ``30000/1001``.
+
+    Not every text that :class:`~fractions.Fraction` reads: ``1e999999999`` would keep it busy for hours.
+    """
+    if isinstance(text, (int, float, Fraction)) and not isinstance(text, bool) and 0 <= text <= 1e12:
+        return Fraction(text)
+    if not isinstance(text, str) or not re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,12}|/0*[1-9][0-9]{0,11})?", text):
+        raise ValueError("Input should be a number")
+    return Fraction(text)
+
+
+def header_problem(name: object, value: object) -> str | None:
+    """Return why a header cannot be sent; ``None`` if it can.
+
+    :param value: ``None`` removes the header.
+    """
+    if not isinstance(name, str) or not isinstance(value, (str, type(None))):
+        return "headers must be text"
+    if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}", name):
+        return f"headers: {name!r} is no name of a header"
+    if value is None:
+        return None
+    if not re.fullmatch(r"[\t\x20-\x7e\x80-\xff]{0,10000}", value) or value != value.strip(" \t"):
+        return f"headers: the value of {name} must be one line of Latin-1 text, without spaces around it"
+    if name.lower() == "content-length" and not re.fullmatch(r"[0-9]{1,18}", value):
+        return "headers: Content-Length must be a number"
+    if name.lower() == "transfer-encoding" and value.lower() != "chunked":
+        return "headers: Transfer-Encoding must be chunked"
+    return None
 
 
 def as_one_of(options: Sequence[str]) -> Reader[str]:

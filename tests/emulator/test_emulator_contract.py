@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator, FormatChecker
 
 from airflow_provider_roughy.emulator import Emulator
 from tests.emulator.api import Api
+from tests.properties import examples
 
 CONTRACT: dict[str, Any] = json.loads((Path(__file__).parents[1] / "contract" / "openapi.json").read_text())
 SCHEMAS: dict[str, Any] = CONTRACT["components"]["schemas"]
@@ -170,7 +171,7 @@ queries = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(query=queries)
 def test_any_query_gets_a_documented_reply(stocked: Api, query: dict[str, str]) -> None:
     reply = stocked.http.get("/v1/assets", params=query)
@@ -186,7 +187,7 @@ def test_any_query_gets_a_documented_reply(stocked: Api, query: dict[str, str]) 
             check_state(item, detail=False)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(
     asset_id=st.one_of(st.uuids().map(str), st.text(st.characters(exclude_characters="/.", codec="utf-8"), min_size=1))
 )

@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
+from airflow_provider_roughy.emulator import Emulator
 from airflow_provider_roughy.hooks import RoughyHook
 from tests.emulator.api import CHUNK, TUS
 
@@ -111,6 +113,14 @@ def test_what_cannot_start(arguments: list[str]) -> None:
     assert run.returncode == 2
     assert run.stderr.startswith("Cannot start: ")
     assert "Traceback" not in run.stderr
+
+
+def test_a_damaged_database_is_closed_when_the_emulator_does_not_start(tmp_path: Path) -> None:
+    database = tmp_path / "roughy.sqlite"
+    database.write_bytes(b"This is not a database. " * 100)
+    with pytest.raises(sqlite3.DatabaseError) as caught:
+        Emulator(data_dir=tmp_path).start()
+    assert str(database) not in [os.path.realpath(each) for each in Path("/proc/self/fd").iterdir()], caught
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_roughy.emulator import Choices, Emulator
+from airflow_provider_roughy.emulator import Choices, Emulator, Fault
 from tests.emulator.api import CHUNK, TUS, Api, RawPatch, problem
+from tests.properties import examples
 
 
 def sha256(content: bytes) -> str:
@@ -217,6 +218,22 @@ def test_a_finished_upload_may_go_on_telling_its_offset(speech: bytes) -> None:
         assert api.get(asset["id"])["state"] == "processing"
 
 
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_missed_end_is_noticed_by_an_empty_chunk(api: Api, roughy: Emulator, speech: bytes, lost: bool) -> None:
+    asset = api.create(len(speech))
+    roughy.inject(Fault(method="PATCH", miss_end=True, lose_reply=lost))
+    if lost:
+        with pytest.raises(httpx.TransportError):
+            api.patch(asset["upload_url"], 0, speech)
+    else:
+        assert api.patch(asset["upload_url"], 0, speech).headers["Upload-Offset"] == str(len(speech))
+    assert api.offset(asset["upload_url"]) == len(speech)
+    assert api.get(asset["id"])["state"] == "pending_upload"
+    assert api.patch(asset["upload_url"], len(speech), b"").status_code == 204
+    assert api.get(asset["id"])["state"] == "processing"
+    assert roughy.asset(asset["id"])["sha256"] == sha256(speech)
+
+
 def test_cancelling_removes_the_asset(api: Api, roughy: Emulator, speech: bytes) -> None:
     asset = api.create(len(speech))
     api.patch(asset["upload_url"], 0, speech[:1000])
@@ -230,9 +247,9 @@ def test_cancelling_removes_the_asset(api: Api, roughy: Emulator, speech: bytes)
 def test_an_upload_expires(api: Api, roughy: Emulator, speech: bytes) -> None:
     asset = api.create(len(speech))
     api.patch(asset["upload_url"], 0, speech[:1000])
-    roughy.advance(24 * 3600 - 10)
+    roughy.advance(24 * 3600 - 60)
     assert api.offset(asset["upload_url"]) == 1000
-    roughy.advance(20)
+    roughy.advance(120)
     assert api.head(asset["upload_url"]).status_code == 410
     assert problem(api.patch(asset["upload_url"], 1000, speech[1000:])) == (410, "gone")
     assert api.http.get(f"/v1/assets/{asset['id']}").status_code == 404
@@ -385,7 +402,7 @@ def test_expect_100_continue(api: Api, speech: bytes) -> None:
     raw.close()
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(15), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cuts=st.lists(st.integers(64, 24_000), max_size=6, unique=True))
 def test_any_cutting_into_chunks_gives_the_same_bytes(
     api: Api, roughy: Emulator, speech: bytes, cuts: list[int]

@@ -43,14 +43,17 @@ class ClientLeft(Exception):
 
 async def look(store: Store) -> None:
     """Bring the store up to now without blocking the event loop while media is being measured."""
+    # Before the sweep, which then settles work that ends in between.
+    work = store.assets.due_work()
     store.sweep()
-    await _wait_for(store, store.assets.due_work(), WORK_WAIT_SECONDS)
+    await _wait_for(store, work, WORK_WAIT_SECONDS)
 
 
 async def look_at(store: Store, jobs: Jobs[Any], job_id: str) -> None:
     """As :func:`look`; waits a moment for one job, so that short media is finished at the first look when due."""
+    work = jobs.work_on(job_id)
     await look(store)
-    await _wait_for(store, jobs.work_on(job_id), JOB_WAIT_SECONDS)
+    await _wait_for(store, work, JOB_WAIT_SECONDS)
 
 
 async def _wait_for(store: Store, work: list[Future[None]], seconds: float) -> None:

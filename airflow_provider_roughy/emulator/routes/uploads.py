@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from airflow_provider_roughy.emulator.choices import Choices
+from airflow_provider_roughy.emulator.faults import MISS_END
 from airflow_provider_roughy.emulator.store import Store, Upload
 from airflow_provider_roughy.emulator.wire import ApiError, http_date
 
@@ -98,7 +99,7 @@ class Uploads:
             except FileNotFoundError:
                 raise ApiError(404, "Upload not found.") from None
             reached = offset + length
-            if reached == upload.size_bytes:
+            if reached == upload.size_bytes and MISS_END not in request.scope:
                 self._store.assets.finish(upload.id)
             return self._reply(204, upload, reached)
 

@@ -13,6 +13,7 @@ offset of an upload is the size of its file. (No ``fsync``: a power cut is not w
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import secrets
 from concurrent.futures import wait
@@ -74,20 +75,23 @@ class Store:
         self._start_balance = balance
         self.files = Files(folder / "bytes")
         self._database = Database(folder / "roughy.sqlite")
-        self.clock = Clock(self._database, progression)
-        self.history = History(self._database)
-        self.projects = Projects(self._database, self.clock)
-        self.credits = Credits(self._database, self.clock)
-        self.uploads = Uploads(self._database, self.clock, self.files, choices)
-        below = (self._database, self.clock, self.files, self.history)
-        self.assets = Assets(*below, self.projects, self.credits, self.uploads, choices)
-        self.cuts = Cuts(*below, self.assets, choices)
-        self.renders = Renders(*below, self.assets, choices, cuts=self.cuts)
-        #: Everything that Roughy works on.
-        self.worked_on: tuple[Assets | Jobs[Any], ...] = (self.assets, self.cuts, self.renders)
-        kinds: dict[str, Assets | Jobs[Any]] = {"asset": self.assets, "cut": self.cuts, "render": self.renders}
-        self.webhooks = Webhooks(self._database, self.clock, self.history, choices, kinds)
-        self._open()
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(self._database.close)
+            self.clock = Clock(self._database, progression)
+            self.history = History(self._database)
+            self.projects = Projects(self._database, self.clock)
+            self.credits = Credits(self._database, self.clock)
+            self.uploads = Uploads(self._database, self.clock, self.files, choices)
+            below = (self._database, self.clock, self.files, self.history)
+            self.assets = Assets(*below, self.projects, self.credits, self.uploads, choices)
+            self.cuts = Cuts(*below, self.assets, choices)
+            self.renders = Renders(*below, self.assets, choices, cuts=self.cuts)
+            #: Everything that Roughy works on.
+            self.worked_on: tuple[Assets | Jobs[Any], ...] = (self.assets, self.cuts, self.renders)
+            kinds: dict[str, Assets | Jobs[Any]] = {"asset": self.assets, "cut": self.cuts, "render": self.renders}
+            self.webhooks = Webhooks(self._database, self.clock, self.history, choices, kinds)
+            self._open()
+            on_error.pop_all()
 
     def _open(self) -> None:
         with self._database.change():
@@ -139,8 +143,10 @@ class Store:
 
     def look(self) -> None:
         """Bring everything up to now; waits a while for work on media whose result is due."""
+        # Before the sweep, which then settles work that ends in between.
+        work = [future for each in self.worked_on for future in each.due_work()]
         self.sweep()
-        if work := [future for each in self.worked_on for future in each.due_work()]:
+        if work:
             wait(work, timeout=WORK_WAIT_SECONDS)
             self.sweep()
 

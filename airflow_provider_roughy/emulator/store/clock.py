@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 
 from .database import Database
 
 #: Where emulator time must stay: from 1970 to the year 9000, which every timestamp can tell.
 _LATEST = 221_845_392_000 * 1_000_000
+
+#: Most seconds, or looks, that anything takes or lasts: some 300 years.
+MOST = 10_000_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,21 +28,24 @@ class Progression:
     @classmethod
     def parse(cls, text: str) -> Progression:
         """Read ``immediate``, ``manual``, ``seconds=<number>`` or ``polls=<count>``."""
-        kind, _, amount = text.partition("=")
+        kind, _, amount = text.partition("=") if isinstance(text, str) else ("", "", "")
         try:
             if kind in ("immediate", "manual") and not amount:
                 return cls(kind)
-            if kind == "seconds" and 0 <= float(amount) < math.inf:
+            if kind == "seconds" and 0 <= float(amount) <= MOST:
                 return cls(kind, float(amount))
-            if kind == "polls" and int(amount) >= 0:
+            if kind == "polls" and 0 <= int(amount) <= MOST:
                 return cls(kind, int(amount))
         except ValueError:
             pass
-        raise ValueError(f"progression must be immediate, manual, seconds=<number> or polls=<count>: {text!r}")
+        shown = repr(text) if len(repr(text)) < 100 else f"{repr(text)[:100]}…"
+        forms = "immediate, manual, seconds=<number> or polls=<count>"
+        raise ValueError(f"progression must be {forms}, of {MOST:g} at most, not {shown}")
 
     def __str__(self) -> str:
         """Return the text that :meth:`parse` reads."""
-        return self.kind if self.kind in ("immediate", "manual") else f"{self.kind}={self.amount:g}"
+        amount = int(self.amount) if self.amount == int(self.amount) else self.amount
+        return self.kind if self.kind in ("immediate", "manual") else f"{self.kind}={amount}"
 
     def due(self, now: int, started: str) -> tuple[str, float]:
         """Return the SQL condition, with its one value, of rows whose work is over by ``now``.
@@ -111,7 +116,9 @@ class Clock:
         :raises ValueError: when it would leave the years 1970 to 9000.
         """
         with self._database.change():
-            if not math.isfinite(seconds) or not 0 <= self.now() + seconds * 1_000_000 < _LATEST:
+            if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+                raise ValueError(f"the clock is moved by a number of seconds, not {seconds!r}")
+            if not -_LATEST < seconds < _LATEST or not 0 <= self.now() + seconds * 1_000_000 < _LATEST:
                 raise ValueError("the clock must stay between the years 1970 and 9000")
             self.offset += round(seconds * 1_000_000)
             self._database.set_meta("clock_offset", str(self.offset))

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from airflow_provider_roughy.emulator.choices import Choices
 from airflow_provider_roughy.emulator.editing import Segment, edit
 from airflow_provider_roughy.emulator.timelines import parse_rate
-from airflow_provider_roughy.emulator.wire import Reader, as_text, uuid7
+from airflow_provider_roughy.emulator.wire import Reader, as_fraction, as_text, uuid7
 
 from .assets import SEEDED_DURATION, Asset, Assets
 from .clock import Clock
@@ -32,8 +32,8 @@ as_script: Reader[str] = as_text(0, SCRIPT_CHARACTERS)
 def _as_segments(value: object) -> str:
     """Return segments as they are kept: JSON of begin and end in seconds, as text."""
     try:
-        segments = [(Fraction(begin), Fraction(end)) for begin, end in value]  # type: ignore[attr-defined]
-    except (TypeError, ValueError, ArithmeticError):
+        segments = [(as_fraction(begin), as_fraction(end)) for begin, end in value]  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
         segments = []
     moments = [moment for segment in segments for moment in segment]
     if not segments or moments != sorted(set(moments)) or moments[0] < 0:

@@ -222,6 +222,8 @@ class Renders(Jobs[Render]):
         """
         if not isinstance(content, (bytes, type(None))):
             raise ValueError("content must be bytes")
+        if content is not None and not content:
+            raise ValueError("content must not be empty: no render is. Without content it has a size, and no bytes")
         try:
             output = read_output(as_object(output), self._choices)
         except ApiError as error:
