@@ -1,6 +1,6 @@
 """Airflow's names, wherever the running Airflow keeps them.
 
-All of this package takes them from here, so that one place knows what moved between Airflow 2.11 and 3.3 and what each
+All of this package takes them from here, so that one place knows what moved between Airflow 2.11 and 3.4 and what each
 line needs. A name is imported when it is first asked for, so that a DAG file loads no more than it uses.
 A DAG file that shall run on Airflow 2 and 3 may take ``DAG``, ``Param``, ``task``, ``task_group`` and
 ``AirflowSkipException`` from here too, and ``Asset`` and ``AssetAlias``, which Airflow 2 calls ``Dataset`` and
@@ -12,8 +12,6 @@ A DAG file that shall run on Airflow 2 and 3 may take ``DAG``, ``Param``, ``task
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +67,6 @@ __all__ = [
     "AirflowRescheduleException",
     "AirflowSensorTimeout",
     "AirflowSkipException",
-    "Announced",
     "Asset",
     "AssetAlias",
     "BaseAsset",
@@ -91,8 +88,6 @@ __all__ = [
     "XCom",
     "add_lineage",
     "aget_connection",
-    "aget_task_state",
-    "announce",
     "attach",
     "check_airflow",
     "conf",
@@ -103,6 +98,10 @@ __all__ = [
 
 #: The running line of Airflow.
 _LINE = tuple(map(int, re.findall(r"\d+", AIRFLOW_VERSION)[:2]))
+
+#: Whether the scheduler's queue has a row for each asset event (Airflow 3.4). Before, one row stands for several, and
+#: an event may be left behind until the next one.
+QUEUES_EACH_EVENT = _LINE >= (3, 4)
 
 if _LINE < (2, 11):
     raise RuntimeError(f"airflow-provider-roughy {__version__} needs Apache Airflow 2.11.0+; this is {AIRFLOW_VERSION}")
@@ -147,10 +146,15 @@ _HOMES: dict[str, dict[tuple[int, int], str]] = {
     "task_group": {(2, 11): "airflow.decorators", (3, 0): "airflow.sdk"},
 }
 
+#: Names of this module in earlier releases, which are in ``airflow_db`` now.
+_MOVED = {"Announced", "aget_task_state", "announce"}
+
 
 if not TYPE_CHECKING:  # To whom a module with __getattr__ has any name.
 
     def __getattr__(name: str) -> Any:
+        if name in _MOVED:
+            return getattr(import_module("airflow_provider_roughy.airflow_db"), name)
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         homes = _HOMES[name]
@@ -225,93 +229,3 @@ async def aget_connection(conn_id: str) -> tuple[Connection, dict[str, Any]]:
         return connection, connection.extra_dejson
 
     return await sync_to_async(read)()
-
-
-async def aget_task_state(task_instance: Any) -> str | None:
-    """Return the state of a task instance as Airflow has it now, such as ``"deferred"``, without blocking the loop.
-
-    :param task_instance: As a trigger knows its own.
-    :returns: ``None`` if it has none, as after it was cleared.
-    """
-    from asgiref.sync import sync_to_async
-
-    read = _read_task_state if _LINE >= (3, 0) else _query_task_state
-    state = await sync_to_async(read)(task_instance)
-    return str(getattr(state, "value", state)) if state else None
-
-
-def _read_task_state(ti: Any) -> Any:
-    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-
-    found = RuntimeTaskInstance.get_task_states(
-        dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
-    )
-    # A mapped one is named with its index.
-    return next(iter(found.get(ti.run_id, {}).values()), None)
-
-
-def _query_task_state(ti: Any) -> Any:
-    from airflow.models.taskinstance import TaskInstance
-    from airflow.utils.session import create_session
-
-    with create_session() as session:
-        found = session.get(
-            TaskInstance,
-            {"dag_id": ti.dag_id, "task_id": ti.task_id, "run_id": ti.run_id, "map_index": ti.map_index},
-        )
-        return found.state if found else None
-
-
-class Announced(StrEnum):
-    """What came of :func:`announce`."""
-
-    #: There is an event, and a run that takes it is due.
-    MADE = "made"
-    #: There is an event, but a run was due before it, which takes only what is older. This one waits for the run after
-    #: that, which only another event makes due.
-    LEFT_BEHIND = "left_behind"
-    #: There was one.
-    KNOWN = "known"
-    #: No DAG declares such an asset.
-    NO_ASSET = "no_asset"
-
-
-def announce(name: str, extra: dict[str, Any], *, once: str | None = None, within: timedelta) -> Announced:
-    """Make an event of an Airflow asset, in Airflow's own database: for the API server of Airflow 3, and in a thread.
-
-    The events of an asset are made one after another, whichever process makes them, so that each sees the others.
-
-    :param name: Of the asset, which a DAG has to declare.
-    :param extra: What the event says: plain JSON, with ``once`` in it.
-    :param once: A text, of which there is but one event.
-    :param within: For how long that holds.
-    """
-    from airflow.assets.manager import asset_manager
-    from airflow.models.asset import AssetDagRunQueue, AssetEvent, AssetModel
-    from airflow.utils.session import create_session
-    from sqlalchemy import String, cast, select, update
-
-    declared = (AssetModel.name == name, AssetModel.active.has())
-    with create_session() as session:
-        # Changes nothing, but locks the row: on every database, SQLite too, which knows no SELECT FOR UPDATE.
-        lock = update(AssetModel).where(*declared).values(updated_at=AssetModel.updated_at)
-        session.execute(lock.execution_options(synchronize_session=False))
-        asset = session.scalar(select(AssetModel).where(*declared))
-        if asset is None:
-            return Announced.NO_ASSET
-        if once is not None:
-            # By the index on asset and time.
-            known = select(AssetEvent.id).where(
-                AssetEvent.asset_id == asset.id,
-                AssetEvent.timestamp >= datetime.now(UTC) - within,
-                cast(AssetEvent.extra, String).contains(f'"{once}"', autoescape=True),
-            )
-            if session.scalar(known.limit(1)) is not None:
-                return Announced.KNOWN
-        event = asset_manager.register_asset_change(asset=asset, extra=extra, session=session)
-        if event is None:
-            return Announced.NO_ASSET
-        due = select(AssetDagRunQueue.target_dag_id).where(
-            AssetDagRunQueue.asset_id == asset.id, AssetDagRunQueue.created_at < event.timestamp
-        )
-        return Announced.MADE if session.scalar(due.limit(1)) is None else Announced.LEFT_BEHIND

@@ -4,7 +4,7 @@
 
     RoughyError
     ├── RoughyConfigurationError *         the connection or an argument is unusable; nothing was sent
-    ├── RoughyMissingConnectionError       Airflow found no connection, or could not ask where it is kept
+    ├── RoughyMissingConnectionError       Airflow has no such connection, or its secrets backend is down
     ├── RoughyApiError                     Roughy answered with an error
     │   ├── RoughyAuthenticationError *    401, 403, account_locked
     │   ├── RoughyInsufficientCreditsError *  402
@@ -21,22 +21,23 @@
     │   └── RoughyServerError              5xx
     ├── RoughyUnreachableError             no answer: refused, reset, timed out
     ├── RoughyProtocolError                an answer that breaks the contract
-    │   └── RoughyUntrustedUrlError *      a URL that must not see the key
+    │   └── RoughyUntrustedUrlError *      a URL that the key must not be sent to
     ├── RoughySourceError                  the source failed or changed while it was read
     │   └── RoughyUnusableSourceError *    missing, a directory, unreadable, too small, too big
     ├── RoughyLedgerError                  the ledger could not be read or written just now
     │   ├── RoughyUnusableLedgerError *    an unknown storage, a folder that must not be written
     │   ├── RoughyLedgerEntryError         one entry of it cannot be read
     │   └── RoughyClaimedError             another run is ingesting the recording
-    ├── RoughyIngestError                  some recordings of a batch are not uploaded yet
-    │   └── RoughyIngestFailedError *      some failed or were refused, for good
-    ├── RoughyTargetError                  what was downloaded could not be written: full disk, storage away
-    │   ├── RoughyUnusableTargetError *    no name of a file, or nothing may be written there
-    │   └── RoughyTargetExistsError *      another file is there, and must not be replaced
+    ├── RoughyIngestError                  some recordings of a batch were interrupted
+    │   └── RoughyIngestFailedError *      some failed or were rejected, and no retry helps
+    ├── RoughyTargetError                  the target could not be written: full disk, storage down
+    │   ├── RoughyUnusableTargetError *    not the name of a file, or no permission to write there
+    │   └── RoughyTargetExistsError *      another file exists, and must not be replaced
     ├── RoughyUploadError                  the transfer gave up
     │   ├── RoughyUploadClosedError        the asset waits for bytes, and has no upload to send them to
     │   └── RoughyUnconfirmedUploadError   Roughy may have all bytes, and does not confirm it
     ├── RoughyDownloadError                the transfer gave up
+    ├── RoughyInterruptedError             the task was killed
     ├── RoughyNotReadyError                there is nothing to download yet
     ├── RoughyFailedError *                something ended as ``failed``
     │   ├── RoughyAssetFailedError *       the asset; asset_failed
@@ -44,11 +45,11 @@
     │   └── RoughyRenderFailedError *      the render
     ├── RoughyWebhookError                 a request that is no webhook of Roughy's
     ├── RoughyPaymentRequiredError *       the asset is in ``pending_payment``; asset_payment_required
-    └── RoughyTimeoutError †               what was waited for was not done in time
+    └── RoughyTimeoutError †               the wait was longer than ``timeout``
 
-``*`` is an :class:`AirflowFailException` as well: no retry can mend it, so Airflow burns none.
+``*`` is an :class:`AirflowFailException` as well: no retry can fix it, so Airflow makes none.
 ``†`` is an :class:`AirflowSensorTimeout`, which Airflow does not retry either.
-The others are no ``AirflowException``: Airflow retries them, and ``soft_fail`` treats them alike in every mode
+The others are not an ``AirflowException``: Airflow retries them, and ``soft_fail`` treats them the same in every mode
 (a plain ``AirflowException`` would fail a poking sensor and skip a deferred one).
 """
 
@@ -64,16 +65,16 @@ if TYPE_CHECKING:
 
 _Words = TypeVar("_Words", str, str | None)
 
-#: Characters of Roughy's words that an error keeps: it goes into logs, events and Airflow's database.
-_LONGEST_WORDS = 2000
+#: Characters of Roughy's text that an error keeps: it goes into logs, events and Airflow's database.
+_MAX_TEXT = 2000
 #: Fields of a validation error that are kept.
-_MOST_FIELDS = 20
+_MAX_FIELDS = 20
 
 
 class RoughyError(Exception):
     """Base of every error of this package."""
 
-    #: What the reader of a log can do about it; ends the message.
+    #: What to do about it. The message ends with it.
     hint: ClassVar[str] = ""
 
     @property
@@ -83,7 +84,7 @@ class RoughyError(Exception):
 
     @property
     def final(self) -> bool:
-        """Whether a new try of the task could not succeed either, so that Airflow makes none."""
+        """Whether no retry of the task can succeed, so that Airflow makes none."""
         return isinstance(self, AirflowFailException)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -102,22 +103,23 @@ class RoughyConfigurationError(RoughyError, AirflowFailException):
 
 
 class RoughyMissingConnectionError(RoughyError):
-    """Airflow found no such connection. It says the same when a secrets backend cannot be asked, so it may pass."""
+    """Airflow has no such connection, or its secrets backend is down, which looks the same; so a retry may help."""
 
     transient = True
 
 
 class RoughyApiError(RoughyError):
-    """Roughy answered with an error (API page "Errors").
+    """Roughy replied with an error (API page "Errors").
 
     :param request: The method and path that were answered, with no query.
     :param status: The HTTP status.
     :param code: Roughy's error code, one of a closed list, or ``None`` where the answer carried none
         (a proxy's page, an empty body).
-    :param message: Roughy's own words.
+    :param message: Roughy's own text.
     :param fields: For ``validation_error``: ``{"field": "body.size_bytes", "message": ...}`` each.
     :param request_id: The ``X-Request-Id`` of the answer, for Roughy's support.
     :param retry_after: Seconds that Roughy asked to wait.
+    :param hint: What to do about it, such as what to change in which connection; by default that of the class.
     """
 
     def __init__(
@@ -130,14 +132,13 @@ class RoughyApiError(RoughyError):
         fields: Sequence[Mapping[str, str]] = (),
         request_id: str | None = None,
         retry_after: float | None = None,
+        hint: str = "",
     ) -> None:
         self.request = request
         self.status = status
         self.code = shortened(code)
         self.message = shortened(message)
-        self.fields = [
-            {name: shortened(str(words)) for name, words in field.items()} for field in fields[:_MOST_FIELDS]
-        ]
+        self.fields = [{name: shortened(str(words)) for name, words in field.items()} for field in fields[:_MAX_FIELDS]]
         self.request_id = shortened(request_id)
         self.retry_after = retry_after
         details = "; ".join(f"{field.get('field')}: {field.get('message')}" for field in self.fields)
@@ -145,7 +146,8 @@ class RoughyApiError(RoughyError):
         if details:
             text += f" [{details}]"
         text += _asked_in(self.request_id)
-        super().__init__(f"{text}. {self.hint}" if self.hint else text)
+        hint = hint or self.hint
+        super().__init__(f"{text}. {hint}" if hint else text)
 
     @property
     def transient(self) -> bool:
@@ -153,7 +155,7 @@ class RoughyApiError(RoughyError):
         return _says_later(self.status, self.code)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON, from which :func:`api_error` makes the same error again."""
+        """Return plain JSON, from which :func:`api_error` makes the same error again, without its ``hint``."""
         return {
             "request": self.request,
             "status": self.status,
@@ -179,7 +181,7 @@ class RoughyInsufficientCreditsError(RoughyApiError, AirflowFailException):
 
 
 class RoughyNotFoundError(RoughyApiError, AirflowFailException):
-    """No such resource, or not yours (404), or it is gone (410)."""
+    """There is no such resource, it belongs to another account (404), or it was removed (410)."""
 
 
 class RoughyConflictError(RoughyApiError):
@@ -187,46 +189,46 @@ class RoughyConflictError(RoughyApiError):
 
 
 class RoughyUnsupportedMediaError(RoughyConflictError, AirflowFailException):
-    """The first bytes are neither audio nor video that Roughy knows (409 on the first chunk)."""
+    """Roughy does not recognise the first bytes as audio or video (409 on the first chunk)."""
 
     hint = "The file is neither audio nor video that Roughy can read"
 
 
 class RoughyAssetProcessingError(RoughyConflictError):
-    """The asset is not ready, so nothing can be made of it yet (409 ``asset_processing``, ``asset_not_ready``).
+    """The asset is not ready, so that no cut or render can be created (409 ``asset_processing``, ``asset_not_ready``).
 
-    ``retry_after`` says after how many seconds to ask again, where Roughy said so.
+    ``retry_after`` is the number of seconds to wait before the next request, if Roughy named one.
     """
 
     hint = "Wait until the asset is ready, for instance with RoughyAssetSensor, then try again"
 
 
 class RoughyCutNotReadyError(RoughyConflictError):
-    """The cut to render by is not completed (409 ``modifier_not_ready``)."""
+    """The cut that the render follows is not completed (409 ``modifier_not_ready``)."""
 
     hint = "Wait until the cut is completed, for instance with RoughyCutSensor, then try again"
 
 
 class RoughyUnsupportedFormatError(RoughyConflictError, AirflowFailException):
-    """Roughy does not make this format, or not of this recording (409 ``unsupported_format``)."""
+    """Roughy does not support this format, or not for this recording (409 ``unsupported_format``)."""
 
     hint = "Ask for another format"
 
 
 class RoughyFrameRateRequiredError(RoughyConflictError, AirflowFailException):
-    """The recording has no frame rate of its own, and the timeline needs one (``frame_rate_required``)."""
+    """The timeline needs a frame rate, and the recording does not have one (``frame_rate_required``)."""
 
     hint = "Pass frame_rate, that of the editor's project"
 
 
 class RoughyValidationError(RoughyApiError, AirflowFailException):
-    """The request was refused as it is (400, 412, 413, 415, 422)."""
+    """Roughy rejected the request as invalid (400, 412, 413, 415, 422)."""
 
 
 class RoughyGatewayError(RoughyApiError):
-    """Something in front of Roughy refused (4xx without Roughy's error envelope), so Roughy itself may not."""
+    """A 4xx without Roughy's error envelope: a proxy or a gateway refused the request, and Roughy itself may not."""
 
-    hint = "This is not Roughy's own error: a proxy, a firewall or a login page may stand between"
+    hint = "This is not Roughy's own error: check for a proxy, a firewall or a login page between Airflow and Roughy"
     transient = True
 
 
@@ -235,7 +237,7 @@ class RoughyRateLimitError(RoughyApiError):
 
 
 class RoughyServerError(RoughyApiError):
-    """Roughy, or something in front of it, failed (5xx)."""
+    """Roughy, or a proxy in front of it, failed (5xx)."""
 
 
 #: Roughy's closed list of error codes (API page "List assets", ``ErrorCode``).
@@ -266,7 +268,7 @@ ERRORS_BY_CODE: dict[str, type[RoughyApiError]] = {
     "cut_not_proposed": RoughyConflictError,
 }
 
-#: For an answer with no code that we know: a proxy's, or a newer Roughy's.
+#: The errors of replies whose code is missing or unknown: a proxy's, or a newer Roughy's.
 _ERRORS_BY_STATUS: dict[int, type[RoughyApiError]] = {
     400: RoughyValidationError,
     401: RoughyAuthenticationError,
@@ -284,11 +286,11 @@ _ERRORS_BY_STATUS: dict[int, type[RoughyApiError]] = {
 
 
 def api_error(request: str, *, status: int, code: str | None = None, **details: Any) -> RoughyApiError:
-    """Make the error that fits an answer: by its code, else by its status.
+    """Make the error of a reply: by its code, else by its status.
 
-    A status that says "later" is believed whatever the code: what is in front of Roughy may have answered.
+    A status that says "later" counts more than the code, as a gateway may have answered.
 
-    :param request: The method and path that were answered.
+    :param request: The method and path of the request.
     :param status: The HTTP status.
     :param code: Roughy's error code, if the answer carried one.
     :param details: The other arguments of :class:`RoughyApiError`.
@@ -305,9 +307,9 @@ def api_error(request: str, *, status: int, code: str | None = None, **details: 
 
 
 class RoughyUnreachableError(RoughyError):
-    """There was no answer: the connection was refused, reset or timed out.
+    """There was no reply: the connection was refused, reset or timed out.
 
-    :param message: What happened, to which request.
+    :param message: The request, and what happened to it.
     :param sent: Whether a part of the request may have reached Roughy.
     """
 
@@ -319,46 +321,46 @@ class RoughyUnreachableError(RoughyError):
 
 
 class RoughyProtocolError(RoughyError):
-    """An answer that breaks the contract: HTML from a proxy, truncated JSON, a redirect, a missing header."""
+    """A reply that breaks the contract: HTML from a proxy, truncated JSON, a redirect, a missing header."""
 
     transient = True
 
 
 class RoughyUntrustedUrlError(RoughyProtocolError, AirflowFailException):
-    """A URL that must not see the key: another host, or plain http beyond this machine."""
+    """A URL that the key must not be sent to: another host, or plain http beyond this machine."""
 
     transient = False
 
 
 class RoughySourceError(RoughyError):
-    """The source could not be read to its end, or changed while it was read."""
+    """The source could not be read to its end, or changed while it was read. A retry may succeed."""
 
 
 class RoughyUnusableSourceError(RoughySourceError, AirflowFailException):
-    """The source is missing, no file, unreadable, or not between 64 bytes and 50 GiB. Nothing was created."""
+    """The source is missing, not a file, unreadable, or not between 64 bytes and 50 GiB. Nothing was created."""
 
 
 class RoughyLedgerError(RoughyError):
-    """The ledger could not be read or written. Nothing is created at Roughy that it could not remember."""
+    """The ledger could not be read or written. No bytes of an upload are sent that is not in the ledger."""
 
 
 class RoughyUnusableLedgerError(RoughyLedgerError, AirflowFailException):
-    """The ledger is in a storage that Airflow does not know, or in a folder that must not be written."""
+    """The ledger cannot be used until a person corrects it, such as a missing folder or a storage that overwrites."""
 
 
 class RoughyLedgerEntryError(RoughyLedgerError):
-    """One entry of the ledger cannot be read, as a power cut may leave it. Nobody uploads its recording until then."""
+    """One object of the ledger is damaged, such as by a power cut. Remove it to upload its recording."""
 
 
 class RoughyClaimedError(RoughyLedgerError):
-    """Another run is ingesting the recording, or has only just died of it: a later try finds out what came of it."""
+    """Another run holds this recording's claim, or held it until recently; a later try picks up the result."""
 
 
 class RoughyIngestError(RoughyError):
-    """Some recordings of a batch are not uploaded yet. A new try takes up only those.
+    """Some recordings of a batch were interrupted. A retry uploads only what is missing.
 
     :param message: What happened to how many, and to some of them by name.
-    :param outcomes: What came of each: the XComs of :class:`~airflow_provider_roughy.operators.RoughyIngestOperator`.
+    :param outcomes: The result of each: the XComs of :class:`~airflow_provider_roughy.operators.RoughyIngestOperator`.
     """
 
     def __init__(self, message: str, *, outcomes: Mapping[str, Any]) -> None:
@@ -367,25 +369,25 @@ class RoughyIngestError(RoughyError):
 
 
 class RoughyIngestFailedError(RoughyIngestError, AirflowFailException):
-    """Some recordings of a batch failed, were refused or are not paid for, and a new try would not change that."""
+    """Some recordings of a batch failed, were rejected, timed out or are not paid for, and no retry helps."""
 
 
 class RoughyTargetError(RoughyError):
-    """What was downloaded could not be written. What was there before still is, and nothing else."""
+    """The target could not be written. A file that existed before is unchanged."""
 
 
 class RoughyUnusableTargetError(RoughyTargetError, AirflowFailException):
-    """The target is no name of a file, or nothing may be written there. Nothing was downloaded."""
+    """The target is not the name of a file, or may not be written. Nothing was downloaded."""
 
 
 class RoughyTargetExistsError(RoughyTargetError, AirflowFailException):
-    """Another file is there, and ``overwrite="fail"`` forbids to replace it. Nothing was written."""
+    """Another file exists, and ``overwrite="fail"`` forbids to replace it. Nothing was written."""
 
 
 class RoughyUploadError(RoughyError):
-    """The transfer gave up after its retries.
+    """The upload gave up after its retries.
 
-    :param message: What happened, to which upload.
+    :param message: The upload, and what happened to it.
     :param offset: Bytes that Roughy had acknowledged.
     """
 
@@ -395,17 +397,17 @@ class RoughyUploadError(RoughyError):
 
 
 class RoughyUploadClosedError(RoughyUploadError):
-    """The asset waits for bytes (``pending_upload``), but the upload that they would go to is gone."""
+    """The asset is ``pending_upload``, but has no upload any more that could take its bytes."""
 
 
 class RoughyUnconfirmedUploadError(RoughyUploadError):
-    """Roughy may have all bytes, but has not confirmed it yet. The asset is kept: ask again, upload nothing."""
+    """Roughy may have all bytes, but has not confirmed it yet. The asset stays; a retry confirms the upload."""
 
 
 class RoughyDownloadError(RoughyError):
-    """The transfer gave up after its retries. Nothing of it stayed at the target.
+    """The download gave up after its retries. Nothing was written to the target.
 
-    :param message: What happened, to which download.
+    :param message: The download, and what happened to it.
     :param offset: Bytes that had arrived.
     """
 
@@ -414,20 +416,24 @@ class RoughyDownloadError(RoughyError):
         super().__init__(message)
 
 
+class RoughyInterruptedError(RoughyError):
+    """The task was killed, so its requests and pauses were ended."""
+
+
 class RoughyNotReadyError(RoughyError):
-    """There is nothing to download yet: the asset is not ready, or the render not completed."""
+    """The asset is not ready, or the render not completed, so that there is no file to download yet."""
 
 
 class RoughyFailedError(RoughyError, AirflowFailException):
-    """Something at Roughy ended as ``failed``, which is final: asked for again, it is the same.
+    """A resource of Roughy is ``failed``, which is final.
 
-    :param id: Which.
+    :param id: Its id.
     :param error_code: Roughy's machine-readable reason.
-    :param error_message: Roughy's own words.
-    :param request_id: The ``X-Request-Id`` of the answer that said so.
+    :param error_message: Roughy's own text.
+    :param request_id: The ``X-Request-Id`` of the reply.
     """
 
-    #: What it is, in Roughy's words.
+    #: The name of its kind.
     kind: ClassVar[str]
 
     def __init__(
@@ -447,7 +453,7 @@ class RoughyFailedError(RoughyError, AirflowFailException):
 
 
 class RoughyAssetFailedError(RoughyFailedError):
-    """Roughy could not prepare the asset. That is not charged; the recording has to be uploaded anew."""
+    """Roughy could not prepare the asset, which is not charged. The recording has to be uploaded again."""
 
     kind = "asset"
 
@@ -469,7 +475,7 @@ class RoughyCutFailedError(RoughyFailedError):
 
 
 class RoughyRenderFailedError(RoughyFailedError):
-    """Roughy could not render the asset, or somebody has cancelled the render."""
+    """Roughy could not render the asset, or somebody cancelled the render."""
 
     kind = "render"
 
@@ -480,10 +486,10 @@ class RoughyRenderFailedError(RoughyFailedError):
 
 
 class RoughyPaymentRequiredError(RoughyError, AirflowFailException):
-    """The asset is uploaded and measured, but the credits did not cover it: its state is ``pending_payment``.
+    """The asset is uploaded and measured, but the credits do not cover it: its state is ``pending_payment``.
 
     :param asset_id: The asset.
-    :param request_id: The ``X-Request-Id`` of the answer that said so.
+    :param request_id: The ``X-Request-Id`` of the reply.
     """
 
     def __init__(self, asset_id: str, *, request_id: str | None = None) -> None:
@@ -496,16 +502,16 @@ class RoughyPaymentRequiredError(RoughyError, AirflowFailException):
 
 
 class RoughyWebhookError(RoughyError):
-    """A request is no webhook of Roughy's: not signed lately by who has the secret, or not what Roughy sends."""
+    """A request is not a webhook of Roughy: its signature is missing, wrong or old, or its body is malformed."""
 
 
 class RoughyTimeoutError(RoughyError, AirflowSensorTimeout):
-    """What was waited for reached no final state before the deadline.
+    """The resource reached no final state before the deadline.
 
-    :param id: The resource; empty where Airflow has forgotten which.
-    :param kind: What it is, in Roughy's words.
-    :param state: The last state seen, or ``None`` if Roughy never answered.
-    :param reason: Why the last look told nothing, where it did not.
+    :param id: The resource; empty if Airflow has ended the wait and the id is lost.
+    :param kind: The name of its kind.
+    :param state: Its last state; ``None`` if no poll succeeded.
+    :param reason: Why the last poll failed, if it did.
     """
 
     def __init__(self, id: str, *, kind: str, state: str | None = None, reason: str | None = None) -> None:
@@ -513,12 +519,12 @@ class RoughyTimeoutError(RoughyError, AirflowSensorTimeout):
         self.kind = kind
         self.state = state
         what = f"{kind.capitalize()} {id}" if id else f"The {kind}"
-        seen = f"it was still {state}" if state else "its state was never seen"
-        super().__init__(f"{what} was not done in time: {seen}{f'; last look: {reason}' if reason else ''}")
+        seen = f"it was still {state}" if state else "no poll could read its state"
+        super().__init__(f"{what} was not done in time: {seen}{f'; last poll: {reason}' if reason else ''}")
 
     @property
     def asset_id(self) -> str | None:
-        """The asset; ``None`` if it is none, or Airflow has forgotten which."""
+        """The asset's id; ``None`` for another kind, or if the id is lost."""
         return (self.id or None) if self.kind == "asset" else None
 
 
@@ -528,11 +534,11 @@ def _says_later(status: int, code: str | None) -> bool:
 
 
 def shortened(words: _Words) -> _Words:
-    """Cut words of a reply, which may be of any length."""
-    if words is None or len(words) <= _LONGEST_WORDS:
+    """Shorten a text of a reply, which may have any length."""
+    if words is None or len(words) <= _MAX_TEXT:
         return words
-    # Not a character longer than that: an error that is made again from its own words keeps them.
-    return f"{words[: _LONGEST_WORDS - 40]}… ({len(words)} characters)"
+    # Not longer than the limit, so that an error made again from its own text is the same.
+    return f"{words[: _MAX_TEXT - 40]}… ({len(words)} characters)"
 
 
 def _asked_in(request_id: str | None) -> str:

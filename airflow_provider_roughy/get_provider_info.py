@@ -24,7 +24,7 @@ CONN_FIELDS: dict[str, dict[str, Any]] = {
     },
     "verify": {
         "label": "Verify TLS",
-        "description": "Path of a CA bundle, or false to trust anybody. Leave empty for the usual CAs.",
+        "description": "Path of a CA bundle. Leave empty for the usual CAs; false checks no certificate (tests only).",
         "schema": {"type": ["string", "null"]},
     },
     "allow_http": {
@@ -82,9 +82,9 @@ def get_provider_info() -> dict[str, Any]:
     uris = [
         {
             "schemes": ["roughy"],
-            "handler": "airflow_provider_roughy.lineage.sanitize_uri",
-            "factory": "airflow_provider_roughy.lineage.create_asset",
-            "to_openlineage_converter": "airflow_provider_roughy.lineage.convert_asset_to_openlineage",
+            "handler": "airflow_provider_roughy.observability.lineage.sanitize_uri",
+            "factory": "airflow_provider_roughy.observability.lineage.create_asset",
+            "to_openlineage_converter": "airflow_provider_roughy.observability.lineage.convert_asset_to_openlineage",
         }
     ]
     return {
@@ -106,7 +106,11 @@ def get_provider_info() -> dict[str, Any]:
                 "ui-field-behaviour": UI_FIELD_BEHAVIOUR,
             }
         ],
-        "extra-links": ["airflow_provider_roughy.links.RoughyAssetLink"],
+        "extra-links": [
+            "airflow_provider_roughy.observability.links.RoughyAssetLink",
+            # In DAGs that 0.2 serialized. Airflow 2 restores only links that are listed here.
+            "airflow_provider_roughy.links.RoughyAssetLink",
+        ],
         "asset-uris": uris,
         # What Airflow 2 reads.
         "dataset-uris": uris,

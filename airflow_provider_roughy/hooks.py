@@ -1,4 +1,4 @@
-"""The hook: an Airflow connection made into a client of Roughy."""
+"""The hook: a client of Roughy's API with the key of an Airflow connection."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from weakref import WeakKeyDictionary
 
-from airflow_provider_roughy import api, lineage
+from airflow_provider_roughy import api
 from airflow_provider_roughy.compat import AirflowNotFoundException, BaseHook, aget_connection
-from airflow_provider_roughy.download import download
-from airflow_provider_roughy.durable import DurableUpload, open_uploader
 from airflow_provider_roughy.exceptions import (
     RoughyApiError,
     RoughyAssetFailedError,
@@ -22,15 +20,18 @@ from airflow_provider_roughy.exceptions import (
     RoughyMissingConnectionError,
     RoughyNotFoundError,
     RoughyPaymentRequiredError,
-    RoughyProtocolError,
 )
 from airflow_provider_roughy.get_provider_info import CONN_FIELDS, UI_FIELD_BEHAVIOUR
+from airflow_provider_roughy.http.retry import Backoff
 from airflow_provider_roughy.lifecycle import ASSET, CUT, RENDER, Outcome, Verdict
-from airflow_provider_roughy.retry import Backoff
+from airflow_provider_roughy.logs import Log
+from airflow_provider_roughy.observability import lineage
 from airflow_provider_roughy.settings import Settings
-from airflow_provider_roughy.source import Source, find_source
-from airflow_provider_roughy.storage import asset_uri
-from airflow_provider_roughy.target import check_overwrite
+from airflow_provider_roughy.transfer.download import Downloaded, download
+from airflow_provider_roughy.transfer.resumable import DurableUpload, open_uploader
+from airflow_provider_roughy.transfer.source import Source, find_source
+from airflow_provider_roughy.transfer.storage import asset_uri
+from airflow_provider_roughy.transfer.target import check_overwrite
 
 if TYPE_CHECKING:
     import os
@@ -49,20 +50,24 @@ if TYPE_CHECKING:
         RoughyUser,
         RoughyWebhookEndpoint,
     )
-    from airflow_provider_roughy.client import AsyncClient, Client
     from airflow_provider_roughy.compat import Connection, ObjectStoragePath
-    from airflow_provider_roughy.durable import Memory
+    from airflow_provider_roughy.http.client import AsyncClient, Client
     from airflow_provider_roughy.ledger import Entry, Ledger
-    from airflow_provider_roughy.target import Overwrite
+    from airflow_provider_roughy.transfer.resumable import StateStore
+    from airflow_provider_roughy.transfer.target import Overwrite
+
+#: The misspelled fields that were warned about, by connection.
+_warned: set[tuple[str, str]] = set()
 
 T = TypeVar("T")
+R = TypeVar("R", bound=api.Resource)
 
 
 class RoughyHook(BaseHook):
-    """Talks to Roughy with the key of an Airflow connection.
+    """Calls Roughy's API with the key of an Airflow connection.
 
-    Requests that are safe to repeat are repeated, with growing pauses, after a network fault, a 5xx or a 429, and
-    ``Retry-After`` is obeyed; what is left is raised as a subclass of
+    The hook retries requests that are safe to repeat after a network fault, a 5xx or a 429, with growing pauses and as
+    ``Retry-After`` says. It raises other errors as subclasses of
     :class:`~airflow_provider_roughy.exceptions.RoughyError`.
 
     The connection holds the API key as its password. Its host is Roughy's base URL, by default
@@ -70,7 +75,7 @@ class RoughyHook(BaseHook):
     ``verify`` (path of a CA bundle, or false) and ``allow_http``; for webhooks, ``webhook_secret`` and
     ``webhook_asset``.
 
-    What it uploads, makes, exports and downloads it tells Airflow's lineage.
+    The hook reports uploads, cuts, renders, exports and downloads to Airflow's lineage.
 
     Use it as a context manager to close its network connections early.
 
@@ -117,7 +122,7 @@ class RoughyHook(BaseHook):
 
     @property
     def settings(self) -> Settings:
-        """What the connection says; read once.
+        """The settings of the connection, which is read once.
 
         :raises RoughyMissingConnectionError: If Airflow finds no such connection, or cannot read it now.
         :raises RoughyConfigurationError: If the connection is unusable.
@@ -131,8 +136,13 @@ class RoughyHook(BaseHook):
             self._settings = self._read(connection, extra)
         return self._settings
 
+    @property
+    def has_settings(self) -> bool:
+        """Whether :attr:`settings` is read already."""
+        return self._settings is not None
+
     async def aget_settings(self) -> Settings:
-        """Return :attr:`settings` without blocking the event loop. Those who ask at the same time share one look-up.
+        """Return :attr:`settings` without blocking the event loop. Callers at the same time share one look-up.
 
         :raises RoughyMissingConnectionError: If Airflow finds no such connection, or cannot read it now.
         :raises RoughyConfigurationError: If the connection is unusable.
@@ -144,7 +154,7 @@ class RoughyHook(BaseHook):
             if lookup is None:
                 lookup = lookups[self.roughy_conn_id] = loop.create_task(self._alook_up())
                 lookup.add_done_callback(lambda _: lookups.pop(self.roughy_conn_id))
-            # Whoever is cancelled leaves the look-up to the others.
+            # A caller that is cancelled must not cancel the look-up of the others.
             self._settings = await asyncio.shield(lookup)
         return self._settings
 
@@ -158,7 +168,8 @@ class RoughyHook(BaseHook):
     def _missing(self, error: Exception) -> RoughyMissingConnectionError:
         if isinstance(error, AirflowNotFoundException):
             return RoughyMissingConnectionError(
-                f"Airflow has no connection {self.roughy_conn_id!r}, or the secrets backend that keeps it is away"
+                f"Airflow has no connection {self.roughy_conn_id!r}: create it, or check `roughy_conn_id`. A secrets "
+                "backend that is down looks the same"
             )
         return RoughyMissingConnectionError(
             f"Connection {self.roughy_conn_id!r} cannot be read: {type(error).__name__}: {error}"
@@ -166,20 +177,27 @@ class RoughyHook(BaseHook):
 
     def _read(self, connection: Connection, extra: dict[str, Any]) -> Settings:
         try:
-            return Settings.from_connection(
+            settings = Settings.from_connection(
                 host=connection.host,
                 schema=connection.schema,
                 port=connection.port,
                 password=connection.password,
                 extra=extra,
+                conn_id=self.roughy_conn_id,
+                conn_type=connection.conn_type,
             )
         except RoughyConfigurationError as err:
             raise RoughyConfigurationError(f"Connection {self.roughy_conn_id!r} is unusable: {err}") from None
+        if settings.misspelled and (self.roughy_conn_id, settings.misspelled) not in _warned:
+            # Once: a triggerer reads a connection for each of its waits.
+            _warned.add((self.roughy_conn_id, settings.misspelled))
+            self.log.warning("Ignored in the extra of connection %r: %s", self.roughy_conn_id, settings.misspelled)
+        return settings
 
     @cached_property
     def client(self) -> Client:
         """The client that all calls of this hook share."""
-        from airflow_provider_roughy.client import Client
+        from airflow_provider_roughy.http.client import Client
 
         return Client(self.settings)
 
@@ -190,9 +208,9 @@ class RoughyHook(BaseHook):
     def twin(self) -> RoughyHook:
         """Return another hook of the same settings.
 
-        Deprecated since 0.2: nothing here needs it any longer. Make one with ``roughy_conn_id``.
+        Deprecated since 0.2: create a hook with ``roughy_conn_id`` instead.
         """
-        instead = "RoughyHook.twin() will go: use RoughyHook(hook.roughy_conn_id)"
+        instead = "RoughyHook.twin() will be removed: use RoughyHook(hook.roughy_conn_id)"
         warnings.warn(instead, DeprecationWarning, stacklevel=2)
         hook = RoughyHook(self.roughy_conn_id)
         hook._settings = self.settings
@@ -211,13 +229,32 @@ class RoughyHook(BaseHook):
         self.close()
 
     def test_connection(self) -> tuple[bool, str]:
-        """Say whether the connection works: the balance, or what is wrong. Never the key."""
+        """Test the key and the project of the connection.
+
+        :returns: Whether both work, and the balance and the project, or the reason why not. The text never holds the
+            key.
+        """
+        once = Backoff(tries=1)
         try:
             with self:
-                balance = self.client.run(api.get_credit_balance(), backoff=Backoff(tries=1))
-                return True, f"Roughy answers at {self.settings.base_url}; {balance} credits left"
+                balance = self.client.run(api.get_credit_balance(), backoff=once)
+                found = (
+                    f"Roughy answers at {self.settings.base_url}; {balance} credits left; {self._test_project(once)}"
+                )
         except RoughyError as err:
             return False, str(err)
+        ignored = ", ".join(
+            f"`{name}` (did you mean `{meant}`?)" if meant else f"`{name}`"
+            for name, meant in self.settings.ignored.items()
+        )
+        return True, f"{found}; ignored in the extra: {ignored}" if ignored else found
+
+    def _test_project(self, backoff: Backoff) -> str:
+        if self.settings.project_id is None:
+            return "no `project_id` in the extra, so each task has to name one"
+        project = self.client.run(api.get_project(self.get_project_id()), backoff=backoff)
+        archived = ", archived" if project.state == "archived" else ""
+        return f"project {project.id} ({project.name}{archived})"
 
     # ---- Assets
 
@@ -225,12 +262,15 @@ class RoughyHook(BaseHook):
         """Read an asset.
 
         :param asset_id: The asset.
-        :raises RoughyNotFoundError: If there is none, or it is not yours.
+        :raises RoughyNotFoundError: If there is no such asset in the account.
         """
         return self.client.run(api.get_asset(asset_id))
 
     def list_assets(self, project_id: str | None = None, state: str | None = None) -> Iterator[RoughyAsset]:
         """Yield assets, newest first, page by page.
+
+        The list may change meanwhile: you may delete each asset that you get. An asset that is on the list from the
+        first page to the last is yielded exactly once. An asset that cannot be decoded is skipped and logged.
 
         :param project_id: Only those of one project; ``None`` for all.
         :param state: Only those in one state; ``None`` for all.
@@ -239,9 +279,9 @@ class RoughyHook(BaseHook):
         return self._pages(lambda offset: api.list_assets(project_id=project_id, state=state, offset=offset))
 
     def create_asset(self, project_id: str | None, size_bytes: int, language: str | None = None) -> RoughyAsset:
-        """Create an asset and open its upload. Every call makes a new one.
+        """Create an asset and open its upload. Each call creates a new one.
 
-        :param project_id: The project it belongs to; ``None`` for the connection's.
+        :param project_id: The project of the asset; ``None`` for the connection's.
         :param size_bytes: The exact size of the upload, 64 bytes to 50 GiB.
         :param language: The language spoken, two letters of ISO 639-1; ``None`` lets Roughy detect it.
         :raises RoughyConfigurationError: If an argument is unusable; nothing was sent.
@@ -250,15 +290,24 @@ class RoughyHook(BaseHook):
         return self.client.run(api.create_asset(self.get_project_id(project_id), size_bytes, language=language))
 
     def get_project_id(self, project_id: str | None = None) -> str:
-        """Return a project id, or the connection's.
+        """Return a project id as it is, or the connection's.
 
-        :raises RoughyConfigurationError: If there is neither.
+        :param project_id: The id; ``None`` for the connection's.
+        :raises RoughyConfigurationError: If there is neither, or the connection's is no id.
         """
-        found = project_id or self.settings.project_id
+        if project_id:
+            return project_id
+        found = self.settings.project_id
         if not found:
+            misspelled = self.settings.misspelled
             raise RoughyConfigurationError(
-                f"No project: pass project_id, or put one into the extra of connection {self.roughy_conn_id!r}"
+                f"No project: pass `project_id`, or put it into the extra of connection {self.roughy_conn_id!r}"
+                + (f". The extra has {misspelled}" if misspelled else "")
             )
+        try:
+            api.resource_id("project_id", found)
+        except RoughyConfigurationError as err:
+            raise RoughyConfigurationError(f"The extra of connection {self.roughy_conn_id!r}: {err}") from None
         return found
 
     def upload(
@@ -269,14 +318,14 @@ class RoughyHook(BaseHook):
         *,
         fresh: bool = False,
     ) -> None:
-        """Send a source's bytes to an asset, from wherever its upload stands, in constant memory.
+        """Send a source's bytes to an asset, from the offset that its upload has reached, in constant memory.
 
-        Survives broken connections, timeouts, lost replies, 5xx, 429 and locks as long as bytes move on.
+        Continues after broken connections, timeouts, lost replies, 5xx, 429 and locks, as long as it makes progress.
 
         :param asset: An asset whose upload is open.
         :param source: A local path, or a URI that Airflow's object storage knows.
         :param on_progress: Called with the bytes handed over so far and the bytes in all, about once a MiB.
-        :param fresh: Whether the asset was just created, so that the upload stands at 0.
+        :param fresh: Whether the asset was just created, so that its offset is 0.
         :raises RoughyConfigurationError: If all bytes of the asset have arrived.
         :raises RoughySourceError: If the source cannot be read or changed on the way.
         :raises RoughyUnsupportedMediaError: If Roughy does not take this kind of file.
@@ -294,10 +343,10 @@ class RoughyHook(BaseHook):
         source: str | os.PathLike[str] | Source,
         *,
         source_conn_id: str | None = None,
-        memory: Memory | None = None,
-        log: Any = None,
+        memory: StateStore | None = None,
+        log: Log | None = None,
     ) -> DurableUpload:
-        """Return an upload that a later start can go on with, which is what the operator does.
+        """Return an upload that a later start can resume, as those of the operator.
 
         In a task of your own::
 
@@ -306,10 +355,10 @@ class RoughyHook(BaseHook):
 
         :param source: A local path, or a URI that Airflow's object storage knows.
         :param source_conn_id: The Airflow connection of the source's storage.
-        :param memory: What one start leaves to the next: Airflow's task state store, or anything with ``get(key)`` and
-            ``set(key, value)`` of plain JSON; ``None`` if there is none, and a start that fails leaves no asset behind.
-        :param log: Where to say what happens; by default the hook's own log.
-        :raises RoughyUnusableSourceError: If the source is missing, no file, unreadable, or not between 64 bytes and
+        :param memory: Stores the state of the upload for the next start: Airflow's task state store, or any object with
+            ``get(key)`` and ``set(key, value)`` of plain JSON. With ``None``, a start that fails discards its asset.
+        :param log: Logs events; by default the hook's own log.
+        :raises RoughyUnusableSourceError: If the source is missing, not a file, unreadable, or not between 64 bytes and
             50 GiB.
         """
         found = source if isinstance(source, Source) else find_source(source, conn_id=source_conn_id)
@@ -332,12 +381,12 @@ class RoughyHook(BaseHook):
         return self._removed(api.cancel_upload(asset.upload_url))
 
     def delete_asset(self, asset_id: str, missing_ok: bool = True) -> bool:
-        """Remove an asset and everything derived from it, at once and for good.
+        """Delete an asset and everything derived from it, at once and permanently.
 
         :param asset_id: The asset.
-        :param missing_ok: Whether it is fine that there is none.
-        :returns: ``False`` if there was none.
-        :raises RoughyNotFoundError: If there was none and ``missing_ok`` is false.
+        :param missing_ok: Whether to accept that there is no such asset.
+        :returns: ``False`` if there was no such asset.
+        :raises RoughyNotFoundError: If there is no such asset and ``missing_ok`` is false.
         """
         return self._removed(api.delete_asset(asset_id), missing_ok=missing_ok)
 
@@ -353,20 +402,20 @@ class RoughyHook(BaseHook):
     # ---- What has been ingested
 
     def recheck_ledger(self, ledger: Ledger, *, forget: bool = False) -> list[Entry]:
-        """Ask Roughy for the assets that a ledger knows, and return the entries of those that are there no longer.
+        """Check which assets of a ledger exist at Roughy, and return the entries of those that do not.
 
-        They cost a list of each project's assets, 100 a page, and a request for each that is not on it. An entry is
-        forgotten by hand with ``ledger.forget(entry.key)``.
+        This lists the assets of each project, 100 a page, and sends a request for each asset that is not on the list.
+        To forget one entry, call ``ledger.forget(entry.key)``.
 
-        :param ledger: What has been ingested.
-        :param forget: Whether to forget them, so that the next run ingests their recordings again.
+        :param ledger: The ledger.
+        :param forget: Whether to forget the entries, so that the next run ingests their recordings again.
         :raises RoughyLedgerError: If the ledger cannot be read or written.
-        :raises RoughyError: If Roughy cannot be asked.
+        :raises RoughyError: If a request failed.
         """
         there: dict[str, set[str]] = {}
         gone = []
         for entry in ledger.entries():
-            # What was announced and taken, nobody would ingest again.
+            # An entry about an asset that a watcher announced: there is no recording to ingest again.
             if entry.asset_id is None or entry.state == "taken":
                 continue
             project_id = str(entry.wanted["project_id"])
@@ -391,12 +440,12 @@ class RoughyHook(BaseHook):
     # ---- Cuts
 
     def create_cut(self, asset_id: str, script: str | None = None) -> RoughyCut:
-        """Cut an asset; for the same asset and script, find the cut that there is. Cuts cost nothing.
+        """Cut an asset, or return the cut that exists for the same asset and script. Cuts cost nothing.
 
         :param asset_id: The asset.
-        :param script: What to cut by, up to 100,000 characters.
+        :param script: The script to cut by, up to 100,000 characters; ``None`` lets Roughy decide what to keep.
         :raises RoughyConfigurationError: If an argument is unusable; nothing was sent.
-        :raises RoughyAssetProcessingError: If the asset is not ready yet; its ``retry_after`` says when to ask again.
+        :raises RoughyAssetProcessingError: If the asset is not ready yet; ``retry_after`` is how many seconds to wait.
         :raises RoughyPaymentRequiredError: If the asset is not paid for.
         :raises RoughyAssetFailedError: If the asset has failed.
         """
@@ -408,7 +457,7 @@ class RoughyHook(BaseHook):
         """Read a cut.
 
         :param cut_id: The cut.
-        :raises RoughyNotFoundError: If there is none, or it is not yours.
+        :raises RoughyNotFoundError: If there is none in the account.
         """
         return self.client.run(api.get_cut(cut_id))
 
@@ -453,11 +502,11 @@ class RoughyHook(BaseHook):
     # ---- Renders
 
     def create_render(self, asset_id: str, output: Mapping[str, Any], cut_id: str | None = None) -> RoughyRender:
-        """Render an asset; for the same request, find the render that there is. Renders cost nothing.
+        """Render an asset, or return the render that exists for the same request. Renders cost nothing.
 
         :param asset_id: The asset.
-        :param output: What to make, in the API's own words, e.g. ``{"format": "mp4", "resolution": "1080p"}``.
-        :param cut_id: A completed cut of this asset; ``None`` renders the whole of it.
+        :param output: The output, by the API's field names, e.g. ``{"format": "mp4", "resolution": "1080p"}``.
+        :param cut_id: A completed cut of this asset; ``None`` renders the whole asset.
         :raises RoughyConfigurationError: If an argument is unusable; nothing was sent.
         :raises RoughyAssetProcessingError: If the asset is not ready yet.
         :raises RoughyCutNotReadyError: If the cut is not completed.
@@ -473,7 +522,7 @@ class RoughyHook(BaseHook):
         """Read a render.
 
         :param render_id: The render.
-        :raises RoughyNotFoundError: If there is none, or it is not yours.
+        :raises RoughyNotFoundError: If there is none in the account.
         """
         return self.client.run(api.get_render(render_id))
 
@@ -482,8 +531,8 @@ class RoughyHook(BaseHook):
     ) -> Iterator[RoughyRender]:
         """Yield renders, newest first, page by page.
 
-        By what the list can be filtered, Roughy's documentation does not say. So what it holds is looked at again, save
-        for the project, which a render does not tell.
+        Roughy does not document the filters of this list. So the asset and the state of each entry are checked here;
+        the project cannot be, as a render does not have it.
 
         :param asset_id: Only those of one asset; ``None`` for all.
         :param project_id: Only those of one project; ``None`` for all.
@@ -499,10 +548,10 @@ class RoughyHook(BaseHook):
                 yield render
 
     def cancel_render(self, render_id: str) -> bool:
-        """Cancel a render that is still to be made; one that is made stays.
+        """Cancel a render that is not in a final state. A completed render stays.
 
         :param render_id: The render.
-        :returns: ``False`` if there was nothing left to cancel.
+        :returns: ``False`` if there was nothing to cancel.
         """
         try:
             if Verdict.of(RENDER, self.get_render(render_id)).outcome is not Outcome.WAITING:
@@ -512,13 +561,13 @@ class RoughyHook(BaseHook):
         try:
             return self._removed(api.cancel_render(render_id), tries=2)
         except RoughyApiError as error:
-            # Roughy does not say which of the two it knows.
+            # Roughy does not document whether it takes DELETE or POST.
             if error.status != 405:
                 raise
         return self._removed(api.cancel_render(render_id, method="POST"), tries=2)
 
     def _make_of(self, asset_id: str, call: Call[T]) -> T:
-        """Have something made of an asset; of an asset that is no good, say what its sensor would say."""
+        """Create a cut or a render. For an asset that failed or is unpaid, raise the error of its sensor."""
         try:
             return self.client.run(call)
         except RoughyConflictError as error:
@@ -542,34 +591,62 @@ class RoughyHook(BaseHook):
         overwrite: Overwrite = "replace",
         on_progress: Callable[[int, int], None] | None = None,
     ) -> str:
-        """Write an asset's original or a finished render to a target, whole or not at all, in constant memory.
+        """Write an asset's original or a finished render to a target, completely or not at all, in constant memory.
 
-        Survives broken connections, timeouts, 5xx, 429 and expired links as long as bytes move on. The key never goes
-        to the storage that they come from.
+        Continues after broken connections, timeouts, 5xx, 429 and expired links, as long as it makes progress. The key
+        never goes to the storage that the bytes come from.
 
-        :param target: A local path, a URI that Airflow's object storage knows, or an ``ObjectStoragePath``. One that
-            ends with a slash is a folder, as is one that is there; in it, the file is named by its id.
-        :param asset_id: The asset; or
-        :param render_id: the render.
+        :param target: A local path, a URI that Airflow's object storage knows, or an ``ObjectStoragePath``. A target
+            that ends with a slash, or that exists as a folder, is a folder; the file in it is named by its id.
+        :param asset_id: The asset. Give this or ``render_id``.
+        :param render_id: The render.
         :param target_conn_id: The Airflow connection of the target's storage.
-        :param overwrite: What to do about a file that is there: ``"replace"`` it always; ``"skip"`` the download if it
-            has the size that Roughy says, and replace any other; or ``"fail"`` if it has another size.
+        :param overwrite: What to do about a file that exists: ``"replace"`` it; ``"skip"`` the download if it has the
+            size that Roughy names, and replace it otherwise; or ``"fail"`` if it has another size.
         :param on_progress: Called with the bytes so far and the bytes in all, after each block of at most 1 MiB.
         :returns: The target's URI, with the name of the file and without credentials.
         :raises RoughyConfigurationError: If neither or both ids are given.
-        :raises RoughyNotReadyError: If there is nothing to download yet.
-        :raises RoughyFailedError: If there never will be.
-        :raises RoughyUnusableTargetError: If nothing may be written there.
-        :raises RoughyTargetExistsError: If another file is there, and the policy is ``"fail"``.
+        :raises RoughyNotReadyError: If the asset is not ready, or the render not completed.
+        :raises RoughyFailedError: If the asset or the render failed.
+        :raises RoughyUnusableTargetError: If the target may not be written.
+        :raises RoughyTargetExistsError: If another file exists, and ``overwrite`` is ``"fail"``.
         :raises RoughyTargetError: If the target could not be written.
         :raises RoughyDownloadError: If the retries are used up.
         """
+        return self.fetch(
+            target,
+            asset_id=asset_id,
+            render_id=render_id,
+            target_conn_id=target_conn_id,
+            overwrite=overwrite,
+            on_progress=on_progress,
+        ).uri
+
+    def fetch(
+        self,
+        target: str | os.PathLike[str] | ObjectStoragePath,
+        *,
+        asset_id: str | None = None,
+        render_id: str | None = None,
+        target_conn_id: str | None = None,
+        overwrite: Overwrite = "replace",
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Downloaded:
+        """Download as :meth:`download` does, and return also whether the file was written or existed already.
+
+        The parameters and errors are those of :meth:`download`.
+        """
         chosen = [(kind, id) for kind, id in ((ASSET, asset_id), (RENDER, render_id)) if id]
-        if len(chosen) != 1:
-            raise RoughyConfigurationError("A download needs either asset_id or render_id")
+        if not chosen:
+            raise RoughyConfigurationError(
+                "A download needs `asset_id` or `render_id`, and both are empty; if one is a template, it rendered to "
+                "nothing"
+            )
+        if len(chosen) > 1:
+            raise RoughyConfigurationError("A download takes `asset_id` or `render_id`, not both")
         check_overwrite(overwrite)
         ((kind, id),) = chosen
-        uri = download(
+        downloaded = download(
             self.client,
             kind,
             id,
@@ -578,9 +655,9 @@ class RoughyHook(BaseHook):
             overwrite=overwrite,
             on_progress=on_progress,
             log=self.log,
-        ).uri
-        lineage.report(self, read=[lineage.resource_uri(kind.name, id)], written=[asset_uri(uri)])
-        return uri
+        )
+        lineage.report(self, read=[lineage.resource_uri(kind.name, id)], written=[asset_uri(downloaded.uri)])
+        return downloaded
 
     # ---- Projects, credits, users
 
@@ -595,7 +672,7 @@ class RoughyHook(BaseHook):
         """Read a project.
 
         :param project_id: The project.
-        :raises RoughyNotFoundError: If there is none, or it is not yours.
+        :raises RoughyNotFoundError: If there is none in the account.
         """
         return self.client.run(api.get_project(project_id))
 
@@ -618,12 +695,12 @@ class RoughyHook(BaseHook):
         return self.client.run(api.update_project(project_id, name=name, state=state))
 
     def delete_project(self, project_id: str, missing_ok: bool = True) -> bool:
-        """Remove a project with its assets and all that was made of them, at once and for good.
+        """Delete a project with its assets, cuts and renders, at once and permanently.
 
         :param project_id: The project.
-        :param missing_ok: Whether it is fine that there is none.
-        :returns: ``False`` if there was none.
-        :raises RoughyNotFoundError: If there was none and ``missing_ok`` is false.
+        :param missing_ok: Whether to accept that there is no such project.
+        :returns: ``False`` if there was no such project.
+        :raises RoughyNotFoundError: If there is no such project and ``missing_ok`` is false.
         """
         return self._removed(api.delete_project(project_id), missing_ok=missing_ok)
 
@@ -632,7 +709,7 @@ class RoughyHook(BaseHook):
         return self.client.run(api.get_credit_balance())
 
     def list_credit_entries(self) -> Iterator[RoughyCreditEntry]:
-        """Yield what came into and went out of the balance, newest first, page by page."""
+        """Yield the entries of the credit account, newest first, page by page."""
         return self._pages(lambda offset: api.list_credit_entries(offset=offset))
 
     def get_profile(self) -> RoughyUser:
@@ -644,13 +721,14 @@ class RoughyHook(BaseHook):
     def create_webhook_endpoint(
         self, url: str, event_types: Iterable[str], description: str | None = None
     ) -> RoughyWebhookEndpoint:
-        """Have Roughy tell a URL of what happens. Every call makes a new endpoint.
+        """Create a webhook endpoint. Each call creates a new one.
 
-        Where the signing secret comes from, Roughy's documentation does not say; its dashboard shows it. If the reply
-        has one, it is in the result's ``signing_secret``, which neither ``repr`` nor XCom shows.
+        Roughy's dashboard shows the signing secret. If the reply has it, too, it is in the result's
+        ``signing_secret``, which neither ``repr`` nor XCom shows.
 
-        :param url: Where Roughy sends to, https; plain http to this machine only, which is for the emulator.
-        :param event_types: What to tell, in Roughy's own words, e.g. ``["asset.ready", "asset.failed"]``.
+        :param url: The https URL that Roughy sends webhooks to. Plain http leads to this machine only, for the
+            emulator.
+        :param event_types: The events, by Roughy's names, e.g. ``["asset.ready", "asset.failed"]``.
         :param description: Free text.
         :raises RoughyConfigurationError: If an argument is unusable; nothing was sent.
         :raises RoughyValidationError: If Roughy does not know such an event.
@@ -662,39 +740,30 @@ class RoughyHook(BaseHook):
         return self._pages(lambda offset: api.list_webhook_endpoints(offset=offset))
 
     def delete_webhook_endpoint(self, endpoint_id: str, missing_ok: bool = True) -> bool:
-        """Remove a webhook endpoint: it is told nothing more.
+        """Delete a webhook endpoint, so that Roughy sends it no more webhooks.
 
         :param endpoint_id: The endpoint.
-        :param missing_ok: Whether it is fine that there is none.
-        :returns: ``False`` if there was none.
-        :raises RoughyNotFoundError: If there was none and ``missing_ok`` is false.
+        :param missing_ok: Whether to accept that there is no such endpoint.
+        :returns: ``False`` if there was no such endpoint.
+        :raises RoughyNotFoundError: If there is no such endpoint and ``missing_ok`` is false.
         """
         return self._removed(api.delete_webhook_endpoint(endpoint_id), missing_ok=missing_ok)
 
-    def _pages(self, read: Callable[[int], Call[Page[T]]]) -> Iterator[T]:
-        page: Page[T] | None = None
-        while page is None or page.next_offset is not None:
-            page = self._turned(page, self.client.run(read(page.next_offset or 0 if page else 0)))
-            yield from page.items
-
-    def _turned(self, before: Page[T] | None, page: Page[T]) -> Page[T]:
-        """Return a page, unless it is the one before again: a list that never ends.
-
-        :raises RoughyProtocolError: If it is.
-        """
-        if before is not None and page.items and page.items == before.items:
-            raise RoughyProtocolError(f"A list of Roughy's does not go on: it is the same after {page.offset} entries")
-        return page
+    def _pages(self, read: Callable[[int], Call[Page[R]]]) -> Iterator[R]:
+        listing = api.Listing(read)
+        while (call := listing.next_call()) is not None:
+            yield from listing.take(self.client.run(call))
 
     # ---- For event loops
 
     async def aopen(self) -> AsyncClient:
         """Return a new client for the running event loop; the caller closes it.
 
-        :raises RoughyConfigurationError: If the connection is missing or unusable.
+        :raises RoughyMissingConnectionError: If Airflow has no such connection.
+        :raises RoughyConfigurationError: If the connection is unusable.
         """
-        # The first import takes tens of milliseconds, which a triggerer's loop should not wait for.
-        module = await asyncio.to_thread(import_module, "airflow_provider_roughy.client")
+        # The first import takes tens of milliseconds, which would block a triggerer's event loop.
+        module = await asyncio.to_thread(import_module, "airflow_provider_roughy.http.client")
         client: AsyncClient = await module.AsyncClient.open(await self.aget_settings())
         return client
 
@@ -705,11 +774,8 @@ class RoughyHook(BaseHook):
 
     async def alist_assets(self, project_id: str | None = None, state: str | None = None) -> AsyncIterator[RoughyAsset]:
         """Yield assets, newest first, in an event loop. See :meth:`list_assets`."""
-        page: Page[RoughyAsset] | None = None
+        listing = api.Listing(lambda offset: api.list_assets(project_id=project_id, state=state, offset=offset))
         async with await self.aopen() as client:
-            while page is None or page.next_offset is not None:
-                offset = page.next_offset or 0 if page else 0
-                call = api.list_assets(project_id=project_id, state=state, offset=offset)
-                page = self._turned(page, await client.run(call))
-                for asset in page.items:
+            while (call := listing.next_call()) is not None:
+                for asset in listing.take(await client.run(call)):
                     yield asset

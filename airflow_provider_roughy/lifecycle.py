@@ -1,6 +1,6 @@
-"""What each state of Roughy means, and the verdict on one resource.
+"""The states of Roughy's resources, what each means, and the verdict on one resource.
 
-This is the only place that knows the names of states. A resource walks from a waiting state to a final one::
+Only this module knows the names of states. A resource moves from a waiting state to a final one::
 
     asset:  pending_upload -> processing -> ready
                                         |-> pending_payment -> ready     (by itself, on the next top-up)
@@ -18,14 +18,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from dataclasses import dataclass, field
-from datetime import timedelta
 from enum import StrEnum
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal, get_args
 from uuid import UUID
 
 from airflow_provider_roughy import api, exceptions
+from airflow_provider_roughy.api import decode
+
+# In 0.2, `as_seconds` and `counted` (below) were defined here.
+from airflow_provider_roughy.arguments import as_seconds as as_seconds
 from airflow_provider_roughy.compat import AirflowSkipException
 from airflow_provider_roughy.exceptions import (
     RoughyApiError,
@@ -39,6 +42,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyTimeoutError,
     api_error,
 )
+from airflow_provider_roughy.logs import counted as counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -51,10 +55,12 @@ OnPendingPayment = Literal["fail", "skip", "return", "wait"]
 
 #: Characters of Roughy's reason that a verdict on one of many keeps.
 _LONGEST_REASON = 300
+#: Characters of an error's message that an event keeps.
+_LONGEST_MESSAGE = 10_000
 
 
 class Outcome(StrEnum):
-    """What a look at a resource told."""
+    """What the state of a resource means for whoever waits for it."""
 
     WAITING = "waiting"
     SUCCEEDED = "succeeded"
@@ -62,7 +68,9 @@ class Outcome(StrEnum):
     PAYMENT_REQUIRED = "payment_required"
     #: The deadline passed first.
     TIMED_OUT = "timed_out"
-    #: Roughy refused to tell, for good: wrong key, no such resource.
+    #: Its state cannot be read, and no other poll can read it: no such resource, or a rejected key.
+    UNAVAILABLE = "refused"
+    #: The name in 0.2. The value is in events of triggers that Airflow has stored.
     REFUSED = "refused"
 
 
@@ -70,14 +78,14 @@ class Outcome(StrEnum):
 class Kind:
     """A kind of resource that can be waited for.
 
-    :param name: What Roughy calls it.
-    :param outcomes: The state table; states of waiting in the order in which they follow each other.
-    :param working: The state in which one that has never been seen most likely is.
+    :param name: Its name in Roughy's API.
+    :param outcomes: The state table; waiting states in the order in which they follow each other.
+    :param working: The most likely state of a resource that was not polled yet.
     :param get: Reads one, by its id.
     :param failed: The error of one that failed, called with its id.
     :param unpaid: The error of one that is not paid for, called with its id; ``None`` for a kind that costs nothing.
-    :param list: Reads a page of those in one state, called with ``state`` and ``offset``; ``None`` where the API has
-        no such list.
+    :param list: Reads a page of those in one state, called with ``state`` and ``offset``; ``None`` if the API has no
+        such list.
     """
 
     name: str
@@ -90,15 +98,15 @@ class Kind:
 
     @property
     def ends(self) -> tuple[str, ...]:
-        """The states in which there is nothing left to wait for, the usual one first."""
+        """The final states, the usual one first."""
         usual_first = sorted(self.outcomes.items(), key=lambda row: row[1] is not Outcome.SUCCEEDED)
         return tuple(state for state, outcome in usual_first if outcome is not Outcome.WAITING)
 
     def may_be_in(self, state: str, *, seen: str | None) -> bool:
-        """Whether one that waits may be on the list of a state: as seen last, or in one of waiting that follows.
+        """Whether a resource may be on the list of a state: its last state, or a waiting state that follows it.
 
-        :param state: Whose list.
-        :param seen: In which state it was seen last, ``None`` if it never was.
+        :param state: The state of the list.
+        :param seen: The last state of the resource; ``None`` if it was not polled yet.
         """
         seen = seen or self.working
         if seen == state or self.outcomes.get(seen) is not Outcome.WAITING:
@@ -107,10 +115,10 @@ class Kind:
         return state in waiting[waiting.index(seen) :]
 
     def read(self, id: str) -> Call[Any]:
-        """Read one, and take no answer about another one.
+        """Read one, and refuse a reply about another one.
 
         :param id: Its id, in any spelling of a UUID.
-        :raises RoughyConfigurationError: If that is no id.
+        :raises RoughyConfigurationError: If it is not a UUID.
         """
         call = self.get(id)
 
@@ -139,7 +147,7 @@ ASSET = Kind(
     list=api.list_assets,
 )
 
-#: The states of what is made of an asset (API pages "Get a cut", "Read a render").
+#: The states of cuts and renders (API pages "Get a cut", "Read a render").
 _OF_WORK = {
     "pending": Outcome.WAITING,
     "processing": Outcome.WAITING,
@@ -170,65 +178,43 @@ KINDS = {kind.name: kind for kind in (ASSET, CUT, RENDER)}
 
 
 class Arrival(StrEnum):
-    """What an asset says of its upload."""
+    """The state of an asset's upload."""
 
     #: It waits for bytes.
     OPEN = "open"
     #: It waits for bytes, and has no upload that could take them.
     CLOSED = "closed"
-    #: All bytes have arrived, whatever became of them.
+    #: All bytes have arrived, whether or not Roughy could prepare them.
     ARRIVED = "arrived"
 
     @classmethod
     def of(cls, asset: Any) -> Arrival:
-        """Judge an asset as it was just read: by its state, for a missing URL is no proof that bytes arrived."""
+        """Return the state of an upload, by its asset. A missing URL alone does not prove that bytes arrived."""
         if asset.state != "pending_upload":
             return cls.ARRIVED
         return cls.OPEN if asset.upload_url is not None else cls.CLOSED
 
 
 def check_on_pending_payment(value: str) -> None:
-    """Refuse a policy that does not exist.
+    """Refuse an unknown policy when the DAG is parsed.
 
-    :raises ValueError: At DAG parse, where a typing error is cheapest.
+    :raises ValueError: If there is no such policy.
     """
     if value not in get_args(OnPendingPayment):
         raise ValueError(f"on_pending_payment must be one of {get_args(OnPendingPayment)}, not {value!r}")
 
 
-def as_seconds(name: str, value: float | timedelta) -> float:
-    """Return a length of time in seconds.
-
-    :param name: What the user calls it.
-    :param value: Seconds, or a ``timedelta``.
-    :raises ValueError: At DAG parse, if it is no time, or not above 0.
-    """
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= sys.float_info.max:
-        raise ValueError(f"{name} must be a number of seconds above 0, or a timedelta, not {value!r}")
-    return float(seconds)
-
-
-def counted(number: int, what: str) -> str:
-    """Count things in a log: ``1 asset``, ``1,000 assets``.
-
-    :param number: How many.
-    :param what: One of them.
-    """
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
 @dataclass(frozen=True)
 class Verdict:
-    """What is known of one resource: the one currency of poke, trigger, event and operator.
+    """The result of waiting for one resource, as sensors, triggers, events and operators pass it on.
 
-    :param id: The resource.
+    :param id: The resource's id.
     :param outcome: What its state means.
     :param kind: The name of its :class:`Kind`.
-    :param state: Its state in Roughy's words, or ``None`` if no look succeeded.
+    :param state: Its state, by Roughy's name; ``None`` if no poll succeeded.
     :param resource: Its fields without secrets, as they go to XCom.
-    :param request_id: The ``X-Request-Id`` of the answer.
-    :param error: What made Roughy refuse, as plain JSON; or the last transient error before a timeout.
+    :param request_id: The ``X-Request-Id`` of the reply.
+    :param error: The error of an unavailable resource, or the last transient error before a timeout, as plain JSON.
     """
 
     id: str
@@ -241,10 +227,10 @@ class Verdict:
 
     @classmethod
     def of(cls, kind: Kind, resource: Any) -> Verdict:
-        """Judge a resource as it was just read.
+        """Return the verdict on a resource that was just read.
 
-        :param kind: What it is.
-        :param resource: The reply: with ``id``, ``state``, ``request_id`` and ``to_dict()``.
+        :param kind: Its kind.
+        :param resource: The resource, with ``id``, ``state``, ``request_id`` and ``to_dict()``.
         """
         return cls(
             id=resource.id,
@@ -256,13 +242,21 @@ class Verdict:
         )
 
     @classmethod
-    def refused(cls, kind: Kind, id: str, error: RoughyError) -> Verdict:
-        """Judge a resource that Roughy refuses to show, for good."""
-        return cls(id=id, outcome=Outcome.REFUSED, kind=kind.name, error=_error_to_dict(error))
+    def unavailable(cls, kind: Kind, id: str, error: RoughyError) -> Verdict:
+        """Return the verdict on a resource whose state no poll can read.
+
+        :param kind: Its kind.
+        :param id: Its id.
+        :param error: The error of the poll.
+        """
+        return cls(id=id, outcome=Outcome.UNAVAILABLE, kind=kind.name, error=_error_to_dict(error))
+
+    #: The name in 0.2.
+    refused = unavailable
 
     @classmethod
     def timed_out(cls, kind: Kind, id: str, *, state: str | None, error: RoughyError | None) -> Verdict:
-        """Judge a resource that was not done before the deadline."""
+        """Return the verdict on a resource that was not in a final state before the deadline."""
         details = _error_to_dict(error) if error else None
         return cls(id=id, outcome=Outcome.TIMED_OUT, kind=kind.name, state=state, error=details)
 
@@ -272,36 +266,38 @@ class Verdict:
         return self.state is None or self.state in KINDS[self.kind].outcomes
 
     def is_final(self, on_pending_payment: OnPendingPayment = "fail") -> bool:
-        """Whether there is nothing left to wait for.
+        """Whether the wait is over.
 
-        :param on_pending_payment: With ``"wait"`` an unpaid resource is waited for, like one in processing.
+        :param on_pending_payment: With ``"wait"``, an unpaid resource is waited for, as one in processing is.
         """
         if self.outcome is Outcome.PAYMENT_REQUIRED:
             return on_pending_payment != "wait"
         return self.outcome is not Outcome.WAITING
 
     def raise_for_failure(self, on_pending_payment: OnPendingPayment = "fail") -> None:
-        """Raise what the outcome calls for; return if the task may go on.
+        """Raise the error of the outcome; return if the task may continue.
 
-        :param on_pending_payment: What to do about an unpaid resource, if it is of a kind that is paid for.
-        :raises RoughyFailedError: If it failed; its subclass says what it is.
+        :param on_pending_payment: What to do about an unpaid resource.
+        :raises RoughyFailedError: If it failed; the subclass names its kind.
         :raises RoughyPaymentRequiredError: If it is unpaid and the policy is ``"fail"``.
         :raises AirflowSkipException: If it is unpaid and the policy is ``"skip"``.
         :raises RoughyTimeoutError: If the deadline passed first.
-        :raises RoughyError: What Roughy refused with.
+        :raises RoughyError: If it is unavailable.
         """
         kind = KINDS[self.kind]
         if self.outcome is Outcome.FAILED:
             raise kind.failed(
                 self.id,
-                error_code=self.resource.get("error_code") or (None if self.state == "failed" else self.state),
-                error_message=self.resource.get("error_message"),
+                # An event of an earlier version may hold anything here.
+                error_code=decode.text(self.resource.get("error_code"))
+                or (None if self.state == "failed" else self.state),
+                error_message=decode.text(self.resource.get("error_message")),
                 request_id=self.request_id,
             )
         if self.outcome is Outcome.TIMED_OUT:
             reason = self.error["message"] if self.error else None
             raise RoughyTimeoutError(self.id, kind=self.kind, state=self.state, reason=reason)
-        if self.outcome is Outcome.REFUSED:
+        if self.outcome is Outcome.UNAVAILABLE:
             raise _error_from_dict(self.error or {})
         if self.outcome is Outcome.PAYMENT_REQUIRED and kind.unpaid and on_pending_payment in ("fail", "skip"):
             error = kind.unpaid(self.id, request_id=self.request_id)
@@ -310,13 +306,14 @@ class Verdict:
             raise AirflowSkipException(str(error))
 
     def brief(self) -> Verdict:
-        """Return it as one of many, which keeps of the resource but the reason of a failure."""
+        """Return it for a batch: of the resource's fields, only the duration or the reason of a failure stay."""
         if self.outcome is not Outcome.FAILED:
-            return dataclasses.replace(self, resource={}, request_id=None)
-        words = {name: self.resource.get(name) or "" for name in ("error_code", "error_message")}
-        return dataclasses.replace(
-            self, resource={name: text[:_LONGEST_REASON] or None for name, text in words.items()}
-        )
+            duration = self.resource.get("duration_seconds")
+            kept = {} if duration is None else {"duration_seconds": duration}
+            return dataclasses.replace(self, resource=kept, request_id=None)
+        names = ("error_code", "error_message")
+        reason = {name: decode.text(self.resource.get(name), limit=_LONGEST_REASON) or None for name in names}
+        return dataclasses.replace(self, resource=reason)
 
     def to_event(self) -> dict[str, Any]:
         """Return plain JSON for a trigger's event, which Airflow logs and stores in plain text."""
@@ -334,7 +331,7 @@ class Verdict:
     def from_event(cls, event: dict[str, Any] | None) -> Verdict:
         """Read a trigger's event back.
 
-        :raises RoughyProtocolError: If it is none of ours, so that a lost event never counts as success.
+        :raises RoughyProtocolError: If it is not an event of this package: a lost event never counts as success.
         """
         try:
             if event is None:
@@ -353,38 +350,56 @@ class Verdict:
 
 
 def batch_to_event(verdicts: Iterable[Verdict]) -> dict[str, Any]:
-    """Return verdicts as plain JSON for the one event of a batch: some 40 bytes each, those that say the same together.
+    """Return verdicts as plain JSON for the one event of a batch: about 50 bytes each, equal verdicts together.
 
-    Of a resource's fields it keeps but the reason of a failure.
+    Of a resource's fields it has only the duration, in ``durations`` beside ``ids``, or the reason of a failure.
     """
     alike: dict[str, dict[str, Any]] = {}
     for verdict in map(Verdict.brief, verdicts):
         row = verdict.to_event()
-        id = row.pop("id")
-        alike.setdefault(json.dumps(row, sort_keys=True), {**row, "ids": []})["ids"].append(id)
+        id, duration = row.pop("id"), verdict.resource.get("duration_seconds")
+        row["resource"] = {name: value for name, value in verdict.resource.items() if name != "duration_seconds"}
+        group = alike.setdefault(json.dumps(row, sort_keys=True), {**row, "ids": [], "durations": []})
+        group["ids"].append(id)
+        group["durations"].append(duration)
+    for group in alike.values():
+        if not any(group["durations"]):
+            del group["durations"]
     return {"batch": list(alike.values())}
 
 
 def batch_from_event(event: dict[str, Any] | None) -> list[Verdict]:
     """Read the event of a batch back.
 
-    :raises RoughyProtocolError: If it is none of ours.
+    :raises RoughyProtocolError: If it is not an event of this package.
     """
     try:
         rows = (event or {})["batch"]
-        return [Verdict.from_event({**row, "id": id}) for row in rows for id in row["ids"]]
+        return [
+            Verdict.from_event(
+                {**row, "id": id, "resource": {**row["resource"], **({"duration_seconds": d} if d else {})}}
+            )
+            for row in rows
+            # 0.2 kept no durations.
+            for id, d in zip_longest(row["ids"], row.get("durations", ()))
+        ]
     except (KeyError, TypeError) as err:
         raise RoughyProtocolError(f"The trigger's event is not one of this package: {err}") from err
 
 
 def _error_to_dict(error: RoughyError) -> dict[str, Any]:
+    # Not all of it comes from a reply: a certificate or a path may be quoted too.
+    message = decode.text(str(error), limit=_LONGEST_MESSAGE)
     if isinstance(error, RoughyApiError):
-        return {"message": str(error), "api": error.to_dict()}
-    return {"message": str(error), "class": type(error).__name__}
+        return {"message": message, "api": error.to_dict()}
+    return {"message": message, "class": type(error).__name__}
 
 
 def _error_from_dict(error: dict[str, Any]) -> RoughyError:
     if "api" in error:
-        return api_error(**error["api"])
+        found = api_error(**error["api"])
+        # The text names what the fields do not, such as the connection.
+        found.args = (error.get("message") or str(found),)
+        return found
     cls = getattr(exceptions, error.get("class", ""), RoughyConfigurationError)
     return cls(error.get("message", "Roughy refused without a reason"))

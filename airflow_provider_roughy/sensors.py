@@ -1,6 +1,6 @@
-"""The sensors, which wait until something at Roughy has come to its end.
+"""The sensors, which wait until a resource of Roughy is in a final state.
 
-Each fills the events of its ``outlets`` when it succeeds, for other DAGs to start on.
+Each adds ids and details to the events of its ``outlets`` when it succeeds, for the DAGs that these events start.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from airflow_provider_roughy import lineage
+from airflow_provider_roughy.arguments import as_seconds
 from airflow_provider_roughy.compat import (
     AirflowFailException,
     AirflowSensorTimeout,
@@ -27,13 +27,13 @@ from airflow_provider_roughy.lifecycle import (
     Kind,
     OnPendingPayment,
     Verdict,
-    as_seconds,
     check_on_pending_payment,
 )
-from airflow_provider_roughy.links import asset_links, show_asset
-from airflow_provider_roughy.outlets import announce_verdict
-from airflow_provider_roughy.polling import Watch
-from airflow_provider_roughy.triggers import RoughyAssetTrigger, RoughyTrigger, ended_by_airflow
+from airflow_provider_roughy.observability import lineage
+from airflow_provider_roughy.observability.links import asset_links, show_asset
+from airflow_provider_roughy.observability.outlets import announce_verdict
+from airflow_provider_roughy.polling import ResourcePoller, waiting
+from airflow_provider_roughy.triggers import RoughyAssetTrigger, RoughyTrigger, deferral_timeout_verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
 
 
 class _RoughySensor(BaseSensorOperator):
-    """What the sensors of all kinds have in common; a kind's id is the attribute of its name."""
+    """The part that the sensors of all kinds have in common. The attribute ``{kind}_id`` holds the resource's id."""
 
     kind: ClassVar[Kind]
     ui_color = "#e4f0ef"
 
-    #: What the kind that is paid for makes of it.
+    #: Only assets can be unpaid; their sensor sets it.
     on_pending_payment: OnPendingPayment = "fail"
 
     def __init__(
@@ -68,14 +68,14 @@ class _RoughySensor(BaseSensorOperator):
         return RoughyHook(self.roughy_conn_id)
 
     @cached_property
-    def _watch(self) -> Watch:
+    def _poller(self) -> ResourcePoller:
         id = getattr(self, f"{self.kind.name}_id")
-        return Watch(self.kind, id, on_pending_payment=self.on_pending_payment, log=self.log)
+        return ResourcePoller(self.kind, id, on_pending_payment=self.on_pending_payment, log=self.log)
 
     def poke(self, context: Context) -> PokeReturnValue:
-        """Look once."""
+        """Poll once."""
         with self._skipping():
-            verdict = self._watch.look(self.hook, within=max(self.timeout, 1.0))
+            verdict = self._poller.poll(self.hook, within=max(self.timeout, 1.0))
         return PokeReturnValue(is_done=False) if verdict is None else PokeReturnValue(True, self._end(context, verdict))
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -87,47 +87,48 @@ class _RoughySensor(BaseSensorOperator):
             if not self.deferrable:
                 return self._wait_here(context)
             deadline = time.time() + self.timeout
-            looked = self.poke(context)
-            if looked.is_done:
-                return cast("dict[str, Any]", looked.xcom_value)
+            polled = self.poke(context)
+            if polled.is_done:
+                return cast("dict[str, Any]", polled.xcom_value)
         self._make_trigger(
             roughy_conn_id=self.roughy_conn_id,
             poll_interval=self.poke_interval,
             deadline=deadline,
-            not_before=self._watch.not_before,
-        ).take_over(self)
+            not_before=self._poller.not_before,
+        ).defer(self)
 
     def _wait_here(self, context: Context) -> dict[str, Any]:
         try:
-            result: dict[str, Any] = super().execute(context)
+            with waiting([self._poller]):
+                result: dict[str, Any] = super().execute(context)
             return result
         except AirflowSensorTimeout:
-            # Airflow's own names neither the resource nor the last look, and fails where never_fail is set.
-            verdict = self._watch.timed_out()
+            # Airflow's own error names neither the resource nor the last poll, and ignores never_fail.
+            verdict = self._poller.timed_out()
         return self._end(context, verdict)
 
     def _get_next_poke_interval(self, started_at: Any, run_duration: Callable[[], float], *args: Any) -> float:
-        """Return the seconds until Airflow lets it look again: no sooner than Roughy asked for, within ``timeout``."""
+        """Return the seconds until the next poll: at least Roughy's ``Retry-After``, within ``timeout``."""
         interval: float = super()._get_next_poke_interval(started_at, run_duration, *args)
-        return max(interval, min(self._watch.not_before - time.time(), self.timeout - run_duration()))
+        return max(interval, min(self._poller.not_before - time.time(), self.timeout - run_duration()))
 
     def _make_trigger(self, **options: Any) -> RoughyTrigger:
-        return RoughyTrigger(kind=self.kind.name, id=self._watch.id, **options)
+        return RoughyTrigger(kind=self.kind.name, id=self._poller.id, **options)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after the wait in the triggerer, unless nothing came of it."""
-        verdict = ended_by_airflow(self.kind, next_method, next_kwargs, id=self._watch.id)
+        """Continue after the wait in the triggerer; fail if Airflow ended the wait without a verdict."""
+        verdict = deferral_timeout_verdict(self.kind, next_method, next_kwargs, id=self._poller.id)
         if verdict is not None:
             return self._end(context, verdict)
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except AirflowSkipException as skipped:
-            # Newer Airflows only say that soft_fail is set, and put what happened behind it.
+            # Newer versions of Airflow only say that soft_fail is set; the cause says what happened.
             reason = skipped.__cause__ or skipped
         raise AirflowSkipException(str(reason))
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Take the trigger's verdict.
+        """Continue after the wait in the triggerer, with its verdict.
 
         :returns: The resource's fields, without its signed URLs.
         """
@@ -137,7 +138,7 @@ class _RoughySensor(BaseSensorOperator):
         return result
 
     def _end(self, context: Context, verdict: Verdict) -> dict[str, Any]:
-        """Return the fields, or end as the verdict says."""
+        """Return the resource's fields, or raise the error of the verdict."""
         with self._skipping():
             verdict.raise_for_failure(self.on_pending_payment)
         lineage.report(self.hook, read=[lineage.resource_uri(verdict.kind, verdict.id)])
@@ -146,7 +147,7 @@ class _RoughySensor(BaseSensorOperator):
 
     @contextmanager
     def _skipping(self) -> Iterator[None]:
-        """Skip where ``soft_fail`` or ``never_fail`` say so: Airflow's own way with them differs by mode."""
+        """Skip on errors if ``soft_fail`` or ``never_fail`` is set; Airflow itself treats them differently by mode."""
         try:
             yield
         except AirflowSkipException:
@@ -158,39 +159,39 @@ class _RoughySensor(BaseSensorOperator):
 
 
 class RoughyAssetSensor(_RoughySensor):
-    """Waits until an asset is ready, and tells apart what else may become of it.
+    """Waits until an asset is ready, failed or unpaid.
 
     ==================== =====================================================================================
     The asset is         The task
     ==================== =====================================================================================
     ``ready``            succeeds
     ``failed``           fails with :class:`~airflow_provider_roughy.exceptions.RoughyAssetFailedError`, which
-                         carries Roughy's ``error_code`` and ``error_message``; no retries are burned
+                         carries Roughy's ``error_code`` and ``error_message`` and uses no retry
     ``pending_payment``  does what ``on_pending_payment`` says
-    anything else        goes on waiting, until ``timeout``
+    anything else        waits until ``timeout``
     ==================== =====================================================================================
 
-    A network fault, a 5xx or a 429 of one look does not end the wait; a wrong key or a missing asset does at once.
+    A poll that fails with a network fault, a 5xx or a 429 does not end the wait; a wrong key or a missing asset does.
     The result is the same in poke, reschedule and deferrable mode: the asset's fields as a dict, without its signed
-    URLs. With ``deferrable=True`` the sensor looks once, and unless that settles it waits in the triggerer, where it
-    takes no worker slot, and where all that wait on one connection share one poll.
+    URLs. With ``deferrable=True`` the sensor polls once on the worker. If the state is not final, it waits in the
+    triggerer, where it takes no worker slot and all waiters of a connection share one poll.
 
     :param asset_id: The asset, e.g. the output of ``RoughyCreateUploadOperator``. (templated)
-    :param on_pending_payment: What to do about an asset that is uploaded and measured, but that the credits did not
+    :param on_pending_payment: What to do about an asset that is uploaded and measured, but that the credits do not
         cover: ``"fail"`` raises :class:`~airflow_provider_roughy.exceptions.RoughyPaymentRequiredError`; ``"skip"``
         skips the task; ``"return"`` succeeds, with ``state`` ``"pending_payment"`` in the result, for a branch to
-        look at; ``"wait"`` waits on, because Roughy makes the asset ready by itself after a top-up.
+        read; ``"wait"`` continues to wait, as Roughy makes the asset ready by itself after a top-up.
     :param roughy_conn_id: The Airflow connection. (templated)
-    :param deferrable: Whether to wait in the triggerer. ``mode`` counts only if not.
-    :param poke_interval: Seconds between two looks, in every mode.
+    :param deferrable: Whether to wait in the triggerer, which ignores ``mode``.
+    :param poke_interval: Seconds between two polls, in every mode.
     :param timeout: Seconds, from the start of this try, after which the task fails with
         :class:`~airflow_provider_roughy.exceptions.RoughyTimeoutError`, an ``AirflowSensorTimeout``. In deferrable
-        mode a restart of the triggerer does not extend it; where no triggerer runs, Airflow ends the wait two
-        ``poke_interval`` and a minute later. It is what bounds the wait: Airflow's ``execution_timeout`` bounds the
-        time on a worker, to which the wait belongs in poke mode only (in Airflow 2, in the triggerer as well).
+        mode a restart of the triggerer does not extend it; if no triggerer runs, Airflow ends the wait two
+        ``poke_interval`` and a minute later. Airflow's ``execution_timeout`` bounds only the time on a worker, which
+        includes the wait in poke mode (and on Airflow 2 the wait in the triggerer).
     :param soft_fail: Whether to skip the task where it would fail without a retry: asset failed or unpaid, wrong key,
         no such asset, timeout.
-    :param never_fail: Whether to skip it where a retry might help, too: Airflow has no such connection.
+    :param never_fail: Whether to skip it also where a retry may help: Airflow has no such connection.
     """
 
     kind = ASSET
@@ -212,7 +213,7 @@ class RoughyAssetSensor(_RoughySensor):
         return super().execute(context)
 
     def _make_trigger(self, **options: Any) -> RoughyTrigger:
-        return RoughyAssetTrigger(asset_id=self._watch.id, on_pending_payment=self.on_pending_payment, **options)
+        return RoughyAssetTrigger(asset_id=self._poller.id, on_pending_payment=self.on_pending_payment, **options)
 
 
 class RoughyCutSensor(_RoughySensor):
@@ -223,8 +224,8 @@ class RoughyCutSensor(_RoughySensor):
     ==================== =====================================================================================
     ``completed``        succeeds
     ``failed``           fails with :class:`~airflow_provider_roughy.exceptions.RoughyCutFailedError`, which
-                         carries Roughy's ``error_code`` and ``error_message``; no retries are burned
-    anything else        goes on waiting, until ``timeout``
+                         carries Roughy's ``error_code`` and ``error_message`` and uses no retry
+    anything else        waits until ``timeout``
     ==================== =====================================================================================
 
     It waits as :class:`RoughyAssetSensor` does, and the result is likewise the same in poke, reschedule and deferrable
@@ -232,13 +233,13 @@ class RoughyCutSensor(_RoughySensor):
 
     :param cut_id: The cut, e.g. the output of ``RoughyCutOperator``. (templated)
     :param roughy_conn_id: The Airflow connection. (templated)
-    :param deferrable: Whether to wait in the triggerer. ``mode`` counts only if not.
-    :param poke_interval: Seconds between two looks, in every mode.
+    :param deferrable: Whether to wait in the triggerer, which ignores ``mode``.
+    :param poke_interval: Seconds between two polls, in every mode.
     :param timeout: Seconds, from the start of this try, after which the task fails with
         :class:`~airflow_provider_roughy.exceptions.RoughyTimeoutError`, as in :class:`RoughyAssetSensor`.
     :param soft_fail: Whether to skip the task where it would fail without a retry: cut failed, wrong key, no such
         cut, timeout.
-    :param never_fail: Whether to skip it where a retry might help, too: Airflow has no such connection.
+    :param never_fail: Whether to skip it also where a retry may help: Airflow has no such connection.
     """
 
     kind = CUT
@@ -257,8 +258,8 @@ class RoughyRenderSensor(_RoughySensor):
     ==================== =====================================================================================
     ``completed``        succeeds
     ``failed``           fails with :class:`~airflow_provider_roughy.exceptions.RoughyRenderFailedError`, which
-                         carries Roughy's ``error_code`` and ``error_message``; no retries are burned
-    anything else        goes on waiting, until ``timeout``
+                         carries Roughy's ``error_code`` and ``error_message`` and uses no retry
+    anything else        waits until ``timeout``
     ==================== =====================================================================================
 
     It waits as :class:`RoughyAssetSensor` does, and the result is likewise the same in poke, reschedule and deferrable
@@ -266,13 +267,13 @@ class RoughyRenderSensor(_RoughySensor):
 
     :param render_id: The render, e.g. the output of ``RoughyRenderOperator``. (templated)
     :param roughy_conn_id: The Airflow connection. (templated)
-    :param deferrable: Whether to wait in the triggerer. ``mode`` counts only if not.
-    :param poke_interval: Seconds between two looks, in every mode.
+    :param deferrable: Whether to wait in the triggerer, which ignores ``mode``.
+    :param poke_interval: Seconds between two polls, in every mode.
     :param timeout: Seconds, from the start of this try, after which the task fails with
         :class:`~airflow_provider_roughy.exceptions.RoughyTimeoutError`, as in :class:`RoughyAssetSensor`.
     :param soft_fail: Whether to skip the task where it would fail without a retry: render failed, wrong key, no such
         render, timeout.
-    :param never_fail: Whether to skip it where a retry might help, too: Airflow has no such connection.
+    :param never_fail: Whether to skip it also where a retry may help: Airflow has no such connection.
     """
 
     kind = RENDER

@@ -1,7 +1,7 @@
-"""Upload a recording; if the credits do not cover it, tell somebody and wait for the top-up, then go on.
+"""Upload a recording. If the credits do not cover it, ask for a top-up, wait for it, then continue.
 
-``pending_payment`` is neither success nor failure: the bytes are there and stay for 30 days, and Roughy makes the asset
-ready by itself once there are credits. So nothing is uploaded again.
+``pending_payment`` is neither success nor failure: Roughy has the bytes and keeps them for 30 days. It makes the asset
+ready after a top-up, and nothing is uploaded again.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ with DAG(
 
     @task.branch
     def paid(asset: dict) -> str:
-        """Look at what the sensor returned."""
+        """Choose the next task by the state that the sensor returned."""
         return "ask_for_top_up" if asset["state"] == "pending_payment" else "go_on"
 
     @task
     def ask_for_top_up(asset: dict) -> None:
-        """Tell somebody. A mail or a chat message would go out here."""
+        """Ask for a top-up. Send a mail or a chat message here."""
         minutes = -(-float(asset["duration_seconds"]) // 60)
         print(f"Asset {asset['id']} needs {minutes:.0f} credits: please top up")
 
@@ -56,7 +56,7 @@ with DAG(
 
     @task(trigger_rule="none_failed_min_one_success")
     def go_on(asset_id: str) -> str:
-        """Use the asset, which is ready whichever way it came here."""
+        """Use the asset, which is ready on both branches."""
         return asset_id
 
     decision = paid(settle.output)

@@ -1,6 +1,6 @@
-"""Every night, upload all recordings of a folder; one bad file does not sink the batch.
+"""Upload all recordings of a folder every night, with a mapped task for each file.
 
-Each file is a mapped task of its own: it is retried, waited for and reported by itself.
+Airflow retries each file by itself. An error in one file does not affect the others.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ with DAG(
 
     upload = RoughyCreateUploadOperator.partial(
         task_id="upload",
-        max_active_tis_per_dag=4,  # A worker's uplink is soon full.
-        map_index_template="{{ task.source.rpartition('/')[2] }}",  # The grid shows files, not 0, 1, 2.
+        max_active_tis_per_dag=4,  # More would only share the worker's uplink.
+        map_index_template="{{ task.source.rpartition('/')[2] }}",  # The grid shows files.
     ).expand(source=recordings())
 
     @task(trigger_rule="all_done")
     def uploaded(asset_ids: list[str]) -> list[str]:
-        """Keep what arrived: a file that was refused has no asset to wait for."""
+        """Leave out the files that were not uploaded, because they have no asset."""
         return [asset_id for asset_id in asset_ids if asset_id]
 
     wait = RoughyAssetSensor.partial(
@@ -50,7 +50,7 @@ with DAG(
 
     @task(trigger_rule="all_done")
     def report(assets: list[dict]) -> dict:
-        """Say what the night brought."""
+        """Return how many recordings are ready, and their minutes."""
         ready = [asset for asset in assets if asset]
         minutes = sum(float(asset["duration_seconds"]) for asset in ready) / 60
         return {"ready": len(ready), "minutes": round(minutes, 1)}

@@ -1,4 +1,4 @@
-"""Upload one recording, wait for it without taking a worker slot, use it, and clean up.
+"""Upload one recording, wait for it without a worker slot, use it, and delete it.
 
 Run it with the path or URI of a recording: ``{"source": "/data/interview.mp4"}``.
 """
@@ -33,10 +33,10 @@ with DAG(
 
     @task
     def use(asset: dict) -> str:
-        """Stand for whatever follows: a cut, a render, a line in a catalogue."""
+        """Use the asset. Put your own work here."""
         return f"{asset['type']} of {asset['duration_seconds']} s, {asset['size_bytes']} bytes"
 
-    # Only the work keeps the asset: a teardown deletes it whether the work went well or not.
+    # A teardown deletes the asset whether the work succeeds or fails.
     delete = RoughyDeleteAssetOperator(task_id="delete", asset_id=upload.output).as_teardown(setups=upload.as_setup())
 
     use(ready.output) >> delete

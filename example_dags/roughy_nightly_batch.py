@@ -1,12 +1,12 @@
-"""Every night, ingest what is new in a folder, in one task; what is ready goes on, and two notifications tell the rest.
+"""Ingest the new recordings of a folder every night, in one task, and report the ones that are not ready.
 
-The ledger remembers what was ingested: nothing is uploaded, or paid for, twice, whatever is retried, cleared or killed.
-Each night's result is the list of assets that became ready, which ``go_on`` is mapped over. (Airflow maps over a task's
-result only; what else came of the night is in XComs beside it.)
+The ledger remembers which recordings were ingested: a retry, a cleared task or the next night uploads and pays for none
+of them again. The result of ``ingest`` is the list of assets that are ready; ``go_on`` is mapped over it. The other
+recordings are in XComs of ``ingest``.
 
-- ``notify_unpaid`` names what the credits did not cover. It is uploaded: after a top-up Roughy makes it ready by
-  itself, and the next night reports it as ready.
-- ``notify_failed`` names what failed, was refused or is not finished, and why.
+- ``notify_unpaid`` names the recordings that the credits do not cover. They are uploaded: Roughy makes them ready after
+  a top-up, and the next night reports them as ready. Until then, each night reports them again.
+- ``notify_failed`` names the recordings that failed, were rejected or were interrupted, and why.
 """
 
 from __future__ import annotations
@@ -43,30 +43,30 @@ with DAG(
     # [END ingest]
 
     # [START outcomes]
-    # The grid shows files, not 0, 1, 2.
+    # The grid shows files instead of 0, 1, 2.
     @task(map_index_template="{{ ti.xcom_pull(task_ids='ingest', key='sources')[task.op_kwargs['asset_id']] }}")
     def go_on(asset_id: str) -> str:
-        """Stand for whatever follows when a recording is ready: a cut, a render, a line in a catalogue."""
+        """Use a recording that is ready. Put your own work here, or a cut or render."""
         return asset_id
 
     @task
     def notify_unpaid(asset_ids: list[str], sources: dict) -> str:
-        """Tell who can top up. A mail or a chat message would go out here."""
+        """Notify the people who can top up. Send a mail or a chat message here."""
         if not asset_ids:
-            raise AirflowSkipException("All is paid for")
+            raise AirflowSkipException("All recordings are paid for")
         return "\n".join(["Top up at Roughy within 30 days for:", *(sources[asset_id] for asset_id in asset_ids)])
 
     @task
-    def notify_failed(failed: dict, refused: dict, unfinished: dict, sources: dict) -> str:
-        """Tell who made the recordings, or who runs this."""
-        # By asset, or by file where there is none.
-        reasons = {**failed, **refused, **unfinished}
+    def notify_failed(failed: dict, rejected: dict, interrupted: dict, sources: dict) -> str:
+        """Notify the people who made the recordings or who run this DAG. Send a mail or a chat message here."""
+        # The keys of `failed` are asset ids, those of the others are files.
+        reasons = {**failed, **rejected, **interrupted}
         if not reasons:
             raise AirflowSkipException("Nothing went wrong")
         return "\n".join(f"{sources.get(name, name)}: {reason}" for name, reason in reasons.items())
 
     go_on.expand(asset_id=ingest.output)
-    told = ingest.output
-    notify_unpaid(told["pending_payment"], told["sources"])
-    notify_failed(told["failed"], told["refused"], told["unfinished"], told["sources"])
+    xcoms = ingest.output
+    notify_unpaid(xcoms["pending_payment"], xcoms["sources"])
+    notify_failed(xcoms["failed"], xcoms["rejected"], xcoms["interrupted"], xcoms["sources"])
     # [END outcomes]

@@ -1,11 +1,11 @@
-"""Whenever media becomes ready, whoever uploaded it: cut it, and export captions. Needs Airflow 3.0 or later.
+"""Cut each recording that becomes ready, whoever uploaded it, and export captions. Needs Airflow 3.0 or later.
 
-The watcher looks at the account's assets in a triggerer, and starts this DAG with all that has become ready since it
-was first switched on. It does so again until they are taken, since Airflow may leave a single event lying. ``take``
-hands each asset to one run only: what was taken is kept in the ledger, a folder that triggerers and workers share. What
-was not paid for comes by itself after a top-up, be it weeks later.
+The watcher polls the account's assets in a triggerer. It starts this DAG with all assets that have become ready since
+its first start. It repeats assets that no run has taken, because Airflow may not start a DAG for a single event.
+``take`` gives each asset to one run only: the ledger, a folder that triggerers and workers share, has the assets that
+were taken. An unpaid asset is announced when it becomes ready after a top-up, even weeks later.
 
-If a run fails, clear its failed tasks: what it has taken is not given to another one.
+If a run fails, clear its failed tasks. No other run gets the assets that it has taken.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from airflow_provider_roughy.operators import RoughyCutOperator, RoughyExportSub
 from airflow_provider_roughy.triggers import RoughyAssetsReadyTrigger
 
 # [START media]
-#: Read when the DAG is, as a watcher has no templates.
+#: Read when the DAG is parsed, because a watcher has no templates.
 LEDGER = os.environ.get("ROUGHY_TAKEN", "/data/roughy-taken")
 CAPTIONS = os.environ.get("ROUGHY_CAPTIONS", "/data/captions")
-#: The asset of an instance, which the grid shows rather than 0, 1, 2.
+#: The asset of a task instance. The grid shows it instead of 0, 1, 2.
 ASSET_ID = "{{ ti.xcom_pull(task_ids='take')[ti.map_index] }}"
 
 media = Asset(
@@ -45,12 +45,12 @@ with DAG(
     # [START take]
     @task(map_index_template=None)
     def take(**context: Any) -> list[str]:
-        """Return the assets that are this run's."""
+        """Return the assets that this run takes."""
         return take_assets(context, ledger=LEDGER)
 
     @task_group
     def caption(asset_id: str) -> None:
-        """Take one asset all the way."""
+        """Cut one asset and export its captions."""
         cut = RoughyCutOperator(task_id="cut", asset_id=asset_id, deferrable=True, poll_interval=5)
         RoughyExportSubtitlesOperator(task_id="captions", cut_id=cut.output, target=f"{CAPTIONS}/{ASSET_ID}.srt")
 

@@ -1,11 +1,12 @@
-"""Every night, from recordings in a folder to rough cuts in another: captions, a timeline for the editor, a video.
+"""Make rough cuts of new recordings every night: captions, a timeline for the editor, a video.
 
-One task uploads what is new and waits until it is ready; its ledger keeps it from uploading anything twice. Then each
-recording is cut, and goes on while others are still cut: captions, timeline and rendered video are written into a
-folder of its name. Both folders may be in any storage that Airflow knows, such as ``s3://bucket/recordings``.
+One task uploads the new recordings and waits until they are ready. Its ledger remembers them, so none is uploaded
+twice. Then each recording is cut, and continues while others are still being cut: captions, timeline and rendered video
+are written into a folder with its name. Both folders may be in any storage that Airflow supports, such as
+``s3://bucket/recordings``.
 
-Nothing sinks the others: a file that is refused, failed or not paid for is an entry in the log of ``ingest`` and in its
-XComs ``refused``, ``failed`` and ``pending_payment``. What was not paid for goes on by itself in the night after a
+A file that failed, was rejected or is not paid for does not affect the rest: it is in the log of ``ingest`` and in its
+XComs ``failed``, ``rejected`` and ``pending_payment``. A recording that was not paid for is cut in the night after a
 top-up.
 """
 
@@ -24,7 +25,7 @@ from airflow_provider_roughy.operators import (
 )
 
 # [START file]
-#: The file of an instance, which names its folder, and which the grid shows rather than 0, 1, 2.
+#: The file of a task instance. It names the folder, and the grid shows it instead of 0, 1, 2.
 FILE = (
     "{{ ti.xcom_pull(task_ids='ingest', key='sources')[ti.xcom_pull(task_ids='ingest')[ti.map_index]]"
     ".rpartition('/')[2] }}"
@@ -41,8 +42,10 @@ with DAG(
     params={
         "source": Param("/data/recordings", type="string", description="Where the recordings are"),
         "target": Param("/data/rough-cuts", type="string", description="Where the rough cuts go"),
-        "ledger": Param("/data/roughy-ledger", type="string", description="Where is remembered what was uploaded"),
-        "resolution": Param("1080p", enum=["720p", "1080p", "4k"], description="Of the video, which is never upscaled"),
+        "ledger": Param("/data/roughy-ledger", type="string", description="Remembers which recordings were ingested"),
+        "resolution": Param(
+            "1080p", enum=["720p", "1080p", "4k"], description="Resolution of the video, which is never upscaled"
+        ),
     },
     default_args={"retries": 2, "retry_delay": timedelta(seconds=10), "map_index_template": FILE},
     tags=["roughy"],
@@ -62,7 +65,7 @@ with DAG(
 
     @task_group
     def rough_cut(asset_id: str) -> None:
-        """Take one recording all the way."""
+        """Make and download the rough cut of one recording."""
         waiting = {"deferrable": True, "poll_interval": 5, "timeout": 6 * 3600}
         cut = RoughyCutOperator(task_id="cut", asset_id=asset_id, **waiting)
         RoughyExportSubtitlesOperator(task_id="captions", cut_id=cut.output, target=FOLDER + "/captions.srt")

@@ -30,24 +30,36 @@ from airflow_provider_roughy.emulator import Emulator
 from airflow_provider_roughy.hooks import RoughyHook
 from harness import media
 from harness.npm import beside_packages, has_node
+from tests.properties import register_profiles
 
-#: Gives the fixture `roughy`, a Roughy whose assets are prepared at once.
-pytest_plugins = ["airflow_provider_roughy.emulator.pytest"]
+register_profiles()
+
+#: Give the fixture `roughy`, a Roughy whose assets are prepared at once, and those of batches.
+pytest_plugins = ["airflow_provider_roughy.emulator.pytest", "tests.ingesting"]
 
 #: What asks nothing of Airflow that its lines answer differently, and runs on the newest of them: files and folders.
 ONCE = {
     "emulator",
+    "test_acknowledged.py",
     "test_api.py",
+    "test_claims.py",
     "test_client.py",
+    "test_decide.py",
+    "test_decode.py",
+    "test_discover.py",
     "test_docs.py",
     "test_download.py",
+    "test_identity.py",
+    "test_ingest_nights.py",
     "test_ingest_properties.py",
     "test_ledger.py",
+    "test_legacy.py",
     "test_lies.py",
     "test_lifecycle.py",
+    "test_listing.py",
     "test_many.py",
-    "test_memory.py",
     "test_polling_in_time.py",
+    "test_probe.py",
     "test_referees.py",
     "test_soak.py",
     "test_storage.py",
@@ -124,7 +136,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def s3_url() -> Iterator[str]:
     """The URL of an S3."""
-    moto = pytest.importorskip("moto.server", reason="the group s3 is installed for the newest Airflow only")
+    moto = pytest.importorskip("moto.server", reason="the group s3 is installed for the main line of Airflow only")
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

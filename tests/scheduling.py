@@ -8,28 +8,31 @@ from typing import Any
 
 import airflow
 
+from airflow_provider_roughy.compat import AIRFLOW_VERSION
+
+#: Whether the scheduler's queue has a row for each event, so that none is left behind.
+QUEUES_EACH_EVENT = tuple(map(int, AIRFLOW_VERSION.split(".")[:2])) >= (3, 4)
+
 
 class Scheduler:
-    """Starts runs of a DAG for the events that its trigger makes. Airflow 3.
+    """Starts runs of a DAG for the events of its assets. Airflow 3.
 
     :param path: The DAG's file.
     """
 
     def __init__(self, path: Path) -> None:
-        from airflow.models.dag import DagModel
         from airflow.models.trigger import Trigger
         from airflow.utils.session import create_session
 
         self._session = create_session
         self._dag_id = path.stem
         self._parse(path)
-        with self._session() as session:
-            session.query(DagModel).filter_by(dag_id=self._dag_id).update({"is_paused": False})
+        self.pause(is_paused=False)
         # A DAG that is paused has no triggers.
         self._parse(path)
         with self._session() as session:
             # Those that no DAG has any more are removed later.
-            (self._trigger_id,) = (trigger.id for trigger in session.query(Trigger) if trigger.assets)
+            self._trigger_ids = [trigger.id for trigger in session.query(Trigger) if trigger.assets]
         self._seen = 0
         # What was left lying before is of this run.
         self.store({})
@@ -44,13 +47,21 @@ class Scheduler:
         sync = getattr(module, "sync_bag_to_db", None) or module.DagBag.sync_to_db
         sync(module.DagBag(str(path)), "dags-folder", None)
 
+    def pause(self, *, is_paused: bool = True) -> None:
+        """Pause the DAG, or let it go on."""
+        from airflow.models.dag import DagModel
+
+        with self._session() as session:
+            session.query(DagModel).filter_by(dag_id=self._dag_id).update({"is_paused": is_paused})
+
     def store(self, payload: dict[str, Any]) -> None:
-        """Store an event of the trigger."""
+        """Store an event of each trigger."""
         from airflow.models.trigger import Trigger
         from airflow.triggers.base import TriggerEvent
 
         with self._session() as session:
-            Trigger.submit_event(self._trigger_id, TriggerEvent(payload), session=session)
+            for trigger_id in self._trigger_ids:
+                Trigger.submit_event(trigger_id, TriggerEvent(payload), session=session)
 
     def look(self) -> list[tuple[str, list[dict[str, Any]]]]:
         """Look for runs that are due, and return the new ones, each with its id and the extras of its events."""

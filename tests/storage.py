@@ -41,6 +41,7 @@ class Answer:
     :param cut_after: The connection is reset after so many bytes of the body.
     :param stall_after: Nothing more comes after so many.
     :param drop: The connection is reset before there is any answer.
+    :param silent: There is no answer, and the connection stays open.
     :param ignore_range: Whether the whole is sent although a part was asked for.
     """
 
@@ -51,6 +52,7 @@ class Answer:
     cut_after: int | None = None
     stall_after: int | None = None
     drop: bool = False
+    silent: bool = False
     ignore_range: bool = False
 
 
@@ -120,6 +122,9 @@ class Storage(Link):
     def _answer(self, client: socket.socket, answer: Answer, asked: dict[str, str]) -> None:
         if answer.drop:
             self._reset(client)
+            return
+        if answer.silent:
+            self._over.wait()
             return
         status, body, headers = self._honest(answer, asked)
         if answer.status is not None:

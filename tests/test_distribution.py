@@ -22,8 +22,8 @@ REPOSITORY = "https://example.org/somebody/roughy"
 LOOK = """
 import importlib, json
 from importlib.metadata import entry_points
-rooms = ["api", "client", "compat", "emulator", "exceptions", "hooks", "operators", "sensors", "triggers", "tus"]
-files = [importlib.import_module(f"airflow_provider_roughy.{room}").__file__ for room in rooms]
+modules = ["api", "client", "compat", "emulator", "exceptions", "hooks", "operators", "sensors", "triggers", "tus"]
+files = [importlib.import_module(f"airflow_provider_roughy.{module}").__file__ for module in modules]
 (found,) = entry_points(group="apache_airflow_provider", name="provider_info").select(module=
     "airflow_provider_roughy.get_provider_info")
 print(json.dumps({"files": files, "name": found.load()()["package-name"]}))
@@ -78,7 +78,13 @@ def test_its_links_lead_somewhere(wheel: Path) -> None:
     assert f"]({tree}example_dags/roughy_ingest_one.py)" in readme
     targets = re.findall(r"\]\(([^)]+)\)", readme)
     assert [target for target in targets if not target.startswith("https://")] == []
-    ours = [target.removeprefix(tree).partition("#")[0] for target in targets if target.startswith(tree)]
+    images = f"{REPOSITORY}/raw/v{told['Version']}/"
+    assert f"]({images}docs/figures/grid.svg)" in readme
+    ours = [
+        target.removeprefix(tree).removeprefix(images).partition("#")[0]
+        for target in targets
+        if target.startswith((tree, images))
+    ]
     assert [path for path in ours if not (ROOT / path).exists()] == []
 
 
@@ -88,6 +94,7 @@ def test_without_a_repository_nothing_leads_into_it(tmp_path: Path) -> None:
     told = metadata(next(tmp_path.glob("*.whl")))
     assert told.get_all("Project-URL") == ["Documentation, https://docs.roughy.ai"]
     assert "](example_dags" not in str(told.get_payload())
+    assert "grid of the DAG" not in str(told.get_payload()), "an image that no index could show"
 
 
 @pytest.mark.once

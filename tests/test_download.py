@@ -51,7 +51,7 @@ pytestmark = pytest.mark.usefixtures("patient")
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses between tries, which take no time."""
     taken: list[float] = []
-    monkeypatch.setattr("airflow_provider_roughy.download.time.sleep", taken.append)
+    monkeypatch.setattr("airflow_provider_roughy.transfer.download.time.sleep", taken.append)
     return taken
 
 
@@ -184,8 +184,27 @@ SURVIVED: dict[str, tuple[list[Answer], list[str | None]]] = {
         [None, "bytes=500-", None],
     ),
     "a part of unknown whole": (
-        [Answer(cut_after=500), Answer(headers={"Content-Range": f"bytes 500-{SIZE - 1}/*", "ETag": None})],
+        [Answer(cut_after=500), Answer(headers={"Content-Range": f"bytes 500-{SIZE - 1}/*"})],
         [None, "bytes=500-"],
+    ),
+    "a part of unknown version": (
+        [Answer(cut_after=500), Answer(headers={"ETag": None})],
+        [None, "bytes=500-", None],
+    ),
+    "a part of a weak version": (
+        [Answer(cut_after=500), Answer(headers={"ETag": 'W/"weak"'})],
+        [None, "bytes=500-", None],
+    ),
+    "a part that ends too early": (
+        [Answer(cut_after=500), Answer(headers={"Content-Range": f"bytes 500-999/{SIZE}"})],
+        [None, "bytes=500-", None],
+    ),
+    "several parts": (
+        [
+            Answer(cut_after=500),
+            Answer(headers={"Content-Range": None, "Content-Type": "multipart/byteranges; boundary=x"}),
+        ],
+        [None, "bytes=500-", None],
     ),
     "a part that nobody asked for": (
         [Answer(status=206, body=CONTENT, headers={"Content-Range": f"bytes 0-{SIZE - 1}/{SIZE}"})],
@@ -193,6 +212,7 @@ SURVIVED: dict[str, tuple[list[Answer], list[str | None]]] = {
     ),
     "no version": ([Answer(cut_after=500, headers={"ETag": None})], [None, None]),
     "a weak version": ([Answer(cut_after=500, headers={"ETag": 'W/"weak"'})], [None, None]),
+    "an empty version": ([Answer(cut_after=500, headers={"ETag": '""'})], [None, None]),
     "416": ([Answer(cut_after=500), Answer(status=416)], [None, "bytes=500-", None]),
     "no content": ([Answer(status=204, headers={"Content-Length": None})], [None, None]),
     "shorter": ([Answer(body=CONTENT[:-1])], [None, None]),
@@ -202,6 +222,10 @@ SURVIVED: dict[str, tuple[list[Answer], list[str | None]]] = {
     "in chunks": ([Answer(chunked=True)], [None]),
     "packed": ([Answer(headers={"Content-Encoding": "gzip"})], [None, None]),
     "a page": ([Answer(body=b"<html>Sign in</html>" * 1000, headers={"Content-Type": "text/html"})], [None, None]),
+    "a page of XML": (
+        [Answer(body=CONTENT, headers={"Content-Type": "Application/XHTML+xml; charset=utf-8"})],
+        [None, None],
+    ),
     "redirected": ([Answer(status=302, headers={"Location": "http://127.0.0.1:9/"})], [None, None]),
     "503": ([Answer(status=503)] * 5, [None] * 6),
 }
@@ -336,11 +360,11 @@ def test_how_often_roughy_is_asked_for_a_link_is_bounded(
     ("answer", "words"),
     [
         (Answer(drop=True), "no answer from 127.0.0.1: ReadError"),
-        (Answer(body=CONTENT[:-1]), f"{SIZE - 1} bytes, where Roughy promises {SIZE}"),
-        (Answer(body=CONTENT + b"x"), f"{SIZE + 1} bytes, where Roughy promises {SIZE}"),
-        (Answer(body=CONTENT + b"x", chunked=True), f"more than the {SIZE} bytes that were promised"),
-        (Answer(headers={"Content-Encoding": "gzip"}), "packed as 'gzip', which was not asked for"),
-        (Answer(headers={"Content-Type": "text/html; charset=utf-8"}), "a page and not the file"),
+        (Answer(body=CONTENT[:-1]), f"{SIZE - 1} bytes, but Roughy reports {SIZE}"),
+        (Answer(body=CONTENT + b"x"), f"{SIZE + 1} bytes, but Roughy reports {SIZE}"),
+        (Answer(body=CONTENT + b"x", chunked=True), f"more than the expected {SIZE} bytes"),
+        (Answer(headers={"Content-Encoding": "gzip"}), "content coding 'gzip', which was not requested"),
+        (Answer(headers={"Content-Type": "text/html; charset=utf-8"}), "an HTML page and not the file"),
         (Answer(body=b"", chunked=True), f"ended at 0 of {SIZE} bytes"),
         (Answer(status=500), "500"),
         (Answer(status=302), "a redirect, which is not followed"),
@@ -364,7 +388,7 @@ def test_a_body_of_unknown_length_is_not_taken(
     lead(size_bytes=None)
     storage.manner = Answer(chunked=True)
     error = refuse(hook, asset_id, tmp_path, RoughyDownloadError)
-    assert "neither Roughy nor the storage says how long it is" in str(error)
+    assert "neither Roughy nor the storage reports the length of the file" in str(error)
 
 
 def test_where_roughy_does_not_say_the_size_the_storage_does(
@@ -440,8 +464,8 @@ def test_a_ready_asset_without_a_link_is_asked_for_again(
 
 
 def test_a_download_needs_one_id(roughy: Emulator, hook: RoughyHook, tmp_path: Path) -> None:
-    for asset_id, render_id in ((None, None), ("a", "b"), ("", None)):
-        with pytest.raises(RoughyConfigurationError, match="either asset_id or render_id"):
+    for asset_id, render_id, wrong in ((None, None, "both are empty"), ("a", "b", "not both"), ("", None, "both are")):
+        with pytest.raises(RoughyConfigurationError, match=wrong):
             hook.download(tmp_path / "x", asset_id=asset_id, render_id=render_id)
     with pytest.raises(RoughyConfigurationError, match="must be a UUID"):
         hook.download(tmp_path / "x", asset_id="../../etc/passwd")
@@ -594,6 +618,6 @@ def test_neither_link_nor_key_is_ever_told(
     told = caplog.text + "".join(capfd.readouterr()) + uri
     told += repr(error.value) + repr(error.value.__cause__) + repr(error.value.__dict__)
     assert "gave up" in told
-    assert "its link has expired; going on with a fresh one" in told
+    assert f"Renewing the link of Asset {asset_id}, which has expired" in told
     for secret in ("s1gned", urlsplit(storage.url).query, hook.settings.api_key):
         assert secret not in told

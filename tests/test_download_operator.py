@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
-from airflow_provider_roughy.compat import DAG, ObjectStoragePath
-from airflow_provider_roughy.emulator import Emulator
+from airflow_provider_roughy.compat import AIRFLOW_VERSION, DAG, ObjectStoragePath, attach
+from airflow_provider_roughy.emulator import Emulator, Fault
 from airflow_provider_roughy.exceptions import (
     RoughyAssetFailedError,
     RoughyConfigurationError,
     RoughyDownloadError,
+    RoughyInterruptedError,
     RoughyNotFoundError,
     RoughyNotReadyError,
     RoughyPaymentRequiredError,
@@ -23,7 +29,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyUnusableTargetError,
 )
 from airflow_provider_roughy.operators import RoughyDownloadOperator
-from tests.running import Ended, run_task
+from tests.running import Ended, run_task, whenever
 from tests.storage import Answer, Storage, lead
 from tests.uploading import MIB
 
@@ -79,8 +85,8 @@ def test_its_fields_are_templates() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "either asset_id or render_id"),
-        ({"asset_id": "a", "render_id": "b"}, "either asset_id or render_id"),
+        ({}, "neither is given"),
+        ({"asset_id": "a", "render_id": "b"}, "not both"),
         ({"asset_id": "a", "overwrite": "never"}, "overwrite must be one of"),
     ],
 )
@@ -172,6 +178,119 @@ def test_a_kill_that_airflow_announces_ends_the_download(roughy: Emulator, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+#: Where a download can wait for long.
+WAITS = {
+    "body that stalls": Answer(stall_after=MIB + 5),
+    "chunked body that stalls": Answer(stall_after=MIB + 5, chunked=True),
+    "answer that never comes": Answer(silent=True),
+    "pause": Answer(status=503, headers={"Retry-After": "60"}),
+}
+
+
+@contextmanager
+def killed_by_airflow(operator: RoughyDownloadOperator, when: Callable[[], bool]) -> Iterator[list[float]]:
+    """Call ``on_kill`` as Airflow 3 does: in a handler of a signal, after which the task goes on."""
+    killed: list[float] = []
+
+    def kill(*_: object) -> None:
+        killed.append(time.monotonic())
+        operator.on_kill()
+
+    def send() -> None:
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, kill)
+    try:
+        with whenever(when, send):
+            yield killed
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_kill_is_noticed_within_a_second(roughy: Emulator, tmp_path: Path, wait: str) -> None:
+    with Storage(CONTENT) as storage:
+        asset_id = stalled(roughy, storage)
+        storage.answers.clear()
+        storage.manner = WAITS[wait]
+        operator = RoughyDownloadOperator(task_id="download", target=tmp_path / "talk.mp3", asset_id=asset_id)
+        with (
+            killed_by_airflow(operator, lambda: bool(storage.asked)) as killed,
+            pytest.raises(RoughyDownloadError, match="The task was killed at"),
+        ):
+            operator.execute({})
+        assert time.monotonic() - killed[0] < 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_kill_from_another_thread_is_noticed_at_any_rate(roughy: Emulator, tmp_path: Path) -> None:
+    """Bytes come, but it takes minutes until there is a block of them."""
+    asset_id = roughy.seed_asset(content=CONTENT)
+    roughy.inject(Fault(path="/storage/*", reply_rate=20_000))
+    operator = RoughyDownloadOperator(task_id="download", target=tmp_path / "talk.mp3", asset_id=asset_id)
+
+    def is_begun() -> bool:
+        return any(request.path.startswith("/storage") for request in roughy.requests)
+
+    killed: list[float] = []
+
+    def kill() -> None:
+        time.sleep(0.3)
+        killed.append(time.monotonic())
+        operator.on_kill()
+
+    with whenever(is_begun, kill), pytest.raises(RoughyDownloadError, match="The task was killed at"):
+        operator.execute({})
+    assert time.monotonic() - killed[0] < 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_task_that_was_killed_before_it_began_downloads_nothing(roughy: Emulator, tmp_path: Path) -> None:
+    operator = RoughyDownloadOperator(
+        task_id="download", target=tmp_path / "talk.mp3", asset_id=roughy.seed_asset(content=CONTENT)
+    )
+    operator.on_kill()
+    with pytest.raises(RoughyInterruptedError, match="The task was killed"):
+        operator.execute({})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(AIRFLOW_VERSION.startswith("2."), reason="Airflow 2 runs a task in no thread")
+@pytest.mark.parametrize("same", [True, False], ids=["same bytes", "other bytes"])
+@pytest.mark.parametrize("way", ["path", "memory://"])
+def test_two_who_must_not_replace_do_not(roughy: Emulator, tmp_path: Path, way: str, same: bool) -> None:
+    """The files are as long, and both have begun before either is written."""
+    attach("memory", fs=MemoryFileSystem())
+    target = f"{tmp_path}/cut.mp4" if way == "path" else "memory://two/cut.mp4"
+    contents = [CONTENT, CONTENT if same else CONTENT[::-1]]
+    renders = [roughy.seed_render(content=content) for content in contents]
+    both, ended = threading.Barrier(2), dict[int, BaseException | str]()
+
+    def run(number: int) -> None:
+        operator = RoughyDownloadOperator(
+            task_id=f"download_{number}", target=target, render_id=renders[number], overwrite="fail"
+        )
+        try:
+            both.wait(20)
+            ended[number] = operator.execute({})
+        except BaseException as error:
+            ended[number] = error
+
+    roughy.inject(Fault(path="/storage/*", delay=0.5, times=2))
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    written = Path(target).read_bytes() if way == "path" else MemoryFileSystem().cat("/two/cut.mp4")
+    MemoryFileSystem.store.clear()
+    results = [number for number in range(2) if ended[number] == target]
+    assert len(results) == 1 + same
+    assert {type(each) for each in ended.values()} == ({str} if same else {str, RoughyTargetExistsError})
+    assert written == contents[results[0]]
+
+
 def test_no_secret_is_told(
     roughy: Emulator, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -183,6 +302,6 @@ def test_no_secret_is_told(
         assert all("authorization" not in asked.headers for asked in storage.asked)
     assert ended.state == "success", ended.error
     told = "".join(capfd.readouterr()) + caplog.text + ended.result
-    assert "its link has expired" in told
+    assert "Renewing the link" in told
     for secret in ("X-Amz-Signature", "s1gned", roughy.api_key):
         assert secret not in told

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import AsyncIterator, Iterator
 from functools import cache
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,10 +17,11 @@ from typing import Any
 import airflow
 import pytest
 
+from airflow_provider_roughy import compat
 from airflow_provider_roughy.compat import TriggerEvent
 from airflow_provider_roughy.emulator import Emulator
 from airflow_provider_roughy.hooks import RoughyHook
-from airflow_provider_roughy.links import asset_links
+from airflow_provider_roughy.observability.links import asset_links
 from airflow_provider_roughy.sensors import RoughyAssetSensor
 from airflow_provider_roughy.triggers import RoughyAssetsReadyTrigger
 from harness import media
@@ -268,9 +270,12 @@ def respond(answer: str) -> None:
     from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
     from airflow.api_fastapi.core_api.datamodels.hitl import UpdateHITLDetailPayload
     from airflow.api_fastapi.core_api.routes.public.hitl import update_hitl_detail
+    from airflow.models.dagbag import DBDagBag
     from airflow.models.hitl import HITLDetail
     from airflow.utils.session import create_session
 
+    # Airflow 3.4 asks for them.
+    more: dict[str, Any] = {"dag_bag": DBDagBag()} if "dag_bag" in signature(update_hitl_detail).parameters else {}
     with create_session() as session:
         (asked,) = session.query(HITLDetail).filter_by(responded_at=None)
         update_hitl_detail(
@@ -280,6 +285,7 @@ def respond(answer: str) -> None:
             UpdateHITLDetailPayload(chosen_options=[answer]),
             SimpleAuthManagerUser(username="editor", role="user"),
             session,
+            **more,
         )
 
 
@@ -297,6 +303,7 @@ class EdgeTriggered(RoughyAssetsReadyTrigger):
 
 
 @pytest.mark.skipif("roughy_react_to_media" in TOO_NEW, reason="Airflow 2 has no watchers of assets")
+@pytest.mark.skipif(compat._LINE >= (3, 4), reason="Airflow 3.4 has a queue row for each event, and leaves none behind")
 @pytest.mark.parametrize(
     ("cls", "loses"),
     [pytest.param(EdgeTriggered, True, marks=pytest.mark.once), (RoughyAssetsReadyTrigger, False)],
@@ -359,14 +366,12 @@ def test_the_dag_of_the_readme_runs(roughy: Emulator, recordings: dict[str, Path
         import airflow.sdk  # noqa: F401  # Airflow 3
     except ImportError:
         block = block.replace("from airflow.sdk import", "from airflow_provider_roughy.compat import")
-    block = block.replace("/data/interview.mp3", str(recordings["audio"])).replace(
-        "catchup=False)", "catchup=False) as dag"
-    )
+    block = block.replace("/data/interview.mp3", str(recordings["audio"]))
     path = DAGS_FOLDER / "interviews.py"
     path.write_text(block)
     ended = Run(load(path).dag, {})
     assert ended.state == "success"
-    assert ended.states() == {name: ["success"] for name in ("upload", "wait", "use", "delete")}
+    assert ended.states() == {name: ["success"] for name in ("upload", "wait", "use")}
 
 
 CALLBACK_DAG = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyConfigurationError,
     RoughyConflictError,
     RoughyFrameRateRequiredError,
+    RoughyInterruptedError,
     RoughyNotFoundError,
     RoughyProtocolError,
     RoughyTargetExistsError,
@@ -21,7 +23,7 @@ from airflow_provider_roughy.exceptions import (
 )
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.operators import RoughyExportCutOperator, RoughyExportSubtitlesOperator
-from tests.running import Ended, run_task
+from tests.running import Ended, run_task, whenever
 
 NOBODY = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"
 
@@ -142,6 +144,40 @@ def test_a_file_that_is_there_is_replaced_kept_or_an_error(cut_id: str, tmp_path
     assert timeline(cut_id, target, overwrite="skip").result == str(target)
     with pytest.raises(ValueError, match="overwrite"):
         timeline(cut_id, target, overwrite="ask")
+
+
+@pytest.mark.parametrize("overwrite", ["skip", "fail"])
+def test_file_of_another_cut_that_is_as_long_is_another_file(roughy: Emulator, tmp_path: Path, overwrite: str) -> None:
+    """A timeline's lines, and those of captions, are of a fixed width."""
+    asset_id = roughy.seed_asset(type="video")
+    old, new = (
+        roughy.seed_cut(asset_id=asset_id, segments=segments, frame_rate="25", script=script)
+        for segments, script in (([(0, 10), (20, 30)], "a"), ([(5, 15), (40, 50)], "b"))
+    )
+    for export, target in ((timeline, tmp_path / "talk.edl"), (captions, tmp_path / "talk.srt")):
+        assert export(old, target).state == "success"
+        before = target.read_bytes()
+        assert export(old, target, overwrite=overwrite).state == "success"
+        ended = export(new, target, overwrite=overwrite)
+        expected = tmp_path / "expected"
+        export(new, expected)
+        assert len(before) == expected.stat().st_size
+        if overwrite == "fail":
+            assert (ended.state, type(ended.error)) == ("failed", RoughyTargetExistsError)
+        assert target.read_bytes() == (before if overwrite == "fail" else expected.read_bytes())
+
+
+@pytest.mark.parametrize("operator", [RoughyExportCutOperator, RoughyExportSubtitlesOperator])
+def test_kill_ends_an_export_that_waits(
+    roughy: Emulator, cut_id: str, tmp_path: Path, operator: type[RoughyExportCutOperator]
+) -> None:
+    roughy.inject(Fault(method="GET", path="/v1/cuts/*", status=503, headers={"Retry-After": "60"}, times=None))
+    task = operator(task_id="export", cut_id=cut_id, target=tmp_path / "talk", format="srt")
+    began = time.monotonic()
+    with whenever(lambda: bool(roughy.requests), task.on_kill), pytest.raises(RoughyInterruptedError):
+        task.execute({})
+    assert time.monotonic() - began < 10
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_target_that_cannot_be_written_burns_no_retries(cut_id: str, tmp_path: Path) -> None:

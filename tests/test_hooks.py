@@ -53,8 +53,9 @@ def test_a_connection_may_be_a_uri(roughy: Emulator, monkeypatch: pytest.MonkeyP
         assert hook.settings.timeout == 2.0
 
 
-def test_test_connection_tells_the_balance(hook: RoughyHook, roughy: Emulator) -> None:
-    assert hook.test_connection() == (True, f"Roughy answers at {roughy.url}; 1000 credits left")
+def test_test_connection_returns_the_balance_and_the_project(hook: RoughyHook, roughy: Emulator) -> None:
+    project = f"project {roughy.project_id} (Emulator)"
+    assert hook.test_connection() == (True, f"Roughy answers at {roughy.url}; 1000 credits left; {project}")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,8 @@ def test_assets_are_listed_over_all_pages(hook: RoughyHook, roughy: Emulator) ->
     roughy.clear_requests()
     assert [asset.id for asset in hook.list_assets(state="ready")] == ids[::-1]
     asked = [parse_qs(request.query) for request in roughy.requests]
-    assert [query["offset"] for query in asked] == [["0"], ["100"], ["200"]]
+    # Each page begins with the last entry of the page before.
+    assert [query["offset"] for query in asked] == [["0"], ["99"], ["198"]]
     assert all(query["limit"] == ["100"] for query in asked)
 
 

@@ -26,7 +26,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyUploadError,
 )
 from airflow_provider_roughy.hooks import RoughyHook
-from airflow_provider_roughy.progress import Progress
+from airflow_provider_roughy.transfer.progress import Progress
 from harness import media
 from tests.running import whenever
 from tests.uploading import MIB, Store, Told, arrived, as_it_was, asked, remember, upload
@@ -324,7 +324,7 @@ def test_a_lost_reply_to_the_creation_leaves_an_empty_asset_and_says_so(
     roughy.inject(Fault(method="POST", path="/v1/assets", lose_reply=True))
     ended = upload(store, recording)
     assert (ended.state, type(ended.error)) == ("up_for_retry", RoughyUnreachableError)
-    assert "Roughy may have made an asset in project" in "".join(capsys.readouterr())
+    assert "Roughy may have created an asset in project" in "".join(capsys.readouterr())
     ended = upload(store, recording)
     orphan, asset = roughy.assets
     assert (orphan["state"], orphan["stored_bytes"]) == ("pending_upload", 0)
@@ -336,7 +336,7 @@ def test_a_refused_creation_is_no_lost_reply(
 ) -> None:
     roughy.balance = 0
     assert type(upload(store, recording).error) is RoughyInsufficientCreditsError
-    assert "may have made an asset" not in "".join(capsys.readouterr())
+    assert "may have created an asset" not in "".join(capsys.readouterr())
 
 
 # ---- What is said
@@ -350,13 +350,10 @@ def test_each_pause_is_one_line(
     roughy.inject(Fault(**HEAD, nth=2, status=423, body=""))
     with caplog.at_level("INFO"):
         hook.upload(hook.create_asset(None, 3 * MIB), recording, fresh=True)
-    said = [record.getMessage() for record in caplog.records if "without progress" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "no progress" in record.getMessage()]
     assert len(said) == 5
-    assert (
-        "try 1 of 8 without progress failed; going on in 1.0 s, as Retry-After asks: PATCH /v1/uploads/…: 429"
-        in said[0]
-    )
-    assert "try 5 of 8 without progress failed; going on in 0.0 s: " in said[4]
+    assert "no progress (attempt 1 of 8); retrying in 1.0 s (Retry-After): PATCH /v1/uploads/…: 429" in said[0]
+    assert "no progress (attempt 5 of 8); retrying in 0.0 s: " in said[4]
     assert sum(": 423" in line for line in said) == 1
     assert sum("no answer from 127.0.0.1" in line for line in said) == 3
     for line in said:
@@ -369,7 +366,7 @@ def test_progress_is_measured_within_a_request(
     # The first request is refused after a block, the next one breaks off, and its last block has not arrived.
     course = [(0.5, 1), (31.0, 1), (31.1, 2), (33.0, 3), (34.0, 3), (36.0, 4)]
     clock = iter([0.0, *(at for at, _ in course)])
-    monkeypatch.setattr("airflow_provider_roughy.progress.time", SimpleNamespace(monotonic=clock.__next__))
+    monkeypatch.setattr("airflow_provider_roughy.transfer.progress.time", SimpleNamespace(monotonic=clock.__next__))
     progress = Progress(logging.getLogger(__name__), "Asset 1")
     with caplog.at_level("INFO"):
         for _, done in course:
@@ -418,7 +415,7 @@ def test_a_store_that_hangs_does_not_stall_the_transfer(
     store.set = hang  # type: ignore[method-assign]
     # A minute passes with each look at the clock, so that each block is a reason to show the progress.
     clock = SimpleNamespace(monotonic=Minutes())
-    monkeypatch.setattr("airflow_provider_roughy.progress.time", clock)
+    monkeypatch.setattr("airflow_provider_roughy.transfer.progress.time", clock)
     with whenever(lambda: [asset["state"] for asset in roughy.assets] == ["processing"], released.set):
         ended = upload(store, recording)
     assert ended.state == "success", ended.error

@@ -131,8 +131,8 @@ def verdicts() -> list[Verdict]:
         Verdict.of(ASSET, asset("ready", upload_url="https://secret", download_url="https://secret")),
         Verdict.of(ASSET, asset("failed", error_code="e", error_message="m")),
         Verdict.of(ASSET, asset("pending_payment")),
-        Verdict.refused(ASSET, ID, locked),
-        Verdict.refused(ASSET, ID, RoughyConfigurationError("no key")),
+        Verdict.unavailable(ASSET, ID, locked),
+        Verdict.unavailable(ASSET, ID, RoughyConfigurationError("no key")),
         Verdict.timed_out(ASSET, ID, state="processing", error=None),
         Verdict.timed_out(ASSET, ID, state=None, error=down),
     ]
@@ -160,7 +160,7 @@ def test_a_refusal_keeps_its_type_and_its_facts() -> None:
         "GET /v1/assets/x", status=423, code="account_locked", message="Locked.", request_id="r-1"
     )
     with pytest.raises(RoughyAuthenticationError) as raised:
-        Verdict.from_event(Verdict.refused(ASSET, ID, error).to_event()).raise_for_failure("fail")
+        Verdict.from_event(Verdict.unavailable(ASSET, ID, error).to_event()).raise_for_failure("fail")
     assert raised.value.to_dict() == error.to_dict()
 
 

@@ -1,4 +1,4 @@
-"""The link from a task to its asset: there while it waits, and nothing at all where nobody wants one."""
+"""The link from a task to its asset, if ``[roughy] asset_link`` is set."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 import pytest
 
 from airflow_provider_roughy.compat import BaseOperator
 from airflow_provider_roughy.emulator import Emulator
-from airflow_provider_roughy.links import asset_links
+from airflow_provider_roughy.get_provider_info import get_provider_info
+from airflow_provider_roughy.observability.links import asset_links
 from airflow_provider_roughy.operators import RoughyCreateUploadOperator, RoughyCutOperator, RoughyRenderOperator
 from airflow_provider_roughy.sensors import RoughyAssetSensor
 from tests.running import TaskInstance, run_task
@@ -34,13 +36,13 @@ TASKS: dict[str, Any] = {
 
 @pytest.fixture
 def roughy() -> Iterator[Emulator]:
-    """A Roughy in which nothing happens by itself."""
+    """An emulator in which no state changes by itself."""
     with Emulator(progression="manual") as emulator:
         yield emulator
 
 
 def links_while_it_waits(make: Any, roughy: Emulator) -> tuple[str, list[Any]]:
-    """Return an asset, and the link that a task about it had each time that it began to wait."""
+    """Return an asset, and the link of its task each time that the task began to wait."""
     asset_id, ti = roughy.seed_asset("processing"), TaskInstance()
     task: BaseOperator = make(task_id="task", asset_id=asset_id, timeout=30, deferrable=True)
     seen: list[Any] = []
@@ -54,14 +56,14 @@ def links_while_it_waits(make: Any, roughy: Emulator) -> tuple[str, list[Any]]:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_it_is_there_while_the_task_waits(name: str, roughy: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_link_exists_while_the_task_waits(name: str, roughy: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__ROUGHY__ASSET_LINK", PAGE)
     asset_id, seen = links_while_it_waits(TASKS[name], roughy)
     assert set(seen) == {f"https://media.example.org/assets/{asset_id}?tab=1"}
 
 
 @pytest.mark.parametrize("name", [name for name in TASKS if name != "upload"])
-def test_an_id_that_is_none_is_said_as_without_a_link(
+def test_invalid_asset_id_fails_the_task_without_retry(
     name: str, roughy: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIRFLOW__ROUGHY__ASSET_LINK", PAGE)
@@ -73,9 +75,7 @@ def test_an_id_that_is_none_is_said_as_without_a_link(
 @pytest.mark.parametrize(
     "page", [None, "", "javascript:{asset_id}", "https://media.example.org/", "/assets/{asset_id}"]
 )
-def test_there_is_nothing_where_nobody_wants_one(
-    page: str | None, roughy: Emulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_link_without_a_valid_setting(page: str | None, roughy: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     if page is not None:
         monkeypatch.setenv("AIRFLOW__ROUGHY__ASSET_LINK", page)
     assert asset_links() == ()
@@ -83,7 +83,15 @@ def test_there_is_nothing_where_nobody_wants_one(
 
 
 @pytest.mark.once
-def test_tasks_about_an_asset_have_it() -> None:
+def test_stored_dags_find_the_link_under_its_old_path() -> None:
+    listed = get_provider_info()["extra-links"]
+    (link,) = {getattr(import_module(module), name) for module, _, name in (path.rpartition(".") for path in listed)}
+    # By its own path, a DAG that is serialized now names it.
+    assert {f"{link.__module__}.{link.__name__}", "airflow_provider_roughy.links.RoughyAssetLink"} <= set(listed)
+
+
+@pytest.mark.once
+def test_tasks_about_an_asset_have_the_link() -> None:
     program = """
 from airflow_provider_roughy import operators, sensors
 found = vars(operators) | vars(sensors)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_roughy.compat import AirflowSkipException, BaseOperator, TaskDeferred
+from airflow_provider_roughy.compat import AIRFLOW_VERSION, AirflowSkipException, BaseOperator, TaskDeferred
 from airflow_provider_roughy.emulator import Choices, Emulator, Fault
 from airflow_provider_roughy.exceptions import (
     RoughyAssetFailedError,
@@ -29,6 +31,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyValidationError,
 )
 from airflow_provider_roughy.operators import RoughyCutOperator, RoughyRenderOperator
+from airflow_provider_roughy.sensors import RoughyRenderSensor
 from airflow_provider_roughy.triggers import RoughyAssetTrigger, RoughyRenderTrigger, RoughyTrigger
 from tests.running import Ended, run_task, whenever
 
@@ -109,7 +112,7 @@ def settle(roughy: Emulator, kind: str, state: str = "completed", **fields: Any)
 # ---- Made and waited for
 
 
-def test_the_result_is_the_id_in_every_mode(roughy: Emulator, kind: str, way: str) -> None:
+def test_result_is_the_id_in_every_mode(roughy: Emulator, kind: str, way: str) -> None:
     asset_id = roughy.seed_asset()
     ended = run(roughy, operator(kind, asset_id, **WAYS[way]), f"/v1/{kind}s", settle(roughy, kind))
     assert ended.state == "success", ended.error
@@ -118,7 +121,7 @@ def test_the_result_is_the_id_in_every_mode(roughy: Emulator, kind: str, way: st
     assert (ended.result, found["asset_id"]) == (found["id"], asset_id)
 
 
-def test_what_is_there_already_takes_one_request(roughy: Emulator, kind: str, way: str) -> None:
+def test_existing_resource_takes_one_request(roughy: Emulator, kind: str, way: str) -> None:
     asset_id = roughy.seed_asset()
     options = {"script": "short"} if kind == "cut" else {"output": {"format": "mov", "resolution": "720p"}}
     first = run(roughy, operator(kind, asset_id, **options, **WAYS[way]), f"/v1/{kind}s", settle(roughy, kind))
@@ -128,12 +131,12 @@ def test_what_is_there_already_takes_one_request(roughy: Emulator, kind: str, wa
     assert [(request.method, request.path) for request in roughy.requests] == [("POST", f"/v1/{kind}s")]
 
 
-def test_nobody_has_to_wait(roughy: Emulator, kind: str, way: str) -> None:
+def test_without_wait_for_completion_the_id_is_returned_at_once(roughy: Emulator, kind: str, way: str) -> None:
     ended = run_task(operator(kind, roughy.seed_asset(), wait_for_completion=False, **WAYS[way]))
     assert (ended.state, ended.result, ended.waited) == ("success", made(roughy, kind)[0]["id"], "")
 
 
-def test_a_failure_is_named_and_burns_no_retries(roughy: Emulator, kind: str, way: str) -> None:
+def test_failed_resource_is_named_and_uses_no_retry(roughy: Emulator, kind: str, way: str) -> None:
     fails = settle(roughy, kind, "failed", error_code="no_speech", error_message="nothing is said")
     ended = run(roughy, operator(kind, roughy.seed_asset(), **WAYS[way]), f"/v1/{kind}s", fails)
     error = {"cut": RoughyCutFailedError, "render": RoughyRenderFailedError}[kind]
@@ -141,26 +144,26 @@ def test_a_failure_is_named_and_burns_no_retries(roughy: Emulator, kind: str, wa
     assert f"{kind.capitalize()} {made(roughy, kind)[0]['id']} failed: no_speech: nothing is said" in str(ended.error)
 
 
-def test_a_wait_that_takes_too_long_burns_no_retries(roughy: Emulator, kind: str, way: str) -> None:
+def test_timeout_of_the_wait_uses_no_retry(roughy: Emulator, kind: str, way: str) -> None:
     ended = run_task(operator(kind, roughy.seed_asset(), timeout=0.4, **WAYS[way]))
     assert (ended.state, type(ended.error)) == ("failed", RoughyTimeoutError)
     assert f"{kind.capitalize()} {made(roughy, kind)[0]['id']} was not done in time: it was still" in str(ended.error)
 
 
-def test_the_execution_timeout_bounds_the_wait(roughy: Emulator, kind: str, way: str) -> None:
+def test_execution_timeout_bounds_the_wait(roughy: Emulator, kind: str, way: str) -> None:
     limit = timedelta(seconds=0.8)
     ended = run_task(operator(kind, roughy.seed_asset(), timeout=600, execution_timeout=limit, **WAYS[way]))
     assert (ended.state, type(ended.error)) == ("failed", RoughyTimeoutError)
 
 
-def test_a_lost_reply_makes_nothing_twice(roughy: Emulator, kind: str, way: str) -> None:
+def test_lost_reply_creates_no_second_resource(roughy: Emulator, kind: str, way: str) -> None:
     roughy.inject(Fault(method="POST", path=f"/v1/{kind}s", lose_reply=True))
     ended = run(roughy, operator(kind, roughy.seed_asset(), **WAYS[way]), f"/v1/{kind}s", settle(roughy, kind))
     assert ended.result == made(roughy, kind)[0]["id"]
     assert len(made(roughy, kind)) == 1
 
 
-def test_a_retry_finds_what_the_first_try_has_made(
+def test_retry_finds_the_resource_of_the_first_try(
     roughy: Emulator, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("random.uniform", lambda low, high: 0.0)
@@ -173,7 +176,7 @@ def test_a_retry_finds_what_the_first_try_has_made(
     assert len(made(roughy, kind)) == 1
 
 
-def test_after_a_kill_the_same_is_waited_for(roughy: Emulator, kind: str, way: str) -> None:
+def test_wait_after_a_kill_is_for_the_same_resource(roughy: Emulator, kind: str, way: str) -> None:
     task = operator(kind, roughy.seed_asset(), poll_interval=20, **WAYS[way])
     ended = run_task(
         task,
@@ -185,7 +188,7 @@ def test_after_a_kill_the_same_is_waited_for(roughy: Emulator, kind: str, way: s
 
 
 @pytest.mark.parametrize("fault", [{"status": 500}, {"status": 429}, {"drop": True}, {"garbage": True}], ids=str)
-def test_a_passing_fault_of_a_look_is_waited_through(roughy: Emulator, way: str, fault: dict[str, Any]) -> None:
+def test_transient_error_of_a_poll_does_not_end_the_wait(roughy: Emulator, way: str, fault: dict[str, Any]) -> None:
     roughy.inject(Fault(method="GET", path="/v1/cuts/*", **fault))
     ended = run(roughy, operator("cut", roughy.seed_asset(), **WAYS[way]), "/v1/cuts", settle(roughy, "cut"))
     assert ended.state == "success", ended.error
@@ -204,7 +207,7 @@ def make_ready(roughy: Emulator, asset_id: str, kind: str) -> Callable[[], None]
     return act
 
 
-def test_an_asset_in_the_making_is_waited_for_as_retry_after_says(roughy: Emulator, way: str) -> None:
+def test_processing_asset_is_polled_after_its_retry_after(roughy: Emulator, way: str) -> None:
     asset_id = roughy.seed_asset("processing")
 
     def ready() -> None:
@@ -223,7 +226,7 @@ def test_an_asset_in_the_making_is_waited_for_as_retry_after_says(roughy: Emulat
     assert look.started_at - refused.started_at >= 1.0
 
 
-def test_an_asset_in_the_making_takes_no_worker(roughy: Emulator) -> None:
+def test_processing_asset_is_waited_for_in_the_triggerer(roughy: Emulator) -> None:
     roughy.inject(Fault(method="POST", path="/v1/cuts", reply_headers={"Retry-After": "120"}))
     asset_id = roughy.seed_asset("processing")
     began = time.time()
@@ -241,7 +244,7 @@ def test_an_asset_in_the_making_takes_no_worker(roughy: Emulator) -> None:
     }
 
 
-def test_both_waits_together_have_one_deadline(roughy: Emulator, kind: str) -> None:
+def test_waits_for_asset_and_resource_share_one_deadline(roughy: Emulator, kind: str) -> None:
     asset_id = roughy.seed_asset("processing")
     deadlines: list[float] = []
 
@@ -263,7 +266,7 @@ def settle_later(roughy: Emulator, kind: str) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("output", [{"format": "mp4"}, MP3], ids=["video", "audio"])
-def test_a_render_waits_for_its_asset_too(roughy: Emulator, output: dict[str, Any]) -> None:
+def test_render_waits_for_its_asset(roughy: Emulator, output: dict[str, Any]) -> None:
     """Of a video Roughy says ``asset_not_ready``, and not whether it ever will be: the asset itself tells."""
     asset_id = roughy.seed_asset("processing", type="video")
     task = operator("render", asset_id, output=output, deferrable=True)
@@ -273,7 +276,7 @@ def test_a_render_waits_for_its_asset_too(roughy: Emulator, output: dict[str, An
 
 
 @pytest.mark.parametrize("becomes", ["failed", "pending_payment"])
-def test_what_becomes_of_the_asset_meanwhile_is_told(roughy: Emulator, kind: str, way: str, becomes: str) -> None:
+def test_outcome_of_the_asset_during_the_wait_is_reported(roughy: Emulator, kind: str, way: str, becomes: str) -> None:
     asset_id = roughy.seed_asset("processing")
     ended = run(
         roughy,
@@ -287,7 +290,7 @@ def test_what_becomes_of_the_asset_meanwhile_is_told(roughy: Emulator, kind: str
     assert made(roughy, kind) == []
 
 
-def test_an_asset_that_failed_burns_no_retries(roughy: Emulator, kind: str, way: str) -> None:
+def test_failed_asset_uses_no_retry(roughy: Emulator, kind: str, way: str) -> None:
     ended = run_task(operator(kind, roughy.seed_asset("failed"), **WAYS[way]))
     assert (ended.state, type(ended.error)) == ("failed", RoughyAssetFailedError)
 
@@ -302,7 +305,7 @@ def test_an_asset_that_failed_burns_no_retries(roughy: Emulator, kind: str, way:
     ],
 )
 @pytest.mark.parametrize("moment", ["at first", "meanwhile"])
-def test_an_unpaid_asset_is_an_outcome_of_its_own(
+def test_unpaid_asset_ends_as_on_pending_payment_says(
     roughy: Emulator, way: str, moment: str, policy: Any, state: str, error: Any
 ) -> None:
     asset_id = roughy.seed_asset("pending_payment" if moment == "at first" else "processing")
@@ -317,7 +320,7 @@ def test_an_unpaid_asset_is_an_outcome_of_its_own(
     assert roughy.cuts == []
 
 
-def test_an_asset_that_is_paid_for_meanwhile_goes_on(roughy: Emulator, kind: str, way: str) -> None:
+def test_wait_continues_after_the_asset_is_paid_for(roughy: Emulator, kind: str, way: str) -> None:
     asset_id = roughy.seed_asset("pending_payment", duration_seconds="61")
 
     def pay() -> None:
@@ -329,7 +332,7 @@ def test_an_asset_that_is_paid_for_meanwhile_goes_on(roughy: Emulator, kind: str
     assert (ended.state, ended.result) == ("success", made(roughy, kind)[0]["id"]), ended.error
 
 
-def test_two_answers_that_contradict_each_other_have_an_end(roughy: Emulator, way: str) -> None:
+def test_contradicting_replies_end_at_the_deadline(roughy: Emulator, way: str) -> None:
     """The asset is ready, and Roughy says that it is not: asked again as ``Retry-After`` says, until the time is up."""
     envelope = {"error": {"code": "asset_processing", "message": "Still processing."}}
     roughy.inject(
@@ -345,25 +348,25 @@ def test_two_answers_that_contradict_each_other_have_an_end(roughy: Emulator, wa
 
 
 @pytest.mark.parametrize("asset_id", ["None", "", "not an id"])
-def test_an_id_that_is_none_fails_at_once(roughy: Emulator, kind: str, asset_id: str) -> None:
+def test_malformed_id_fails_at_once(roughy: Emulator, kind: str, asset_id: str) -> None:
     ended = run_task(operator(kind, asset_id))
     assert (ended.state, type(ended.error)) == ("failed", RoughyConfigurationError)
     assert "asset_id must be a UUID" in str(ended.error)
     assert roughy.requests == []
 
 
-def test_an_asset_that_is_not_there_fails_at_once(roughy: Emulator, kind: str) -> None:
+def test_missing_asset_fails_at_once(roughy: Emulator, kind: str) -> None:
     ended = run_task(operator(kind, NOBODY))
     assert (ended.state, type(ended.error)) == ("failed", RoughyNotFoundError)
 
 
 @pytest.mark.parametrize("output", [{"format": "avi"}, {"format": "mp3", "resolution": "720p"}], ids=str)
-def test_roughy_refuses_an_output_that_it_does_not_know(roughy: Emulator, output: dict[str, Any]) -> None:
+def test_unknown_output_is_refused_by_roughy(roughy: Emulator, output: dict[str, Any]) -> None:
     ended = run_task(operator("render", roughy.seed_asset(type="video"), output=output))
     assert (ended.state, type(ended.error)) == ("failed", RoughyValidationError)
 
 
-def test_a_cut_that_is_not_completed_is_named(roughy: Emulator) -> None:
+def test_cut_that_is_not_completed_is_named(roughy: Emulator) -> None:
     asset_id = roughy.seed_asset()
     cut_id = roughy.seed_cut("processing", asset_id=asset_id)
     ended = run_task(operator("render", asset_id, cut_id=cut_id))
@@ -372,7 +375,7 @@ def test_a_cut_that_is_not_completed_is_named(roughy: Emulator) -> None:
     assert isinstance(ended.error, RoughyConflictError)
 
 
-def test_a_render_follows_its_cut(roughy: Emulator) -> None:
+def test_render_names_its_cut(roughy: Emulator) -> None:
     asset_id = roughy.seed_asset()
     cut_id = roughy.seed_cut(asset_id=asset_id)
     run_task(operator("render", asset_id, cut_id=cut_id, wait_for_completion=False))
@@ -380,25 +383,25 @@ def test_a_render_follows_its_cut(roughy: Emulator) -> None:
 
 
 @pytest.mark.parametrize("words", ["Trigger timeout", "Trigger/execution timeout"], ids=["Airflow 3", "Airflow 2"])
-def test_a_wait_that_no_triggerer_took_burns_no_retries(roughy: Emulator, kind: str, words: str) -> None:
+def test_wait_without_a_triggerer_uses_no_retry(roughy: Emulator, kind: str, words: str) -> None:
     with pytest.raises(RoughyTimeoutError, match="is a triggerer running"):
         operator(kind, NOBODY).resume_execution("__fail__", {"error": words}, {})
     assert roughy.requests == []
 
 
-def test_an_event_of_an_older_version_has_no_deadline(roughy: Emulator, kind: str) -> None:
+def test_event_of_an_older_version_without_deadline_is_accepted(roughy: Emulator, kind: str) -> None:
     event: dict[str, Any] = {"status": "succeeded", "kind": kind, "id": NOBODY, "state": "completed"}
     event |= {"resource": {}, "request_id": None, "error": None}
     assert operator(kind, NOBODY).execute_complete({}, event) == NOBODY
 
 
-def test_a_policy_that_does_not_exist_is_refused_when_the_dag_is_read(kind: str) -> None:
+def test_unknown_policy_is_refused_when_the_dag_is_parsed(kind: str) -> None:
     with pytest.raises(ValueError, match="on_pending_payment"):
         operator(kind, NOBODY, on_pending_payment="ignore")
 
 
 @pytest.mark.parametrize("name", ["timeout", "poll_interval"])
-def test_a_time_that_is_none_is_refused_when_the_dag_is_read(kind: str, name: str) -> None:
+def test_invalid_time_is_refused_when_the_dag_is_parsed(kind: str, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be a number of seconds above 0"):
         operator(kind, NOBODY, **{name: 0})
 
@@ -419,7 +422,7 @@ def render_state(roughy: Emulator) -> str:
         pytest.param(True, {"timeout": 600, "execution_timeout": timedelta(seconds=0.4)}, marks=pytest.mark.once),
     ],
 )
-def test_a_render_that_takes_too_long_is_cancelled_if_that_is_wanted(
+def test_timeout_cancels_the_render_with_cancel_on_kill(
     roughy: Emulator, way: str, cancel: bool, limit: dict[str, Any]
 ) -> None:
     ended = run_task(operator("render", roughy.seed_asset(), cancel_on_kill=cancel, **limit, **WAYS[way]))
@@ -428,7 +431,7 @@ def test_a_render_that_takes_too_long_is_cancelled_if_that_is_wanted(
 
 
 @pytest.mark.parametrize("cancel", [True, False])
-def test_a_render_whose_worker_is_killed_is_cancelled_if_that_is_wanted(roughy: Emulator, cancel: bool) -> None:
+def test_kill_cancels_the_render_with_cancel_on_kill(roughy: Emulator, cancel: bool) -> None:
     task = operator("render", roughy.seed_asset(), cancel_on_kill=cancel, poll_interval=20)
 
     class Killed(BaseException):
@@ -449,12 +452,124 @@ def test_a_render_whose_worker_is_killed_is_cancelled_if_that_is_wanted(roughy: 
     assert (render_state(roughy) == "pending") != cancel
 
 
-def test_a_kill_before_there_is_a_render_cancels_nothing(roughy: Emulator) -> None:
+#: Tests of tasks that run side by side.
+runs_in_threads = pytest.mark.skipif(AIRFLOW_VERSION.startswith("2."), reason="Airflow 2 runs a task in no thread")
+
+
+@contextmanager
+def waiting_too(roughy: Emulator, asset_id: str, way: str) -> Iterator[list[Any]]:
+    """Another task that waits for the same render, whose id or error is there in the end."""
+    ended: list[Any] = []
+
+    def wait() -> None:
+        task: BaseOperator
+        if way == "sensor":
+            task = RoughyRenderSensor(task_id="another", render_id=roughy.renders[0]["id"], poke_interval=0.05)
+        else:
+            task = operator("render", asset_id, task_id="another", **WAYS[way])
+        found = run_task(task)
+        ended.append(found.error or found.result)
+
+    looks = len(asked(roughy, "GET", "/v1/renders/"))
+    thread = threading.Thread(target=wait)
+    thread.start()
+    try:
+        while len(asked(roughy, "GET", "/v1/renders/")) < looks + 3:
+            time.sleep(0.02)
+        yield ended
+    finally:
+        settle(roughy, "render")()
+        thread.join()
+
+
+@runs_in_threads
+@pytest.mark.parametrize("another", ["sync", "deferrable", "sensor"])
+def test_render_that_another_task_waits_for_is_not_cancelled_by_a_kill(roughy: Emulator, another: str) -> None:
+    asset_id = roughy.seed_asset()
+    task = operator("render", asset_id, cancel_on_kill=True)
+    thread = threading.Thread(target=lambda: task.execute({}))
+    thread.start()
+    while not asked(roughy, "GET", "/v1/renders/"):
+        time.sleep(0.02)
+    with waiting_too(roughy, asset_id, another) as ended:
+        task.on_kill()
+        assert render_state(roughy) == "pending"
+    thread.join()
+    (result,) = ended
+    assert not isinstance(result, Exception)
+
+
+@runs_in_threads
+def test_render_that_another_task_waits_for_is_not_cancelled_by_a_timeout(roughy: Emulator, way: str) -> None:
+    asset_id = roughy.seed_asset()
+    render_id = roughy.seed_render("pending", asset_id=asset_id, output=MP3)
+    with waiting_too(roughy, asset_id, "deferrable") as ended:
+        found = run_task(operator("render", asset_id, cancel_on_kill=True, timeout=0.4, **WAYS[way]))
+        assert type(found.error) is RoughyTimeoutError
+        assert render_state(roughy) == "pending"
+    assert ended == [render_id]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_task_in_another_process_knows_of_waiters_in_the_triggerer(roughy: Emulator, alone: bool) -> None:
+    asset_id = roughy.seed_asset()
+    render_id = roughy.seed_render("processing", asset_id=asset_id, output=MP3)
+
+    async def time_out() -> dict[str, Any]:
+        async def wait(seconds: float) -> Any:
+            trigger = RoughyRenderTrigger(render_id=render_id, deadline=time.time() + seconds, poll_interval=0.05)
+            return (await trigger.run().__anext__()).payload
+
+        others = [] if alone else [asyncio.ensure_future(wait(60))]
+        await asyncio.sleep(0)
+        event: dict[str, Any] = await wait(0.4)
+        for other in others:
+            other.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        stored: dict[str, Any] = json.loads(json.dumps(event))
+        return stored
+
+    event = asyncio.run(time_out())
+    with pytest.raises(RoughyTimeoutError):
+        operator("render", asset_id, cancel_on_kill=True).execute_complete({}, event)
+    assert (render_state(roughy) == "processing") != alone
+
+
+def test_render_that_two_tasks_of_a_triggerer_wait_for_is_cancelled_with_the_last(
+    roughy: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task_runner = pytest.importorskip("airflow.sdk.execution_time.task_runner", reason="Airflow 2 asks its database")
+    answer = {"run": {"render": "failed"}}
+    monkeypatch.setattr(task_runner.RuntimeTaskInstance, "get_task_states", staticmethod(lambda **_: answer))
+    render_id = roughy.seed_render("processing")
+
+    async def kill_both() -> list[str]:
+        states = []
+        triggers = [
+            RoughyRenderTrigger(render_id=render_id, deadline=time.time() + 60, poll_interval=0.05, cancel_on_kill=True)
+            for _ in range(2)
+        ]
+        waits = [asyncio.ensure_future(trigger.run().__anext__()) for trigger in triggers]
+        while not asked(roughy, "GET", f"/v1/renders/{render_id}"):  # noqa: ASYNC110 - the emulator's loop is another
+            await asyncio.sleep(0.01)
+        for trigger, wait in zip(triggers, waits, strict=True):
+            trigger.task_instance = StoppedTask()  # type: ignore[assignment]
+            wait.cancel()
+            await asyncio.wait([wait])
+            if hasattr(RoughyTrigger, "on_kill"):
+                await trigger.on_kill()
+            states.append(roughy.render(render_id)["state"])
+        return states
+
+    assert asyncio.run(kill_both()) == ["processing", "failed"]
+
+
+def test_kill_before_the_render_exists_cancels_nothing(roughy: Emulator) -> None:
     operator("render", roughy.seed_asset(), cancel_on_kill=True).on_kill()
     assert roughy.requests == []
 
 
-def test_a_render_that_no_triggerer_waited_for_is_found_and_cancelled(roughy: Emulator) -> None:
+def test_wait_without_a_triggerer_cancels_its_render(roughy: Emulator) -> None:
     task = operator("render", roughy.seed_asset(), cancel_on_kill=True, deferrable=True)
     with pytest.raises(TaskDeferred) as deferred:
         task.execute({})
@@ -465,14 +580,14 @@ def test_a_render_that_no_triggerer_waited_for_is_found_and_cancelled(roughy: Em
     assert len(roughy.renders) == 1
 
 
-def test_a_cancel_that_fails_hides_nothing(roughy: Emulator) -> None:
+def test_failed_cancellation_keeps_the_error_of_the_task(roughy: Emulator) -> None:
     roughy.inject(Fault(method="DELETE", status=403, times=None))
     ended = run_task(operator("render", roughy.seed_asset(), timeout=0.4, cancel_on_kill=True))
     assert type(ended.error) is RoughyTimeoutError
 
 
 @pytest.mark.parametrize("trigger", [RoughyTrigger(kind="cut", id=NOBODY, deadline=1.0), None], ids=["cut", "render"])
-def test_what_airflow_stores_of_a_wait_is_plain(trigger: RoughyTrigger | None) -> None:
+def test_stored_trigger_is_plain_json(trigger: RoughyTrigger | None) -> None:
     alike = {"roughy_conn_id": "roughy_default", "poll_interval": 30.0, "deadline": 1.0, "on_pending_payment": "fail"}
     if trigger is not None:
         expected = "airflow_provider_roughy.triggers.RoughyTrigger", {"kind": "cut", "id": NOBODY, **alike}
@@ -495,7 +610,7 @@ class StoppedTask:
     [("failed", True), ("success", True), ("skipped", True), ("deferred", False), ("scheduled", False), (None, False)],
 )
 @pytest.mark.parametrize("wanted", [True, False])
-def test_a_render_is_cancelled_in_the_triggerer_only_if_its_task_has_ended(
+def test_triggerer_cancels_the_render_only_if_its_task_has_ended(
     roughy: Emulator, monkeypatch: pytest.MonkeyPatch, state: str | None, cancelled: bool, wanted: bool
 ) -> None:
     """A trigger is stopped as well when it moves to another triggerer, and when its task is cleared."""

@@ -52,7 +52,7 @@ def audio(recordings: dict[str, Path]) -> Path:
     return recordings["audio"]
 
 
-def test_a_recording_arrives_whole(roughy: Emulator, recordings: dict[str, Path]) -> None:
+def test_recording_is_uploaded_completely(roughy: Emulator, recordings: dict[str, Path]) -> None:
     for name, kind in (("audio", "audio"), ("video", "video")):
         ended = upload(recordings[name], language="DE")
         asset = roughy.asset(ended.result)
@@ -70,7 +70,7 @@ MODES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("progression", ["immediate", "polls=2"])
 @pytest.mark.parametrize("options", MODES.values(), ids=MODES)
-def test_the_result_is_the_asset_id_in_every_mode(
+def test_result_is_the_asset_id_in_every_mode(
     roughy: Emulator, audio: Path, options: dict[str, Any], progression: str
 ) -> None:
     roughy.progression = progression
@@ -82,7 +82,7 @@ def test_the_result_is_the_asset_id_in_every_mode(
 
 @pytest.mark.once
 @pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
-def test_retry_after_of_the_first_look_is_obeyed(roughy: Emulator, audio: Path, deferrable: bool) -> None:
+def test_retry_after_of_the_first_poll_is_obeyed(roughy: Emulator, audio: Path, deferrable: bool) -> None:
     # After the look that confirms the upload.
     roughy.inject(Fault(method="GET", path="/v1/assets/*", nth=2, status=429, headers={"Retry-After": "1"}))
     ended = upload(audio, wait_for_completion=True, deferrable=deferrable, poll_interval=0.05)
@@ -98,7 +98,7 @@ def test_retry_after_of_the_first_look_is_obeyed(roughy: Emulator, audio: Path, 
     ("policy", "state", "error"),
     [("fail", "failed", RoughyPaymentRequiredError), ("skip", "skipped", None), ("return", "success", None)],
 )
-def test_an_unpaid_asset_is_an_outcome_of_its_own(
+def test_unpaid_asset_ends_as_on_pending_payment_says(
     roughy: Emulator, tmp_path: Path, deferrable: bool, progression: str, policy: Any, state: str, error: Any
 ) -> None:
     roughy.progression = progression
@@ -118,7 +118,7 @@ def test_an_unpaid_asset_is_an_outcome_of_its_own(
 
 
 @pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
-def test_an_asset_that_fails_fails_the_task(roughy: Emulator, audio: Path, tmp_path: Path, deferrable: bool) -> None:
+def test_failed_asset_fails_the_task(roughy: Emulator, audio: Path, tmp_path: Path, deferrable: bool) -> None:
     roughy.progression = "polls=2"
     broken = tmp_path / "broken.mp3"
     content = audio.read_bytes()
@@ -129,14 +129,14 @@ def test_an_asset_that_fails_fails_the_task(roughy: Emulator, audio: Path, tmp_p
 
 
 @pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
-def test_a_wait_that_takes_too_long_burns_no_retries(roughy: Emulator, audio: Path, deferrable: bool) -> None:
+def test_timeout_of_the_wait_uses_no_retry(roughy: Emulator, audio: Path, deferrable: bool) -> None:
     roughy.progression = "manual"
     ended = upload(audio, wait_for_completion=True, deferrable=deferrable, poll_interval=0.05, timeout=0.3)
     assert (ended.state, type(ended.error)) == ("failed", RoughyTimeoutError)
 
 
 @pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
-def test_the_execution_timeout_bounds_upload_and_wait_together(roughy: Emulator, audio: Path, deferrable: bool) -> None:
+def test_execution_timeout_bounds_upload_and_wait_together(roughy: Emulator, audio: Path, deferrable: bool) -> None:
     roughy.progression = "manual"
     ended = upload(
         audio,
@@ -150,7 +150,7 @@ def test_the_execution_timeout_bounds_upload_and_wait_together(roughy: Emulator,
 
 
 @pytest.mark.parametrize("deferrable", [True, False], ids=["deferrable", "not deferrable"])
-def test_a_look_has_no_longer_than_the_wait(
+def test_poll_ends_with_the_timeout_of_the_wait(
     roughy: Emulator,
     audio: Path,
     connection: dict[str, Any],
@@ -164,17 +164,17 @@ def test_a_look_has_no_longer_than_the_wait(
     roughy.inject(Fault(method="GET", path="/v1/assets/*", nth=2, hang=True))
     ended = upload(audio, wait_for_completion=True, deferrable=deferrable, poll_interval=0.05, timeout=1)
     assert ended.state == "success", ended.error
-    assert "no whole answer within 1 s" in "".join(capsys.readouterr())
+    assert "no complete reply within 1 s" in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize("words", ["Trigger timeout", "Trigger/execution timeout"], ids=["Airflow 3", "Airflow 2"])
-def test_a_wait_that_no_triggerer_took_burns_no_retries(roughy: Emulator, audio: Path, words: str) -> None:
+def test_wait_without_a_triggerer_uses_no_retry(roughy: Emulator, audio: Path, words: str) -> None:
     operator = RoughyCreateUploadOperator(task_id="upload", source=audio)
     with pytest.raises(RoughyTimeoutError, match="is a triggerer running"):
         operator.resume_execution("__fail__", {"error": words}, {})
 
 
-def test_it_waits_where_an_event_loop_runs_already(roughy: Emulator, audio: Path) -> None:
+def test_wait_works_inside_a_running_event_loop(roughy: Emulator, audio: Path) -> None:
     """As in a notebook's ``dag.test()``."""
     roughy.progression = "polls=3"
 
@@ -185,7 +185,7 @@ def test_it_waits_where_an_event_loop_runs_already(roughy: Emulator, audio: Path
     assert (ended.state, ended.result) == ("success", roughy.assets[0]["id"]), ended.error
 
 
-def test_a_kill_ends_the_wait_where_an_event_loop_runs_already(roughy: Emulator, audio: Path) -> None:
+def test_kill_ends_a_wait_inside_a_running_event_loop(roughy: Emulator, audio: Path) -> None:
     roughy.progression = "manual"
     task = RoughyCreateUploadOperator(
         task_id="upload", source=audio, wait_for_completion=True, poll_interval=0.05, timeout=100, asset_id=None
@@ -210,7 +210,7 @@ def test_a_kill_ends_the_wait_where_an_event_loop_runs_already(roughy: Emulator,
     [0, -1, float("nan"), float("inf"), pytest.param(10**400, id="10**400"), "30", True, timedelta(0)],
     ids=repr,
 )
-def test_a_time_that_is_none_is_refused_when_the_dag_is_read(audio: Path, name: str, value: Any) -> None:
+def test_invalid_time_is_refused_when_the_dag_is_parsed(audio: Path, name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{name} must be a number of seconds above 0, or a timedelta"):
         RoughyCreateUploadOperator(task_id="upload", source=audio, **{name: value})
 
@@ -240,7 +240,7 @@ UNUSABLE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("make", UNUSABLE.values(), ids=UNUSABLE)
-def test_an_unusable_source_is_refused_before_anything_is_created(roughy: Emulator, tmp_path: Path, make: Any) -> None:
+def test_unusable_source_is_refused_before_an_asset_is_created(roughy: Emulator, tmp_path: Path, make: Any) -> None:
     make(tmp_path / "recording.mp3")
     ended = upload(tmp_path / "recording.mp3")
     assert (ended.state, type(ended.error)) == ("failed", RoughyUnusableSourceError)
@@ -248,22 +248,20 @@ def test_an_unusable_source_is_refused_before_anything_is_created(roughy: Emulat
 
 
 @pytest.mark.parametrize("options", [{"language": "german"}, {"project_id": "None"}, {"asset_id": "None"}], ids=str)
-def test_an_unusable_argument_is_refused_before_anything_is_sent(
-    roughy: Emulator, audio: Path, options: dict[str, Any]
-) -> None:
+def test_unusable_argument_is_refused_before_a_request(roughy: Emulator, audio: Path, options: dict[str, Any]) -> None:
     ended = upload(audio, **options)
     assert (ended.state, type(ended.error)) == ("failed", RoughyConfigurationError)
     assert roughy.requests == []
 
 
-def test_no_credits_is_named_and_burns_no_retries(roughy: Emulator, audio: Path) -> None:
+def test_missing_credits_are_named_and_use_no_retry(roughy: Emulator, audio: Path) -> None:
     roughy.balance = 0
     ended = upload(audio)
     assert (ended.state, type(ended.error)) == ("failed", RoughyInsufficientCreditsError)
     assert roughy.assets == []
 
 
-def test_a_file_that_is_no_media_leaves_nothing_behind(roughy: Emulator, tmp_path: Path) -> None:
+def test_rejected_file_leaves_no_asset(roughy: Emulator, tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("notes " * 1000)
     ended = upload(text)
@@ -272,7 +270,7 @@ def test_a_file_that_is_no_media_leaves_nothing_behind(roughy: Emulator, tmp_pat
 
 
 @pytest.mark.parametrize(("status", "state"), [(400, "failed"), (415, "failed"), (404, "up_for_retry")])
-def test_a_try_that_was_refused_leaves_nothing_behind(
+def test_refused_try_leaves_no_asset(
     roughy: Emulator, audio: Path, status: int, state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("random.uniform", lambda low, high: 0.0)
@@ -283,7 +281,7 @@ def test_a_try_that_was_refused_leaves_nothing_behind(
     assert roughy.assets == []
 
 
-def test_a_try_that_is_killed_cancels_its_upload(roughy: Emulator, audio: Path) -> None:
+def test_killed_try_cancels_its_upload(roughy: Emulator, audio: Path) -> None:
     """Airflow ends a task by an exception raised in a signal handler: execution_timeout, mark failed."""
 
     class Killed(BaseException):
@@ -304,14 +302,14 @@ def test_a_try_that_is_killed_cancels_its_upload(roughy: Emulator, audio: Path) 
     assert roughy.assets == []
 
 
-def test_a_cancel_that_fails_does_not_hide_why_the_try_failed(roughy: Emulator, audio: Path) -> None:
+def test_failed_cancellation_keeps_the_error_of_the_try(roughy: Emulator, audio: Path) -> None:
     roughy.inject(Fault(method="PATCH", status=400, times=None))
     roughy.inject(Fault(method="DELETE", status=403, times=None))
     ended = upload(audio)
     assert "400" in str(ended.error)
 
 
-def test_a_source_that_changes_may_be_retried(
+def test_changed_source_may_be_retried(
     roughy: Emulator, audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("random.uniform", lambda low, high: 0.05)
@@ -329,7 +327,7 @@ def test_a_source_that_changes_may_be_retried(
     assert roughy.assets == []
 
 
-def test_a_transfer_that_gives_up_may_be_retried(roughy: Emulator, audio: Path, monkeypatch: Any) -> None:
+def test_upload_that_gave_up_may_be_retried(roughy: Emulator, audio: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("random.uniform", lambda low, high: 0.0)
     roughy.inject(Fault(method="PATCH", status=503, times=None))
     ended = upload(audio)
@@ -337,7 +335,7 @@ def test_a_transfer_that_gives_up_may_be_retried(roughy: Emulator, audio: Path, 
     assert roughy.assets == []
 
 
-def test_an_open_upload_is_resumed_by_its_asset_id(roughy: Emulator, hook: Any, audio: Path) -> None:
+def test_asset_id_resumes_an_open_upload(roughy: Emulator, hook: Any, audio: Path) -> None:
     asset = hook.create_asset(None, audio.stat().st_size)
     ended = upload(audio, asset_id=asset.id)
     assert ended.result == asset.id
@@ -345,14 +343,14 @@ def test_an_open_upload_is_resumed_by_its_asset_id(roughy: Emulator, hook: Any, 
     assert len(roughy.assets) == 1
 
 
-def test_an_upload_that_is_complete_is_not_sent_again(roughy: Emulator, audio: Path) -> None:
+def test_asset_id_of_a_complete_upload_sends_nothing(roughy: Emulator, audio: Path) -> None:
     first = upload(audio)
     roughy.clear_requests()
     assert upload(audio, asset_id=first.result).result == first.result
     assert [request.method for request in roughy.requests] == ["GET"]
 
 
-def test_a_failed_resume_keeps_the_upload_that_is_not_its_own(roughy: Emulator, hook: Any, audio: Path) -> None:
+def test_failed_resume_by_asset_id_keeps_the_upload(roughy: Emulator, hook: Any, audio: Path) -> None:
     asset = hook.create_asset(None, audio.stat().st_size)
     roughy.inject(Fault(method="PATCH", status=400, times=None))
     assert upload(audio, asset_id=asset.id).state == "failed"
@@ -397,12 +395,12 @@ def test_deleting_is_idempotent_in_any_state(roughy: Emulator, state: str) -> No
     assert roughy.assets == []
 
 
-def test_a_missing_asset_may_be_an_error(roughy: Emulator) -> None:
+def test_deleting_a_missing_asset_fails_with_missing_ok_false(roughy: Emulator) -> None:
     ended = delete(NOBODY, missing_ok=False)
     assert (ended.state, type(ended.error)) == ("failed", RoughyNotFoundError)
 
 
-def test_deleting_nothing_named_is_refused(roughy: Emulator) -> None:
+def test_deleting_an_empty_id_is_refused(roughy: Emulator) -> None:
     ended = delete("None")
     assert (ended.state, type(ended.error)) == ("failed", RoughyConfigurationError)
     assert roughy.requests == []
@@ -418,7 +416,7 @@ def test_deleting_nothing_named_is_refused(roughy: Emulator) -> None:
     ],
     ids=["upload", "ingest", "cut", "render"],
 )
-def test_defaults_of_a_dag_reach_what_operators_have_in_common(make: Callable[[], Any]) -> None:
+def test_default_args_set_common_parameters(make: Callable[[], Any]) -> None:
     defaults = {
         "deferrable": True,
         "poll_interval": timedelta(minutes=1),
@@ -433,7 +431,7 @@ def test_defaults_of_a_dag_reach_what_operators_have_in_common(make: Callable[[]
 
 
 @pytest.mark.parametrize("cls", [RoughyCreateUploadOperator, RoughyIngestOperator])
-def test_what_operators_have_in_common_can_be_given_to_mapped_ones(cls: Any) -> None:
+def test_mapped_operators_take_common_parameters(cls: Any) -> None:
     with DAG("dag", start_date=datetime(2026, 1, 1), schedule=None):
         mapped = cls.partial(task_id="task", deferrable=True, poll_interval=5).expand(source=["/a.mp3", "/b.mp3"])
     assert mapped.partial_kwargs["poll_interval"] == 5

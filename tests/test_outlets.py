@@ -1,4 +1,4 @@
-"""What other DAGs and Airflow's lineage learn of a task: its outlets' events, and what it read and wrote."""
+"""Events of a task's outlets, and its reports to Airflow's lineage."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ import pytest
 from airflow.utils.session import create_session
 from fsspec.implementations.memory import MemoryFileSystem
 
-from airflow_provider_roughy import lineage
 from airflow_provider_roughy.compat import Asset, AssetAlias, BaseOperator, attach, get_hook_lineage_collector
 from airflow_provider_roughy.emulator import Emulator
 from airflow_provider_roughy.get_provider_info import get_provider_info
 from airflow_provider_roughy.hooks import RoughyHook
+from airflow_provider_roughy.observability import lineage
+from airflow_provider_roughy.observability.outlets import MAX_IDS, Product, announce, ids_by_outcome
 from airflow_provider_roughy.operators import (
     RoughyCreateUploadOperator,
     RoughyCutOperator,
@@ -31,12 +32,11 @@ from airflow_provider_roughy.operators import (
     RoughyIngestOperator,
     RoughyRenderOperator,
 )
-from airflow_provider_roughy.outlets import MOST_IDS, Product, announce, ids_by_outcome
 from airflow_provider_roughy.sensors import RoughyAssetSensor, RoughyCutSensor, RoughyRenderSensor
-from airflow_provider_roughy.storage import asset_uri
+from airflow_provider_roughy.transfer.storage import asset_uri
 from harness import media
 from tests.conftest import DAGS_FOLDER
-from tests.running import Ended, run_task, whenever
+from tests.running import Ended, TaskInstance, run_task, whenever
 from tests.test_example_dags import Run, load
 from tests.uploading import Store
 
@@ -61,13 +61,13 @@ pytestmark = pytest.mark.usefixtures("airflow_db", "patient")
 
 @pytest.fixture
 def roughy() -> Iterator[Emulator]:
-    """A Roughy in which nothing happens by itself."""
+    """An emulator in which no state changes by itself."""
     with Emulator(progression="manual") as emulator:
         yield emulator
 
 
 class Reader:
-    """Runs tasks, and holds what Airflow would learn of the last process of each."""
+    """Runs tasks, and stores the events and lineage of the last process of each."""
 
     def __init__(self) -> None:
         context = import_module("airflow.utils.context" if AIRFLOW_2 else "airflow.sdk.execution_time.context")
@@ -129,7 +129,7 @@ class Reader:
 
 @pytest.fixture
 def reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
-    """An Airflow in which somebody reads lineage, by Airflow's own collector."""
+    """Airflow's own collector of lineage, with a reader."""
     if hasattr(get_hook_lineage_collector, "cache_clear"):
         readers = "airflow.sdk.plugins_manager.get_hook_lineage_readers_plugins"
         monkeypatch.setattr(readers, lambda: [object])
@@ -166,15 +166,15 @@ def run(roughy: Emulator, reader: Reader, task: BaseOperator, mode: str) -> Ende
 
 
 def waiting(mode: str) -> dict[str, Any]:
-    """The options of a task that waits where the mode says."""
+    """Return the options of a task that waits in a mode."""
     return {"poll_interval": 0.05, "timeout": 60, "deferrable": mode != "worker"}
 
 
-# ---- What operators and sensors say
+# ---- Operators and sensors
 
 
 @MODES
-def test_an_upload_announces_its_asset_once_it_is_ready(
+def test_upload_announces_its_asset_when_ready(
     roughy: Emulator, reader: Reader, recordings: dict[str, Path], mode: str
 ) -> None:
     source = recordings["audio"]
@@ -194,7 +194,9 @@ def test_an_upload_announces_its_asset_once_it_is_ready(
     assert (reader.read, reader.written) == ([f"file://{source}"], [uri("asset", asset_id)])
 
 
-def test_what_is_only_uploaded_is_not_announced(roughy: Emulator, reader: Reader, recordings: dict[str, Path]) -> None:
+def test_upload_without_waiting_announces_nothing(
+    roughy: Emulator, reader: Reader, recordings: dict[str, Path]
+) -> None:
     source, store = recordings["audio"], Store()
     upload = RoughyCreateUploadOperator(task_id="upload", source=source)
     asset_id = reader.run(upload, task_state_store=store).result
@@ -212,7 +214,7 @@ def test_what_is_only_uploaded_is_not_announced(roughy: Emulator, reader: Reader
 
 @pytest.mark.parametrize("mode", ["worker", "reschedule", "triggerer", "nowhere"])
 @pytest.mark.parametrize("kind", ["asset", "cut", "render"])
-def test_a_sensor_announces_what_it_found(roughy: Emulator, reader: Reader, kind: str, mode: str) -> None:
+def test_sensor_announces_the_resource(roughy: Emulator, reader: Reader, kind: str, mode: str) -> None:
     sensor = {"asset": RoughyAssetSensor, "cut": RoughyCutSensor, "render": RoughyRenderSensor}[kind]
     ended_state = "ready" if kind == "asset" else "completed"
     state = ended_state if mode == "nowhere" else "processing"
@@ -240,7 +242,7 @@ def test_a_sensor_announces_what_it_found(roughy: Emulator, reader: Reader, kind
 
 
 @pytest.mark.parametrize("state", ["pending_payment", "failed"])
-def test_what_is_not_ready_is_not_announced(roughy: Emulator, reader: Reader, state: str) -> None:
+def test_resource_that_is_not_ready_is_not_announced(roughy: Emulator, reader: Reader, state: str) -> None:
     asset_id = roughy.seed_asset(state)
     sensor = RoughyAssetSensor(task_id="wait", asset_id=asset_id, on_pending_payment="return")
     ended = reader.run(sensor)
@@ -281,7 +283,7 @@ def test_cuts_and_renders_are_announced_when_they_are_completed(
     assert reader.written == [uri("render", render_id)]
 
 
-def test_a_cut_that_is_not_waited_for_is_not_announced(roughy: Emulator, reader: Reader) -> None:
+def test_cut_without_waiting_is_not_announced(roughy: Emulator, reader: Reader) -> None:
     asset_id = roughy.seed_asset()
     cut_id = reader.run(RoughyCutOperator(task_id="cut", asset_id=asset_id, wait_for_completion=False)).result
     assert reader.announced == []
@@ -290,7 +292,7 @@ def test_a_cut_that_is_not_waited_for_is_not_announced(roughy: Emulator, reader:
 
 @pytest.mark.once
 @pytest.mark.parametrize("mode", ["worker", "triggerer"])
-def test_a_batch_announces_each_recording_that_is_ready(
+def test_batch_announces_each_ready_recording(
     roughy: Emulator, reader: Reader, recordings: dict[str, Path], tmp_path: Path, mode: str
 ) -> None:
     folder = tmp_path / "incoming"
@@ -310,7 +312,7 @@ def test_a_batch_announces_each_recording_that_is_ready(
     (failed,) = [asset["id"] for asset in roughy.assets if asset["id"] not in ready]
     assert reader.said == {
         "project_id": roughy.project_id,
-        "counts": {"ready": 2, "failed": 1, "refused": 1},
+        "counts": {"ready": 2, "failed": 1, "rejected": 1},
         "ready": ready,
         "pending_payment": [],
         "failed": [failed],
@@ -320,7 +322,7 @@ def test_a_batch_announces_each_recording_that_is_ready(
 
 
 @pytest.mark.parametrize(("timeout", "announced"), [(None, 100), ("60", 150)])
-def test_no_more_is_announced_than_airflow_takes(
+def test_announcements_are_limited_by_the_api_timeout(
     reader: Reader, monkeypatch: pytest.MonkeyPatch, timeout: str | None, announced: int
 ) -> None:
     if timeout is not None:
@@ -333,25 +335,21 @@ def test_no_more_is_announced_than_airflow_takes(
     assert [extra for _, extra in reader.announced] == [{"number": number, **more} for number in range(announced)]
 
 
-def test_ten_thousand_recordings_are_told_in_less_than_a_hundred_kilobytes() -> None:
+def test_extra_of_ten_thousand_recordings_is_below_100_kb() -> None:
     told = ids_by_outcome({"ready": [ID] * 10_000, "pending_payment": [ID]})
-    assert (len(told["ready"]), told["pending_payment"], told["omitted"]) == (MOST_IDS, [ID], {"ready": 9000})
+    assert (len(told["ready"]), told["pending_payment"], told["omitted"]) == (MAX_IDS, [ID], {"ready": 9000})
     assert len(json.dumps(told)) < 100_000
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["written", "there already"])
-def test_files_are_announced_by_their_uris(
-    roughy: Emulator, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+def test_written_files_are_announced_by_uri(
+    roughy: Emulator, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asset_id = roughy.seed_asset(duration_seconds=75, content=b"moving pictures", extension="mp4", type="video")
     cut_id = roughy.seed_cut(asset_id=asset_id, segments=[(1, 2)], frame_rate=25)
     # A path that is none of its own.
     monkeypatch.chdir(tmp_path)
-    for _ in range(1 + again):
-        download: BaseOperator = RoughyDownloadOperator(
-            task_id="download", target="take #1.mp4", asset_id=asset_id, overwrite="skip"
-        )
-        assert reader.run(download).result == "take #1.mp4"
+    download = RoughyDownloadOperator(task_id="download", target="take #1.mp4", asset_id=asset_id)
+    assert reader.run(download).result == "take #1.mp4"
     extra = {"target": "take #1.mp4", "asset_id": asset_id}
     assert reader.announced == [(f"file://{tmp_path}/take %231.mp4", extra)]
     assert reader.said == {"state": "written", **extra}
@@ -363,7 +361,33 @@ def test_files_are_announced_by_their_uris(
     assert (reader.read, reader.written) == ([uri("cut", cut_id)], [target])
 
 
-def test_a_storage_is_told_once_and_without_who_signs_in(
+@pytest.mark.parametrize("overwrite", ["skip", "fail"])
+def test_existing_file_is_announced_by_retries_only(
+    roughy: Emulator, reader: Reader, tmp_path: Path, overwrite: Any
+) -> None:
+    """An earlier try may have written the file, and have been killed before Airflow stored its events."""
+    asset_id = roughy.seed_asset(type="video", content=b"moving pictures")
+    cut_id = roughy.seed_cut(asset_id=asset_id, segments=[(1, 2)], frame_rate=25)
+
+    def announced(try_number: int) -> list[tuple[int, str]]:
+        ti = TaskInstance()
+        ti.try_number = try_number
+        found = []
+        options = {"task_id": "task", "overwrite": overwrite}
+        for task in (
+            RoughyDownloadOperator(target=tmp_path / "a.mp4", asset_id=asset_id, **options),
+            RoughyExportCutOperator(target=tmp_path / "a.edl", cut_id=cut_id, format="edl", **options),
+        ):
+            assert reader.run(task, ti=ti).state == "success"
+            found.append((len(reader.announced), reader.said["state"]))
+        return found
+
+    assert announced(1) == [(1, "written")] * 2
+    assert announced(1) == [(0, "unchanged")] * 2
+    assert announced(2) == [(1, "unchanged")] * 2
+
+
+def test_storage_uri_is_announced_once_without_credentials(
     roughy: Emulator, reader: Reader, recordings: dict[str, Path]
 ) -> None:
     storage = MemoryFileSystem()
@@ -383,7 +407,7 @@ def test_a_storage_is_told_once_and_without_who_signs_in(
     assert (reader.read, reader.written) == ([uri("asset", asset_id)], [target])
 
 
-def test_a_deletion_announces_nothing(roughy: Emulator, reader: Reader) -> None:
+def test_deletion_announces_nothing(roughy: Emulator, reader: Reader) -> None:
     asset_id = roughy.seed_asset()
     for state in ("deleted", "gone"):
         reader.run(RoughyDeleteAssetOperator(task_id="delete", asset_id=asset_id))
@@ -391,10 +415,10 @@ def test_a_deletion_announces_nothing(roughy: Emulator, reader: Reader) -> None:
         assert reader.said == {"state": state, "asset_id": asset_id}
 
 
-# ---- Nothing fails because of it
+# ---- Errors fail no task
 
 
-def test_a_task_needs_no_outlets_and_no_airflow_that_has_them(roughy: Emulator, reader: Reader) -> None:
+def test_task_runs_without_outlets(roughy: Emulator, reader: Reader) -> None:
     sensor = RoughyAssetSensor(task_id="wait", asset_id=roughy.seed_asset())
     assert run_task(sensor, context={"outlet_events": reader.events}).state == "success"
     assert len(reader.events) == 0
@@ -402,7 +426,7 @@ def test_a_task_needs_no_outlets_and_no_airflow_that_has_them(roughy: Emulator, 
     assert run_task(sensor).state == "success"
 
 
-def test_what_airflow_does_not_take_fails_no_task(
+def test_error_of_an_outlet_event_does_not_fail_the_task(
     roughy: Emulator, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Longer than the URI of an asset may be.
@@ -421,7 +445,7 @@ def test_what_airflow_does_not_take_fails_no_task(
     assert reader.run(RoughyAssetSensor(task_id="wait", asset_id=asset_id)).state == "success"
 
 
-def test_lineage_costs_no_collector_where_nobody_reads_it(
+def test_lineage_creates_no_collector_without_a_reader(
     roughy: Emulator, hook: RoughyHook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def made() -> None:
@@ -440,7 +464,7 @@ def test_lineage_costs_no_collector_where_nobody_reads_it(
 @pytest.mark.skipif(
     airflow.__version__.startswith(("3.0.", "3.1.", "3.2.")), reason="Airflow 3 writes events as its newest line does"
 )
-def test_an_upload_starts_another_dag(roughy: Emulator, recordings: dict[str, Path]) -> None:
+def test_upload_starts_another_dag(roughy: Emulator, recordings: dict[str, Path]) -> None:
     roughy.progression = "seconds=1"
     module = load(Path(shutil.copy(Path(__file__).with_name("announcing.py"), DAGS_FOLDER)))
     if AIRFLOW_2:  # Airflow 3 reads the folder by itself.
@@ -461,7 +485,7 @@ def test_an_upload_starts_another_dag(roughy: Emulator, recordings: dict[str, Pa
     assert queued == ["announced"]
 
 
-# ---- What things are called
+# ---- URIs
 
 
 @pytest.mark.parametrize(
@@ -476,18 +500,18 @@ def test_an_upload_starts_another_dag(roughy: Emulator, recordings: dict[str, Pa
         ("https://user:secret@host/talk.mp4?signature=secret", "https://host/talk.mp4"),
     ],
 )
-def test_a_location_is_called_as_a_dag_would(location: str, expected: str) -> None:
+def test_location_has_the_uri_that_a_dag_would_use(location: str, expected: str) -> None:
     assert asset_uri(location) == expected
     assert Asset(uri=expected).uri == expected, "Airflow calls it something else"
 
 
 @pytest.mark.parametrize("kind", ["asset", "cut", "render", "project"])
-def test_airflow_takes_the_uris_of_roughy(kind: str) -> None:
+def test_airflow_accepts_the_uris_of_roughy(kind: str) -> None:
     assert Asset(uri=f"Roughy://{kind.upper()}/{ID.upper()}/").uri == lineage.resource_uri(kind, ID)
     assert lineage.create_asset(kind=kind, id=ID, extra={"a": 1}) == Asset(uri=uri(kind, ID), extra={"a": 1})
 
 
-def test_openlineage_finds_the_resources_of_roughy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openlineage_converts_the_uris_of_roughy(monkeypatch: pytest.MonkeyPatch) -> None:
     # What it would bring is a dependency of nothing here.
     event = ModuleType("openlineage.client.event_v2")
     event.Dataset = dict  # type: ignore[attr-defined]
@@ -512,7 +536,7 @@ def test_openlineage_finds_the_resources_of_roughy(monkeypatch: pytest.MonkeyPat
         f"roughy:/asset/{ID}",
     ],
 )
-def test_a_wrong_uri_is_told_when_the_dag_is_read(wrong: str) -> None:
-    message = r"roughy://KIND/ID, with one of .* and a UUID"
+def test_wrong_uri_is_reported_at_dag_parse(wrong: str) -> None:
+    message = r"roughy://KIND/ID, where KIND is one of .* and ID is a UUID"
     with pytest.warns(UserWarning, match=message) if AIRFLOW_2 else pytest.raises(ValueError, match=message):
         Asset(uri=wrong)

@@ -1,4 +1,4 @@
-"""What holds for the package as a whole: its rooms, its names, what it loads."""
+"""Properties of the package as a whole: its layers, its names, what it loads."""
 
 from __future__ import annotations
 
@@ -26,95 +26,145 @@ from airflow_provider_roughy.triggers import check_event_came
 
 ROOT = Path(airflow_provider_roughy.__file__).parent
 
-#: Which room may import which.
-ROOMS: dict[str, set[str]] = {
+#: The modules and folders of the package, from the lowest layer to the highest, and what each imports. This is the only
+#: place where the order is stated; a row imports only rows above it.
+LAYERS: dict[str, set[str]] = {
     "__init__": set(),
     "get_provider_info": {"__init__"},
     "compat": {"__init__"},
+    "arguments": set(),
+    "event_loop": set(),
+    "logs": set(),
+    "airflow_db": {"compat"},
     "exceptions": {"compat"},
     "settings": {"exceptions"},
     "api": {"exceptions", "settings"},
-    "lifecycle": {"api", "compat", "exceptions"},
-    "webhooks": {"api", "exceptions"},
-    "retry": {"api", "exceptions"},
+    "lifecycle": {"api", "arguments", "compat", "exceptions", "logs"},
+    "http": {"__init__", "api", "compat", "exceptions", "logs", "settings"},
     "retry_policy": {"compat", "exceptions"},
-    "client": {"__init__", "api", "compat", "exceptions", "retry", "settings"},
-    "progress": set(),
-    "storage": {"compat"},
-    "lineage": {"compat", "storage"},
-    "outlets": {"compat", "lifecycle", "lineage", "storage"},
-    "links": {"compat"},
-    "source": {"api", "compat", "exceptions", "storage"},
-    "target": {"compat", "exceptions", "storage"},
-    "tus": {"api", "client", "exceptions", "lifecycle", "retry", "source"},
-    "download": {"api", "client", "compat", "exceptions", "lifecycle", "retry", "target"},
-    "recordings": {"exceptions", "lifecycle", "source", "storage"},
-    "probe": {"exceptions", "source"},
-    "ledger": {"compat", "exceptions", "storage"},
-    "abreast": {"exceptions"},
-    "durable": {"api", "client", "exceptions", "lifecycle", "progress", "retry", "source", "tus"},
+    "transfer": {"api", "compat", "exceptions", "http", "lifecycle", "logs"},
+    "observability": {"compat", "lifecycle", "transfer"},
+    "probe": {"exceptions", "transfer"},
+    "ledger": {"api", "compat", "exceptions", "logs", "transfer"},
     "hooks": {
         "api",
-        "client",
         "compat",
-        "download",
-        "durable",
         "exceptions",
         "get_provider_info",
+        "http",
         "ledger",
         "lifecycle",
-        "lineage",
-        "retry",
+        "logs",
+        "observability",
         "settings",
-        "source",
-        "storage",
-        "target",
+        "transfer",
     },
-    "polling": {"api", "client", "exceptions", "hooks", "lifecycle", "retry", "settings"},
-    "memory": {"durable", "exceptions", "ledger", "source"},
+    "polling": {"api", "event_loop", "exceptions", "hooks", "http", "lifecycle", "logs", "settings"},
     "ingest": {
-        "abreast",
-        "api",
-        "durable",
-        "exceptions",
-        "hooks",
-        "ledger",
-        "lifecycle",
-        "memory",
-        "polling",
-        "probe",
-        "progress",
-        "recordings",
-        "source",
-    },
-    "events": {"api", "compat", "exceptions", "ledger", "lifecycle", "lineage", "memory"},
-    "watching": {"api", "events", "exceptions", "hooks", "ledger", "lifecycle", "polling", "retry"},
-    "triggers": {"api", "compat", "events", "exceptions", "hooks", "lifecycle", "polling", "storage", "watching"},
-    "plugin": {"compat"},
-    "receiver": {"compat", "exceptions", "hooks", "lifecycle", "settings", "webhooks"},
-    "sensors": {"compat", "hooks", "lifecycle", "lineage", "links", "outlets", "polling", "triggers"},
-    "operators": {
         "api",
         "compat",
-        "durable",
+        "event_loop",
         "exceptions",
         "hooks",
+        "http",
+        "ledger",
+        "lifecycle",
+        "logs",
+        "polling",
+        "probe",
+        "transfer",
+    },
+    "asset_events": {
+        "api",
+        "compat",
+        "event_loop",
+        "exceptions",
+        "hooks",
+        "http",
+        "ledger",
+        "lifecycle",
+        "logs",
+        "observability",
+        "polling",
+    },
+    "webhooks": {"airflow_db", "api", "compat", "exceptions", "hooks", "lifecycle", "settings"},
+    "triggers": {
+        "airflow_db",
+        "api",
+        "arguments",
+        "asset_events",
+        "compat",
+        "event_loop",
+        "hooks",
+        "ledger",
+        "lifecycle",
+        "logs",
+        "polling",
+        "transfer",
+    },
+    "sensors": {"arguments", "compat", "hooks", "lifecycle", "observability", "polling", "triggers"},
+    "operators": {
+        "api",
+        "arguments",
+        "compat",
+        "event_loop",
+        "exceptions",
+        "hooks",
+        "http",
         "ingest",
         "ledger",
         "lifecycle",
-        "lineage",
-        "links",
-        "memory",
-        "outlets",
+        "logs",
+        "observability",
         "polling",
         "probe",
-        "progress",
-        "recordings",
-        "source",
-        "storage",
-        "target",
+        "transfer",
         "triggers",
     },
+}
+
+#: Within a folder, which of its files imports which others.
+WITHIN: dict[str, dict[str, set[str]]] = {
+    "http": {
+        "interrupt": set(),
+        "retry": set(),
+        "proxies": set(),
+        "reply": {"interrupt"},
+        "transport": {"interrupt"},
+        "client": {"interrupt", "proxies", "reply", "retry", "transport"},
+    },
+    "transfer": {
+        "storage": set(),
+        "progress": set(),
+        "pool": set(),
+        "source": {"storage"},
+        "target_base": {"storage"},
+        "target_local": {"storage", "target_base"},
+        "target_stored": {"storage", "target_base"},
+        "target": {"storage", "target_base", "target_local", "target_stored"},
+        "tus": {"source"},
+        "resumable": {"progress", "source", "tus"},
+        "download": {"target"},
+    },
+}
+
+#: Modules that only re-export names, under the paths of earlier releases, and the folder with the code.
+RE_EXPORTS = {
+    "client": "http",
+    "retry": "http",
+    "storage": "transfer",
+    "source": "transfer",
+    "target": "transfer",
+    "tus": "transfer",
+    "durable": "transfer",
+    "download": "transfer",
+    "progress": "transfer",
+    "events": "asset_events",
+    "lineage": "observability",
+    "links": "observability",
+    "outlets": "observability",
+    "plugin": "webhooks",
+    "receiver": "webhooks",
 }
 
 #: What could be imported from 0.1, by module.
@@ -147,6 +197,25 @@ PUBLIC_IN_0_1: dict[str, str] = {
 }
 
 
+#: What could be imported from 0.2, by module that has moved since.
+PUBLIC_IN_0_2: dict[str, str] = {
+    "operators.making": "MakingOperator",
+    "receiver": "Receiver build_app",
+    "client": "DEFAULT_BASE_URL AsyncClient Backoff Client Download Settings",
+    "retry": "Backoff Tries TransferTries was_not_processed",
+    "storage": "local_path may_pass as_text without_secrets asset_uri check_no_password stored_path",
+    "source": """
+        BLOCK_BYTES READ_AHEAD_BYTES find_source Source Reader LocalSource StoredSource local_fingerprint
+        stored_fingerprint
+    """,
+    "target": "Overwrite check_overwrite find_target Target Sink LocalTarget StoredTarget",
+    "tus": "RoughyUploader",
+    "durable": "Memory open_uploader DurableUpload",
+    "download": "download Link Downloader",
+    "progress": "Progress Newest bytes_in_words",
+}
+
+
 def imported_modules(path: Path) -> set[str]:
     """Every module that a file names in an import, wherever it stands."""
     names: set[str] = set()
@@ -159,56 +228,94 @@ def imported_modules(path: Path) -> set[str]:
     return names
 
 
-def files(room: str) -> list[Path]:
-    """Return the files of a room: a module, or a folder with all that is below it."""
-    return [*ROOT.glob(f"{room}.py"), *(ROOT / room).rglob("*.py")]
+def files(layer: str) -> list[Path]:
+    """Return the files of a layer: a module, or a folder with all that is below it."""
+    return [*ROOT.glob(f"{layer}.py"), *(ROOT / layer).rglob("*.py")]
+
+
+def imported_parts(layer: str) -> set[str]:
+    """Return the modules and folders of the package that a layer imports, without itself."""
+    parts = {
+        name.split(".")[1] if "." in name else "__init__"
+        for path in files(layer)
+        for name in imported_modules(path)
+        if name.split(".")[0] == "airflow_provider_roughy"
+    }
+    # `from airflow_provider_roughy import __version__` names no module; importing a submodule names the package, too.
+    parts = {name if name in {*LAYERS, *RE_EXPORTS, "emulator"} else "__init__" for name in parts} - {layer}
+    return parts - ({"__init__"} - LAYERS.get(layer, set()))
 
 
 def test_every_module_has_its_place() -> None:
     places = {path.relative_to(ROOT).parts[0].removesuffix(".py") for path in ROOT.rglob("*.py")}
-    assert places == {*ROOMS, "emulator"}
+    assert places == {*LAYERS, *RE_EXPORTS, "emulator"}
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_imports_run_one_way(room: str) -> None:
-    own = {
-        name.split(".")[1] if "." in name else "__init__"
-        for path in files(room)
-        for name in imported_modules(path)
-        if name.split(".")[0] == "airflow_provider_roughy"
+@pytest.mark.parametrize("layer", LAYERS)
+def test_imports_run_one_way(layer: str) -> None:
+    assert imported_parts(layer) == LAYERS[layer]
+    below = list(LAYERS)[: list(LAYERS).index(layer)]
+    assert LAYERS[layer] <= set(below), "a layer imports only layers below it"
+
+
+@pytest.mark.parametrize("folder", WITHIN)
+def test_imports_within_a_folder_run_one_way(folder: str) -> None:
+    prefix = f"airflow_provider_roughy.{folder}."
+    siblings = {
+        path.stem: {
+            name.removeprefix(prefix).split(".")[0] for name in imported_modules(path) if name.startswith(prefix)
+        }
+        for path in (ROOT / folder).glob("*.py")
     }
-    own = {name if name in ROOMS or name == "emulator" else "__init__" for name in own} - {room}
-    if room != "get_provider_info":
-        own -= {"__init__"} - ROOMS[room]
-    assert own <= ROOMS[room]
+    assert siblings.pop("__init__") == set()
+    assert siblings == WITHIN[folder]
+    order = list(WITHIN[folder])
+    assert all(imports <= set(order[: order.index(name)]) for name, imports in WITHIN[folder].items())
 
 
-def test_the_architecture_page_shows_the_rooms() -> None:
+@pytest.mark.parametrize("module", RE_EXPORTS)
+def test_old_paths_only_re_export(module: str) -> None:
+    """The package itself imports from the folder with the code: ``test_imports_run_one_way`` allows nothing else."""
+    assert imported_parts(module) == {RE_EXPORTS[module]}
+    (path,) = files(module)
+    kinds = {type(node) for node in ast.parse(path.read_text()).body}
+    assert kinds <= {ast.Expr, ast.ImportFrom, ast.Assign}
+
+
+def test_the_architecture_page_shows_the_layers() -> None:
     page = (ROOT.parent / "docs" / "architecture.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| .* \| (.*?) ?\|$", page, re.MULTILINE)
-    assert {room: set(re.findall(r"`(\w+)`", imports)) for room, imports in rows} == ROOMS
+    assert [(layer, set(re.findall(r"`(\w+)`", imports))) for layer, imports in rows] == list(LAYERS.items())
+    assert dict(re.findall(r"^\| `(\w+)` \| `(\w+)` \|$", page, re.MULTILINE)) == RE_EXPORTS
 
 
 @pytest.mark.once
-def test_only_the_client_knows_httpx_and_only_the_transfer_tuspy() -> None:
+def test_only_http_imports_httpx_and_only_the_uploader_tuspy() -> None:
     users = {
         library: {
-            room
-            for room in ROOMS
-            if any(library in {n.split(".")[0] for n in imported_modules(path)} for path in files(room))
+            str(path.relative_to(ROOT))
+            for layer in LAYERS
+            for path in files(layer)
+            if library in {name.split(".")[0] for name in imported_modules(path)}
         }
-        for library in ("httpx", "tusclient", "requests", "aiohttp")
+        for library in ("httpx", "httpcore", "tusclient", "requests", "aiohttp")
     }
-    assert users == {"httpx": {"client"}, "tusclient": {"tus"}, "requests": set(), "aiohttp": set()}
+    assert users == {
+        "httpx": {"http/client.py", "http/proxies.py", "http/reply.py", "http/transport.py"},
+        "httpcore": {"http/transport.py"},
+        "tusclient": {"transfer/tus.py"},
+        "requests": set(),
+        "aiohttp": set(),
+    }
 
 
 def test_only_compat_knows_where_airflow_keeps_a_name() -> None:
     users = {
-        room
-        for room in ROOMS
-        if any("airflow" in {n.split(".")[0] for n in imported_modules(path)} for path in files(room))
+        layer
+        for layer in LAYERS
+        if any("airflow" in {n.split(".")[0] for n in imported_modules(path)} for path in files(layer))
     }
-    assert users == {"compat"}
+    assert users == {"airflow_db", "compat"}
 
 
 @pytest.mark.parametrize("name", compat.__all__)
@@ -227,8 +334,7 @@ def test_compat_names_are_told_to_type_checkers_too() -> None:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
     )
     names = {alias.name for node in told.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    made_here = {"AIRFLOW_VERSION", "Announced", "add_lineage", "aget_connection", "aget_task_state", "announce"}
-    made_here |= {"check_airflow"}
+    made_here = {"AIRFLOW_VERSION", "add_lineage", "aget_connection", "check_airflow"}
     assert names - {"Iterable"} == set(compat._HOMES) == set(compat.__all__) - made_here
 
 
@@ -249,12 +355,12 @@ def test_an_airflow_that_is_too_old_is_told_so(tmp_path: Path, module: str) -> N
     )
 
 
-def test_the_pure_rooms_touch_neither_network_nor_clock() -> None:
-    for room in ("exceptions", "lifecycle", "api"):
-        names = {name for path in files(room) for name in imported_modules(path)}
-        # A length of time is no clock.
-        if not any(name.startswith("datetime.") and name != "datetime.timedelta" for name in names):
-            names -= {"datetime", "datetime.timedelta"}
+def test_the_pure_modules_use_neither_network_nor_clock() -> None:
+    for pure in ("exceptions", "lifecycle", "api", "webhooks/messages", "asset_events/baseline"):
+        names = {name for path in files(pure) for name in imported_modules(path)}
+        # Durations and dates that are parsed need no clock.
+        assert not any(re.search(r"\b(utc)?now\(|\btoday\(", path.read_text()) for path in files(pure))
+        names -= {"datetime", "datetime.timedelta", "datetime.datetime", "datetime.UTC"}
         used = {name.split(".")[0] for name in names}
         assert not used & {"httpx", "socket", "time", "datetime", "asyncio", "random", "threading", "os"}
         compat = "airflow_provider_roughy.compat"
@@ -268,7 +374,7 @@ def test_the_pure_rooms_touch_neither_network_nor_clock() -> None:
 def test_the_emulator_shares_nothing_with_the_client() -> None:
     for path in (ROOT / "emulator").rglob("*.py"):
         for name in imported_modules(path):
-            assert not name.startswith(".."), f"{path.name} reaches out of its room: {name}"
+            assert not name.startswith(".."), f"{path.name} imports from outside the emulator: {name}"
             if name.startswith("airflow_provider_roughy"):
                 assert name.startswith("airflow_provider_roughy.emulator"), f"{path.name}: {name}"
             assert name.split(".")[0] not in ("airflow", "httpx", "tusclient"), f"{path.name}: {name}"
@@ -292,6 +398,12 @@ print(sorted(heavy & (set(sys.modules) - before)))
 def test_what_could_be_imported_from_0_1_still_can(module: str) -> None:
     found = import_module(f"airflow_provider_roughy.{module}".rstrip("."))
     assert [name for name in PUBLIC_IN_0_1[module].split() if not hasattr(found, name)] == []
+
+
+@pytest.mark.parametrize("module", PUBLIC_IN_0_2)
+def test_modules_of_0_2_that_moved_stay_importable(module: str) -> None:
+    found = import_module(f"airflow_provider_roughy.{module}")
+    assert [name for name in PUBLIC_IN_0_2[module].split() if not hasattr(found, name)] == []
 
 
 def test_what_0_1_said_of_a_wait_that_airflow_ended_is_still_said() -> None:

@@ -25,7 +25,8 @@ from airflow_provider_roughy.emulator import Emulator, Fault
 from airflow_provider_roughy.exceptions import RoughyAssetFailedError, RoughyPaymentRequiredError
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.lifecycle import ASSET, OnPendingPayment, Verdict
-from airflow_provider_roughy.polling import SharedPoll, Watch, wait_for_batch, wait_until_final
+from airflow_provider_roughy.polling import ResourcePoller, SharedPoll, wait_for_batch, wait_until_final
+from tests.properties import examples
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,8 @@ def wait(
     policy: OnPendingPayment = "fail",
     conn_id: str = "roughy_default",
 ) -> Awaitable[Verdict]:
-    watch = Watch(ASSET, asset_id, on_pending_payment=policy, log=log)
-    return wait_until_final(RoughyHook(conn_id), watch, poll_interval=poll_interval, deadline=time.time() + seconds)
+    poller = ResourcePoller(ASSET, asset_id, on_pending_payment=policy, log=log)
+    return wait_until_final(RoughyHook(conn_id), poller, poll_interval=poll_interval, deadline=time.time() + seconds)
 
 
 def waiting(asset_ids: list[str], **options: Any) -> list[asyncio.Task[Verdict]]:
@@ -111,7 +112,7 @@ def settle(roughy: Emulator, asset_ids: list[str]) -> None:
         roughy.set_state(asset_id, "ready")
 
 
-def test_many_waiters_cost_one_pass_over_the_list(roughy: Emulator) -> None:
+def test_many_waiters_share_one_pass_over_the_list(roughy: Emulator) -> None:
     ids = seeded(roughy, 230)
 
     watch(roughy, ids, requests=9, poll_interval=2)
@@ -124,7 +125,7 @@ def test_many_waiters_cost_one_pass_over_the_list(roughy: Emulator) -> None:
 
 
 @once
-def test_a_batch_that_ends_at_once_is_read_from_lists(roughy: Emulator) -> None:
+def test_batch_that_ends_at_once_is_read_from_lists(roughy: Emulator) -> None:
     ids = seeded(roughy, 350)
     failed, unpaid = ids[7], ids[340]
 
@@ -152,7 +153,7 @@ def test_a_batch_that_ends_at_once_is_read_from_lists(roughy: Emulator) -> None:
 
 
 @once
-def test_a_batch_believes_no_list_that_lags(roughy: Emulator) -> None:
+def test_batch_verifies_states_of_a_lagging_list(roughy: Emulator) -> None:
     ids = seeded(roughy, 30)
     settle(roughy, ids)
     empty = {"items": [], "total": 0, "limit": 100, "offset": 0}
@@ -166,7 +167,7 @@ def test_a_batch_believes_no_list_that_lags(roughy: Emulator) -> None:
 
 
 @once
-def test_a_batch_of_which_some_never_end_times_out(roughy: Emulator) -> None:
+def test_batch_with_endless_resources_times_out(roughy: Emulator) -> None:
     ids = seeded(roughy, 12)
     settle(roughy, ids[:10])
 
@@ -177,7 +178,7 @@ def test_a_batch_of_which_some_never_end_times_out(roughy: Emulator) -> None:
 
 
 @once
-def test_one_waiter_asks_for_its_own(roughy: Emulator) -> None:
+def test_single_waiter_polls_its_own_resource(roughy: Emulator) -> None:
     (asset_id, *_) = seeded(roughy, 150)
 
     watch(roughy, [asset_id], requests=3)
@@ -185,7 +186,7 @@ def test_one_waiter_asks_for_its_own(roughy: Emulator) -> None:
 
 
 @once
-def test_a_list_that_is_mostly_somebody_elses_is_not_read(roughy: Emulator) -> None:
+def test_list_of_mostly_other_resources_is_not_read(roughy: Emulator) -> None:
     ids = seeded(roughy, 800)[:3]
 
     watch(roughy, ids, requests=4, poll_interval=60)
@@ -195,16 +196,16 @@ def test_a_list_that_is_mostly_somebody_elses_is_not_read(roughy: Emulator) -> N
 
 
 @once
-def test_a_list_that_cannot_be_read_is_done_without(roughy: Emulator, caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_list_is_replaced_by_single_requests(roughy: Emulator, caplog: pytest.LogCaptureFixture) -> None:
     ids = seeded(roughy, 20)
     roughy.inject(Fault(method="GET", path="/v1/assets", status=500, times=None))
 
     assert [verdict.state for verdict in watch_to_the_end(roughy, ids, requests=25)] == ["ready"] * 20
-    assert len([record for record in caplog.records if "A list of assets cannot be read" in record.message]) == 1
+    assert len([record for record in caplog.records if "Listing assets failed" in record.message]) == 1
 
 
 @once
-def test_a_list_of_other_states_decides_nothing(roughy: Emulator) -> None:
+def test_list_of_other_states_ends_no_wait(roughy: Emulator) -> None:
     """A server that ignored the filter would list what is ready as well."""
     ids = seeded(roughy, 3)
     with RoughyHook() as hook:
@@ -217,7 +218,7 @@ def test_a_list_of_other_states_decides_nothing(roughy: Emulator) -> None:
 
 
 @once
-def test_one_that_is_listed_twice_is_answered_once(roughy: Emulator) -> None:
+def test_resource_listed_twice_is_judged_once(roughy: Emulator) -> None:
     ids = seeded(roughy, 3)
     with RoughyHook() as hook:
         items = [asset.to_dict() for asset in hook.list_assets()]
@@ -228,7 +229,7 @@ def test_one_that_is_listed_twice_is_answered_once(roughy: Emulator) -> None:
 
 
 @once
-def test_an_unpaid_crowd_is_one_list_as_well(roughy: Emulator) -> None:
+def test_many_unpaid_assets_share_one_list(roughy: Emulator) -> None:
     ids = seeded(roughy, 120, "pending_payment")
 
     # Each is asked once, and then known to be unpaid.
@@ -291,19 +292,19 @@ def everybody_gets_their_own_outcome(roughy: Emulator, *, seed: int, count: int,
 # The clock is real, since sockets are, so the examples are few and each holds many waiters.
 @once
 @pytest.mark.timeout(300)
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(8), deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32), count=st.integers(2, 140), faults=st.integers(0, 6))
-def test_everybody_gets_their_own_outcome(roughy: Emulator, seed: int, count: int, faults: int) -> None:
+def test_each_waiter_gets_its_own_outcome(roughy: Emulator, seed: int, count: int, faults: int) -> None:
     everybody_gets_their_own_outcome(roughy, seed=seed, count=count, faults=faults)
 
 
 @once
-def test_each_of_a_thousand_gets_its_own_outcome(roughy: Emulator) -> None:
+def test_thousand_waiters_get_their_own_outcomes(roughy: Emulator) -> None:
     everybody_gets_their_own_outcome(roughy, seed=random.randrange(2**32), count=1000, faults=6)
 
 
 @once
-def test_a_waiter_that_leaves_disturbs_nobody(roughy: Emulator) -> None:
+def test_cancelled_waiter_does_not_affect_the_others(roughy: Emulator) -> None:
     ids = seeded(roughy, 30)
 
     async def run() -> list[Verdict]:
@@ -317,7 +318,7 @@ def test_a_waiter_that_leaves_disturbs_nobody(roughy: Emulator) -> None:
     assert [verdict.id for verdict in asyncio.run(run())] == ids[20:]
 
 
-def test_the_last_one_out_closes_everything(roughy: Emulator) -> None:
+def test_last_waiter_closes_the_shared_poll(roughy: Emulator) -> None:
     ids = seeded(roughy, 5)
 
     async def run() -> None:
@@ -333,7 +334,7 @@ def test_the_last_one_out_closes_everything(roughy: Emulator) -> None:
 
 
 @once
-def test_the_last_one_out_closes_everything_however_often_it_is_cancelled(roughy: Emulator) -> None:
+def test_repeated_cancellation_still_closes_the_shared_poll(roughy: Emulator) -> None:
     """Airflow cancels a trigger again and again until it has ended."""
     [asset_id] = seeded(roughy, 1)
     port = urlsplit(roughy.url).port
@@ -356,7 +357,7 @@ def test_the_last_one_out_closes_everything_however_often_it_is_cancelled(roughy
     assert not connections()
 
 
-def test_when_roughy_says_later_everybody_waits_once(roughy: Emulator) -> None:
+def test_retry_after_pauses_all_waiters_once(roughy: Emulator) -> None:
     ids = seeded(roughy, 40)
 
     def change() -> None:
@@ -373,7 +374,7 @@ def test_when_roughy_says_later_everybody_waits_once(roughy: Emulator) -> None:
 
 
 @once
-def test_one_that_always_fails_holds_up_nobody(roughy: Emulator) -> None:
+def test_failing_resource_does_not_delay_the_others(roughy: Emulator) -> None:
     ids = seeded(roughy, 12)
     roughy.inject(Fault(path=f"/v1/assets/{ids[0]}", status=500, times=None))
     settle(roughy, ids)
@@ -388,7 +389,7 @@ def test_one_that_always_fails_holds_up_nobody(roughy: Emulator) -> None:
 
 
 @once
-def test_different_intervals_are_honoured(roughy: Emulator) -> None:
+def test_each_waiter_keeps_its_own_interval(roughy: Emulator) -> None:
     often, seldom = seeded(roughy, 2)
 
     def times(asset_id: str) -> list[float]:
@@ -407,7 +408,7 @@ def test_different_intervals_are_honoured(roughy: Emulator) -> None:
 where: contextvars.ContextVar[str] = contextvars.ContextVar("where", default="nowhere")
 
 
-def test_what_is_logged_for_all_is_in_nobodys_name(roughy: Emulator) -> None:
+def test_log_lines_of_the_shared_poll_belong_to_no_task(roughy: Emulator) -> None:
     """Airflow files a log record by the context it was made in, which is that of one trigger."""
     ids = seeded(roughy, 5)
     roughy.inject(Fault(method="GET", path="/v1/assets", status=403, times=None))
@@ -430,10 +431,10 @@ def test_what_is_logged_for_all_is_in_nobodys_name(roughy: Emulator) -> None:
         asyncio.run(run())
     finally:
         package.removeHandler(handler)
-    assert [name for name, text in seen if "A list of assets cannot be read" in text] == ["nowhere"]
+    assert [name for name, text in seen if "Listing assets failed" in text] == ["nowhere"]
 
 
-def test_a_key_that_was_changed_meanwhile_is_picked_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_changed_key_is_read_after_a_rejection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def serve(**options: Any) -> Emulator:
         emulator = servers.enter_context(Emulator(progression="manual", data_dir=tmp_path, **options))
         monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps(emulator.airflow_connection))
@@ -450,7 +451,7 @@ def test_a_key_that_was_changed_meanwhile_is_picked_up(monkeypatch: pytest.Monke
         assert [verdict.state for verdict in watch_to_the_end(roughy, ids, change=change)] == ["ready"] * 20
 
 
-def test_a_new_key_is_for_those_who_wait_on_its_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_changed_key_applies_to_its_connection_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def connect(name: str, server: Emulator) -> None:
         monkeypatch.setenv(f"AIRFLOW_CONN_{name}", json.dumps(server.airflow_connection))
 
@@ -473,7 +474,7 @@ def test_a_new_key_is_for_those_who_wait_on_its_connection(monkeypatch: pytest.M
 
 
 @once
-def test_a_key_that_is_refused_ends_every_wait(roughy: Emulator) -> None:
+def test_rejected_key_ends_all_waits(roughy: Emulator) -> None:
     ids = seeded(roughy, 20)
 
     revoked = Fault(path="/v1/assets*", status=401, times=None)
@@ -483,7 +484,7 @@ def test_a_key_that_is_refused_ends_every_wait(roughy: Emulator) -> None:
 
 
 @once
-def test_one_that_must_not_be_read_is_the_only_one_refused(roughy: Emulator) -> None:
+def test_403_ends_the_wait_for_that_resource_only(roughy: Emulator) -> None:
     ids = seeded(roughy, 50)
     roughy.inject(Fault(path=f"/v1/assets/{ids[0]}", status=403, times=None))
     settle(roughy, ids)
@@ -491,10 +492,10 @@ def test_one_that_must_not_be_read_is_the_only_one_refused(roughy: Emulator) -> 
     assert [verdict.outcome.value for verdict in verdicts] == ["refused", *["succeeded"] * 49]
 
 
-def test_a_connection_that_was_deleted_meanwhile_ends_in_words(
+def test_deleted_connection_is_named_at_the_deadline(
     roughy: Emulator, monkeypatch: pytest.MonkeyPatch, airflow_db: None
 ) -> None:
-    """At the deadline: where the connection is kept may only be away."""
+    """Not before the deadline: the secrets backend may only be down."""
     ids = seeded(roughy, 1)
 
     def change() -> None:
@@ -508,7 +509,7 @@ def test_a_connection_that_was_deleted_meanwhile_ends_in_words(
 
 @once
 @pytest.mark.parametrize("fault", [{"drop": True}, {"status": 503}], ids=str)
-def test_an_outage_costs_few_requests_and_two_lines(
+def test_outage_causes_few_requests_and_two_log_lines(
     roughy: Emulator, caplog: pytest.LogCaptureFixture, fault: dict[str, Any]
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -524,15 +525,15 @@ def test_an_outage_costs_few_requests_and_two_lines(
         return list(await asyncio.gather(*tasks))
 
     def put_off() -> int:
-        return sum("Waiting for 50 assets; the next look is in" in text for text in caplog.messages)
+        return sum("Polling 50 assets failed; next attempt in" in text for text in caplog.messages)
 
     assert {verdict.state for verdict in asyncio.run(run())} == {"ready"}
     failed = [request for request in roughy.requests if request.status != 200]
     # In each round three, as one may fail for reasons of its own; before the first is known to, as many as go at once.
     assert len(failed) <= 3 * put_off() + 8
     # Of others it may be told that the request for this one failed.
-    of_one = [text for text in caplog.messages if text.startswith(f"Asset {ids[0]} ")]
-    words = ["is processing", "could not be looked at", "again, after", "is ready"]
+    of_one = [text for text in caplog.messages if text.lower().split(f"asset {ids[0]} ")[0] in ("", "polling ")]
+    words = ["is processing", "failed; still waiting", "works again, after", "is ready"]
     assert [word in text for text, word in zip(of_one, words, strict=True)] == [True] * 4
 
 
@@ -540,7 +541,7 @@ def test_an_outage_costs_few_requests_and_two_lines(
     ("becomes", "error"),
     [("ready", None), ("failed", RoughyAssetFailedError), ("pending_payment", RoughyPaymentRequiredError)],
 )
-def test_log_event_and_error_say_the_same(
+def test_log_event_and_error_have_the_same_text(
     roughy: Emulator, hook: RoughyHook, caplog: pytest.LogCaptureFixture, becomes: str, error: type[Exception] | None
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -564,11 +565,11 @@ def test_log_event_and_error_say_the_same(
 
 @once
 @pytest.mark.parametrize("fault", [{"hang": True}, {"status": 429, "headers": {"Retry-After": "3600"}}], ids=str)
-def test_the_deadline_holds_whatever_the_api_does(
+def test_deadline_holds_for_any_behaviour_of_the_api(
     roughy: Emulator, connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch, fault: dict[str, Any]
 ) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps(connection))
-    monkeypatch.setattr("airflow_provider_roughy.polling._GRACE_SECONDS", 0.2)
+    monkeypatch.setattr("airflow_provider_roughy.polling.wait._GRACE_SECONDS", 0.2)
     (asset_id,) = seeded(roughy, 1)
     roughy.inject(Fault(path="/v1/assets*", times=None, **fault))
 
@@ -581,7 +582,7 @@ def test_the_deadline_holds_whatever_the_api_does(
     assert took < 30
 
 
-def test_two_connections_have_polls_of_their_own(
+def test_each_connection_has_its_own_poll(
     roughy: Emulator, connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_OTHER", json.dumps({**connection, "password": "sk_wrong"}))

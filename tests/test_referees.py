@@ -17,11 +17,11 @@ import httpx
 import pytest
 
 from airflow_provider_roughy import api
-from airflow_provider_roughy.client import Backoff, Client, Settings
 from airflow_provider_roughy.exceptions import RoughyAuthenticationError, RoughyNotFoundError
+from airflow_provider_roughy.http.client import Backoff, Client, Settings
 from airflow_provider_roughy.lifecycle import Arrival
-from airflow_provider_roughy.source import find_source
-from airflow_provider_roughy.tus import RoughyUploader
+from airflow_provider_roughy.transfer.source import find_source
+from airflow_provider_roughy.transfer.tus import RoughyUploader
 from tests.proxy import BreakingLink
 
 MIB = 1024 * 1024

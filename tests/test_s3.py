@@ -8,19 +8,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
-from threading import Barrier
 from typing import Any
 
 import pytest
 
 from airflow_provider_roughy.emulator import Emulator, Fault
 from airflow_provider_roughy.exceptions import RoughySourceError, RoughyUnusableSourceError
-from airflow_provider_roughy.ledger import Entry, Ledger, entry_key
+from airflow_provider_roughy.ingest.discover import discover
 from airflow_provider_roughy.operators import RoughyIngestOperator
-from airflow_provider_roughy.source import BLOCK_BYTES, READ_AHEAD_BYTES
+from airflow_provider_roughy.transfer.source import BLOCK_BYTES, READ_AHEAD_BYTES
 from tests import uploading
 from tests.running import Ended, TaskInstance, run_task
 from tests.uploading import MIB, Store, sent
@@ -182,13 +179,10 @@ written = set()
 def watch(event, args):
     if event == "open" and isinstance(args[0], str) and args[2] & 3:
         written.add(args[0])
-    if event == "import" and args[0] == "airflow_provider_roughy.tus":
+    if event == "import" and args[0] == "airflow_provider_roughy.transfer.tus":
         before.append(peak())  # The bytes are about to move.
 
 from airflow_provider_roughy.operators import RoughyCreateUploadOperator
-from airflow_provider_roughy.ledger import Entry, Ledger, entry_key
-from airflow_provider_roughy.operators import RoughyIngestOperator
-from airflow_provider_roughy.source import BLOCK_BYTES, READ_AHEAD_BYTES
 from tests.running import run_task
 
 def peak():
@@ -277,28 +271,6 @@ def test_odd_names_in_object_storage_are_names(roughy: Emulator, bucket: Any, re
     assert (second.result, told["known"]) == ([], len(odd))
 
 
-def test_a_claim_in_s3_is_one_runs_only(roughy: Emulator, bucket: Any) -> None:
-    ledger = Ledger("s3://recordings/ledger", conn_id="s3")
-    ledger.check()
-    wanted = {"uri": "s3://recordings/a", "size": 64, "project_id": "p", "language": None}
-    entry = Entry(entry_key(wanted), source="s3://recordings/a", wanted=wanted, owner="night 1")
-    start = Barrier(8)
-
-    def claim(number: int) -> Entry | None:
-        start.wait()
-        return ledger.claim(replace(entry, owner=f"run {number}"))
-
-    with ThreadPoolExecutor(8) as pool:
-        (claimed,) = filter(None, pool.map(claim, range(8)))
-    assert ledger.latest(entry.key) == claimed
-    assert ledger.names({entry.key}).open == {entry.key}
-    ledger.close(replace(claimed, state="ready"))
-    assert ledger.names({entry.key}).open == set()
-    assert [found.state for found in ledger.entries()] == ["ready"]
-    assert ledger.forget(entry.key)
-    assert ledger.latest(entry.key) is None
-
-
 def test_an_upload_in_object_storage_is_gone_on_with_by_another_worker(
     roughy: Emulator, bucket: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,7 +287,8 @@ def test_an_upload_in_object_storage_is_gone_on_with_by_another_worker(
     ("options", "words"),
     [
         ({"ledger": "s3://s3@nobucket/ledger"}, "nobucket"),
-        ({"source": "s3://recordings/nothing/"}, "does not exist"),
+        ({"source": "s3://nobucket/nothing/"}, "does not exist"),
+        ({"source": "s3://recordings/nothing.mp3"}, "does not exist"),
         ({"source": "s3://recordings/ledgers/", "ledger": "s3://s3@recordings/ledgers/x"}, "is in the source"),
     ],
 )
@@ -327,3 +300,25 @@ def test_what_is_not_there_is_told_before_anything_is_created(
     assert ended.state == "failed"
     assert words in str(ended.error)
     assert roughy.requests == []
+
+
+def test_objects_that_cannot_be_listed_are_reported(s3: Any) -> None:
+    for key in ("in/a.mp3", "in//b.mp3", "in/", "in/d.mp3 ", "in/e%2Ff.mp3", "in/q?x#y.mp3"):
+        s3.put_object(Bucket="recordings", Key=key, Body=b"" if key.endswith("/") else bytes(64))
+    found = discover("s3://recordings/in/", pattern="*", recursive=True, conn_id="s3")
+    assert sorted(file.uri for file in found.files if file.problem is None) == [
+        f"s3://recordings/in/{name}" for name in ("a.mp3", "d.mp3 ", "e%2Ff.mp3", "q?x#y.mp3")
+    ]
+    assert [file.uri for file in found.files if file.problem is not None] == ["s3://recordings/in//*"]
+    assert [file.size for file in discover("s3://recordings/in//b.mp3", conn_id="s3").files] == [64]
+
+
+def test_an_empty_object_may_represent_the_folder_of_its_name(s3: Any) -> None:
+    for key, content in (("in", b""), ("in/a.mp3", bytes(64)), ("in/sub", b""), ("in/sub/b.mp3", bytes(64))):
+        s3.put_object(Bucket="recordings", Key=key, Body=content)
+    for source in ("s3://recordings/in", "s3://recordings/in/", "s3://recordings"):
+        found = discover(source, pattern="*", recursive=True, conn_id="s3")
+        assert sorted(file.uri for file in found.files) == [
+            "s3://recordings/in/a.mp3",
+            "s3://recordings/in/sub/b.mp3",
+        ]

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from airflow_provider_roughy.emulator import Emulator
-from airflow_provider_roughy.exceptions import RoughyDownloadError, RoughyTargetError
+from airflow_provider_roughy.exceptions import RoughyDownloadError, RoughyTargetError, RoughyTargetExistsError
 from airflow_provider_roughy.operators import RoughyDownloadOperator
+from airflow_provider_roughy.transfer.target import Target
 from tests.running import Ended, run_task
 from tests.storage import Answer, Storage, lead
 from tests.uploading import MIB
@@ -58,7 +59,7 @@ def out(s3: Any) -> Out:
 @pytest.fixture
 def storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
     """The storage that Roughy's links lead to."""
-    monkeypatch.setattr("airflow_provider_roughy.download.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("airflow_provider_roughy.transfer.download.time.sleep", lambda seconds: None)
     with Storage(os.urandom(SIZE)) as storage:
         yield storage
 
@@ -135,6 +136,39 @@ def test_an_object_that_is_there_is_not_downloaded_twice(
     assert out.objects == {"out/talk.mp3": b"another" if overwrite == "fail" else storage.content}
 
 
+@pytest.mark.parametrize("size", [1000, SIZE], ids=["one part", "three parts"])
+@pytest.mark.parametrize("same", [True, False], ids=["the same", "another"])
+def test_object_that_comes_meanwhile_is_not_replaced(
+    roughy: Emulator, storage: Storage, out: Out, monkeypatch: pytest.MonkeyPatch, size: int, same: bool
+) -> None:
+    """S3 itself refuses it: the look that comes before finds nothing."""
+    storage.content = storage.content[:size]
+    comes = storage.content if same else storage.content[::-1]
+    publish = Target._publish
+
+    def meanwhile(target: Target, *args: Any) -> None:
+        inspect = target._inspect
+
+        def inspect_first() -> None:
+            inspect()
+            target.__dict__.pop("_inspect")
+            out.client.put_object(Bucket="recordings", Key="out/talk.mp3", Body=comes)
+
+        target.__dict__["_inspect"] = inspect_first
+        publish(target, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Target, "_publish", meanwhile)
+        ended = download(roughy, storage, overwrite="fail")
+    if same:
+        assert ended.state == "success", ended.error
+    else:
+        assert (ended.state, type(ended.error)) == ("failed", RoughyTargetExistsError)
+    gc.collect()
+    assert out.objects == {"out/talk.mp3": comes}
+    assert out.unfinished == []
+
+
 @pytest.mark.parametrize("size", [1000, SIZE])
 def test_a_bucket_that_is_not_there_may_come(roughy: Emulator, storage: Storage, out: Out, size: int) -> None:
     storage.content = storage.content[:size]
@@ -150,7 +184,7 @@ def test_a_bucket_that_is_not_there_may_come(roughy: Emulator, storage: Storage,
 DOWNLOADING = """
 import json, re, sys
 from airflow_provider_roughy.operators import RoughyDownloadOperator
-from airflow_provider_roughy import download
+from airflow_provider_roughy.transfer import download
 from tests.running import run_task
 
 def peak():

@@ -124,9 +124,7 @@ def becoming(roughy: Emulator, asset_id: str, becomes: str) -> None:
 @pytest.mark.parametrize("soft_fail", [False, True], ids=["hard", "soft_fail"])
 @pytest.mark.parametrize("moment", [pytest.param(moment, marks=newest(moment == "later")) for moment in MOMENTS])
 @pytest.mark.parametrize("row", [pytest.param(row, marks=newest(row.policy in row.alike)) for row in TABLE], ids=str)
-def test_an_outcome_is_the_same_in_every_mode(
-    roughy: Emulator, mode: str, row: Row, moment: str, soft_fail: bool
-) -> None:
+def test_outcome_is_the_same_in_every_mode(roughy: Emulator, mode: str, row: Row, moment: str, soft_fail: bool) -> None:
     times_out = row.error is RoughyTimeoutError
     if times_out and mode == "reschedule" and airflow.__version__.startswith("2."):
         pytest.skip("Airflow 2 counts the time since the first reschedule in its database, which has no task here")
@@ -177,7 +175,7 @@ def once(change: Callable[[], None]) -> Callable[[], None]:
     return run
 
 
-def test_an_unknown_state_is_waited_through(
+def test_unknown_state_keeps_the_sensor_waiting(
     roughy: Emulator, mode: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     roughy.progression = "manual"
@@ -197,7 +195,7 @@ FAULTS = [{"status": 500}, {"status": 502, "body": "<html>"}, {"status": 429}, {
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
 @pytest.mark.parametrize("nth", [1, 2], ids=["at first look", "later"])
-def test_a_passing_fault_of_a_look_is_waited_through(
+def test_transient_error_of_a_poll_does_not_end_the_wait(
     roughy: Emulator, mode: str, fault: dict[str, Any], nth: int
 ) -> None:
     roughy.progression = "manual"
@@ -208,7 +206,7 @@ def test_a_passing_fault_of_a_look_is_waited_through(
 
 
 @pytest.mark.parametrize("trouble", ["failed", "no connection"])
-def test_who_never_fails_is_skipped_whatever_is_wrong(
+def test_never_fail_skips_on_any_error(
     roughy: Emulator, mode: str, trouble: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asset_id = roughy.seed_asset(state="failed")
@@ -220,7 +218,7 @@ def test_who_never_fails_is_skipped_whatever_is_wrong(
 
 
 @pytest.mark.once
-def test_who_never_fails_is_skipped_in_every_mode(roughy: Emulator, mode: str) -> None:
+def test_never_fail_skips_in_every_mode(roughy: Emulator, mode: str) -> None:
     roughy.progression = "manual"
     asset_id = roughy.seed_asset(state="processing")
     ended = run_task(sensor(mode, asset_id, timeout=0.2, never_fail=True))
@@ -228,7 +226,7 @@ def test_who_never_fails_is_skipped_in_every_mode(roughy: Emulator, mode: str) -
     assert f"{asset_id} was not done in time" in str(ended.error)
 
 
-def test_a_skipped_task_says_why(roughy: Emulator, mode: str) -> None:
+def test_skipped_task_logs_the_reason(roughy: Emulator, mode: str) -> None:
     roughy.progression = "manual"
     asset_id = roughy.seed_asset(state="processing")
     fail = once(lambda: roughy.set_state(asset_id, "failed", error_message="cannot be read"))
@@ -238,7 +236,7 @@ def test_a_skipped_task_says_why(roughy: Emulator, mode: str) -> None:
     assert "cannot be read" in str(ended.error)
 
 
-def test_the_api_being_down_for_good_ends_in_the_timeout(roughy: Emulator) -> None:
+def test_api_that_stays_down_ends_in_the_timeout(roughy: Emulator) -> None:
     roughy.progression = "manual"
     asset_id = roughy.seed_asset(state="processing")
     down = Fault(method="GET", path="/v1/assets/*", status=503, times=None)
@@ -247,7 +245,7 @@ def test_the_api_being_down_for_good_ends_in_the_timeout(roughy: Emulator) -> No
     assert "503" in str(ended.error)
 
 
-def test_retry_after_of_a_look_is_obeyed(roughy: Emulator) -> None:
+def test_retry_after_of_a_poll_is_obeyed(roughy: Emulator) -> None:
     roughy.progression = "manual"
     asset_id = roughy.seed_asset(state="processing")
     limited = Fault(method="GET", path="/v1/assets/*", status=429, headers={"Retry-After": "1"})
@@ -263,7 +261,7 @@ def test_retry_after_of_a_look_is_obeyed(roughy: Emulator) -> None:
 
 
 @pytest.mark.parametrize("timeout", [20, 0.6], ids=["in time", "beyond the timeout"])
-def test_retry_after_of_the_first_look_is_obeyed(roughy: Emulator, mode: str, timeout: float) -> None:
+def test_retry_after_of_the_first_poll_is_obeyed(roughy: Emulator, mode: str, timeout: float) -> None:
     asset_id = roughy.seed_asset(state="ready")
     roughy.inject(Fault(method="GET", path="/v1/assets/*", status=429, headers={"Retry-After": "1"}))
     ended = run_task(sensor(mode, asset_id, timeout=timeout))
@@ -277,27 +275,27 @@ def test_retry_after_of_the_first_look_is_obeyed(roughy: Emulator, mode: str, ti
 
 @pytest.mark.parametrize("words", ["Trigger timeout", "Trigger/execution timeout"], ids=["Airflow 3", "Airflow 2"])
 @pytest.mark.parametrize(("soft_fail", "error"), [(False, RoughyTimeoutError), (True, AirflowSkipException)])
-def test_a_wait_that_no_triggerer_took_ends_as_a_timeout(words: str, soft_fail: bool, error: Any) -> None:
+def test_wait_without_a_triggerer_ends_as_a_timeout(words: str, soft_fail: bool, error: Any) -> None:
     task = sensor("deferrable", NOBODY, soft_fail=soft_fail)
     with pytest.raises(error, match=f"Asset {NOBODY} was not done in time.*is a triggerer running"):
         task.resume_execution("__fail__", {"error": words}, {})
 
 
-def test_a_trigger_that_broke_may_be_retried() -> None:
+def test_crashed_trigger_may_be_retried() -> None:
     task = sensor("deferrable", NOBODY)
     with pytest.raises(AirflowException, match="Trigger failure"):
         task.resume_execution("__fail__", {"error": "Trigger failure"}, {})
 
 
 @pytest.mark.parametrize("value", ["None", "", "not an id"])
-def test_an_id_that_is_none_fails_at_once(roughy: Emulator, mode: str, value: str) -> None:
+def test_malformed_asset_id_fails_at_once(roughy: Emulator, mode: str, value: str) -> None:
     ended = run_task(sensor(mode, value))
     assert (ended.state, type(ended.error)) == ("failed", RoughyConfigurationError)
     assert "asset_id must be a UUID" in str(ended.error)
     assert roughy.requests == []
 
 
-def test_a_policy_that_does_not_exist_is_refused_when_the_dag_is_read() -> None:
+def test_unknown_policy_is_refused_when_the_dag_is_parsed() -> None:
     with pytest.raises(ValueError, match="on_pending_payment"):
         sensor("poke", NOBODY, on_pending_payment="ignore")
 
@@ -345,7 +343,7 @@ def work_sensor(mode: str, kind: str, id: str, **options: Any) -> BaseOperator:
     ("kind", "becomes"),
     [*((kind, end) for kind in WORK for end in ("completed", "failed", "gone")), ("render", "cancelled")],
 )
-def test_what_became_of_a_cut_or_a_render_is_the_same_in_every_mode(
+def test_outcome_of_cuts_and_renders_is_the_same_in_every_mode(
     roughy: Emulator, mode: str, kind: str, becomes: str, moment: str
 ) -> None:
     roughy.progression = "manual"
@@ -379,7 +377,7 @@ def test_what_became_of_a_cut_or_a_render_is_the_same_in_every_mode(
 
 
 @pytest.mark.parametrize("kind", WORK)
-def test_a_cut_or_a_render_that_takes_too_long_burns_no_retries(roughy: Emulator, kind: str) -> None:
+def test_timeout_of_cuts_and_renders_uses_no_retry(roughy: Emulator, kind: str) -> None:
     roughy.progression = "manual"
     id = WORK[kind].seed(roughy, "processing")
     ended = run_task(work_sensor("deferrable", kind, id, timeout=0.4))
@@ -388,7 +386,7 @@ def test_a_cut_or_a_render_that_takes_too_long_burns_no_retries(roughy: Emulator
 
 
 @pytest.mark.parametrize("kind", WORK)
-def test_an_id_of_a_cut_or_a_render_that_is_none_fails_at_once(roughy: Emulator, mode: str, kind: str) -> None:
+def test_malformed_cut_or_render_id_fails_at_once(roughy: Emulator, mode: str, kind: str) -> None:
     ended = run_task(work_sensor(mode, kind, "None"))
     assert (ended.state, type(ended.error)) == ("failed", RoughyConfigurationError)
     assert f"{kind}_id must be a UUID" in str(ended.error)
@@ -398,7 +396,7 @@ def test_an_id_of_a_cut_or_a_render_that_is_none_fails_at_once(roughy: Emulator,
 # ---- The trigger
 
 
-def test_what_airflow_stores_of_a_wait_is_plain_and_holds_no_secret(roughy: Emulator) -> None:
+def test_stored_trigger_is_plain_json_without_secrets(roughy: Emulator) -> None:
     roughy.progression = "manual"
     asset_id = roughy.seed_asset(state="processing")
     with pytest.raises(TaskDeferred) as deferred:
@@ -417,7 +415,7 @@ def test_what_airflow_stores_of_a_wait_is_plain_and_holds_no_secret(roughy: Emul
     assert deferred.value.timeout.total_seconds() > 600
 
 
-def test_a_restarted_trigger_keeps_its_deadline(roughy: Emulator) -> None:
+def test_restarted_trigger_keeps_its_deadline(roughy: Emulator) -> None:
     roughy.progression = "manual"
     asset_id = roughy.seed_asset(state="processing")
     deadline = time.time() + 2.0
@@ -435,7 +433,7 @@ def test_a_restarted_trigger_keeps_its_deadline(roughy: Emulator) -> None:
     assert asyncio.run(killed_and_started_again()) < 1.2
 
 
-def test_a_missing_connection_ends_the_wait_in_words(airflow_db: None) -> None:
+def test_missing_connection_is_named_when_the_wait_ends(airflow_db: None) -> None:
     trigger = RoughyAssetTrigger(asset_id=NOBODY, roughy_conn_id="nowhere", deadline=time.time() + 1)
 
     async def event() -> Any:
@@ -469,7 +467,7 @@ def test_waiting_does_not_block_the_event_loop(
 
 
 @pytest.mark.parametrize("words", [None, "Trigger timeout"], ids=["looked", "no triggerer"])
-def test_an_error_is_not_its_own_cause(roughy: Emulator, words: str | None) -> None:
+def test_raised_error_is_not_its_own_cause(roughy: Emulator, words: str | None) -> None:
     """The structlog of Airflow 3.0 follows causes without end."""
     asset_id = roughy.seed_asset(state="failed")
     task = sensor("deferrable", asset_id)
@@ -479,9 +477,7 @@ def test_an_error_is_not_its_own_cause(roughy: Emulator, words: str | None) -> N
 
 
 @pytest.mark.parametrize("fault", [{"status": 503}, {"drop": True}, {"status": 429, "headers": {"Retry-After": "60"}}])
-def test_a_look_is_one_request_since_the_next_look_is_its_retry(
-    roughy: Emulator, mode: str, fault: dict[str, Any]
-) -> None:
+def test_poll_sends_one_request_without_retries(roughy: Emulator, mode: str, fault: dict[str, Any]) -> None:
     asset_id = roughy.seed_asset(state="processing")
     roughy.inject(Fault(method="GET", path="/v1/assets/*", times=None, **fault))
     task = sensor(mode, asset_id)
@@ -490,7 +486,7 @@ def test_a_look_is_one_request_since_the_next_look_is_its_retry(
     assert len(roughy.requests) == 1
 
 
-def test_a_look_has_no_longer_than_the_wait(
+def test_poll_ends_with_the_timeout_of_the_wait(
     roughy: Emulator, mode: str, connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     patient = {**connection, "extra": {**connection["extra"], "timeout": 60}}
@@ -500,18 +496,18 @@ def test_a_look_has_no_longer_than_the_wait(
     task = sensor(mode, asset_id, timeout=1)
     with task.hook:
         assert not task.poke({}).is_done
-    assert "no whole answer within 1 s" in "".join(capsys.readouterr())
+    assert "no complete reply within 1 s" in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize("value", [0, -1, float("nan"), "30", None])
-def test_an_interval_that_is_none_is_refused_when_the_dag_is_read(mode: str, value: Any) -> None:
+def test_invalid_interval_is_refused_when_the_dag_is_parsed(mode: str, value: Any) -> None:
     # Airflow itself refuses some of these, in words and classes of its own.
     with pytest.raises((ValueError, AirflowException), match="poke_interval"):
         sensor(mode, NOBODY, poke_interval=value)
 
 
 @pytest.mark.parametrize("value", [timedelta(milliseconds=50), 0.05], ids=["timedelta", "seconds"])
-def test_times_are_seconds_or_a_timedelta(roughy: Emulator, mode: str, value: Any) -> None:
+def test_times_may_be_seconds_or_a_timedelta(roughy: Emulator, mode: str, value: Any) -> None:
     roughy.progression = "polls=2"
     asset_id = roughy.seed_asset(state="processing")
     ended = run_task(sensor(mode, asset_id, poke_interval=value, timeout=timedelta(seconds=20)))

@@ -15,8 +15,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_roughy.compat import AIRFLOW_VERSION, AirflowFailException, ObjectStoragePath, attach
 from airflow_provider_roughy.exceptions import RoughySourceError, RoughyUnusableSourceError
-from airflow_provider_roughy.source import BLOCK_BYTES, Source, find_source
-from airflow_provider_roughy.storage import without_secrets
+from airflow_provider_roughy.transfer.source import BLOCK_BYTES, Source, find_source
+from airflow_provider_roughy.transfer.storage import without_secrets
 
 CONTENT = os.urandom(3 * BLOCK_BYTES + 17)
 
@@ -172,7 +172,7 @@ def test_a_file_system_that_is_away_for_a_while_may_be_retried(
             raise OSError(number, os.strerror(number), str(path))
         return original(target, *args, **options)
 
-    monkeypatch.setattr(f"airflow_provider_roughy.source.os.{call}", fail)
+    monkeypatch.setattr(f"airflow_provider_roughy.transfer.source.os.{call}", fail)
     with pytest.raises(RoughySourceError) as refused:
         find_source(path)
     assert isinstance(refused.value, AirflowFailException) == (number in FINAL)

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import hashlib
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.utils import infer_storage_options
 
-from airflow_provider_roughy import target as module
 from airflow_provider_roughy.compat import AirflowFailException, ObjectStoragePath, attach
 from airflow_provider_roughy.exceptions import (
     RoughyTargetError,
     RoughyTargetExistsError,
     RoughyUnusableTargetError,
 )
-from airflow_provider_roughy.target import Target, check_overwrite, find_target
+from airflow_provider_roughy.transfer import target_local as module
+from airflow_provider_roughy.transfer.target import Target, check_overwrite, find_target
 
 OLD = b"what was there before"
 NEW = os.urandom(300_000)
+OTHER = NEW[::-1]
+#: What templates make of values that are missing.
+NOTHING = [
+    *("/", "//", " ", "/ /", "file://", "file:///", "file:////", "/talk.mp3", "//talk.mp3", "/./talk.mp3", "/tmp/.."),
+    *("/tmp/../talk.mp3", "file:///talk.mp3", "s3://", "s3:///", "s3:///talk.mp3", "s3://me@/talk.mp3", "gs:///a/b"),
+    *(" ", "/data/ /talk.mp3", "{}/\n", "s3:// /talk.mp3", "s3://bucket/ ", "memory://out/\t/talk.mp3"),
+    *("sftp:///", "None", "None/talk.mp3", "{}/None/talk.mp3", "{}/None", "s3://None/talk.mp3", "s3://bucket/None/"),
+]
 
 #: The ways to name a file in a folder.
 WAYS = ["path", "text", "file://", "memory://"]
@@ -178,6 +192,31 @@ def test_an_object_storage_path_is_taken() -> None:
     assert MemoryFileSystem().cat("/out/talk.mp3") == NEW
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a file of another user")
+@pytest.mark.parametrize("leads_to", ["mine.mp3", "nowhere/mine.mp3"])
+def test_link_that_another_user_left_in_a_shared_folder_is_not_followed(tmp_path: Path, leads_to: str) -> None:
+    (tmp_path / "mine.mp3").write_bytes(OLD)
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    link = shared / "talk.mp3"
+    link.symlink_to(tmp_path / leads_to)
+    os.lchown(link, 12345, 12345)
+    with pytest.raises(RoughyUnusableTargetError, match="a link of uid 12345 in a world-writable folder"):
+        find_target(link, name="x")
+    # In a folder that its owner alone may write, or by the same user, it is one like any other.
+    os.lchown(link, 0, 0)
+    find_target(link, name="x").save(NEW)
+    assert (tmp_path / leads_to).read_bytes() == NEW
+
+
+@pytest.mark.parametrize("location", ["{}/a\0b.mp3", "s3://bucket/a\0b.mp3", "memory://out/a\0/b.mp3"])
+def test_target_with_nul_is_refused_in_words_without_it(tmp_path: Path, location: str) -> None:
+    with pytest.raises(RoughyUnusableTargetError, match="contains a NUL character") as refused:
+        find_target(location.format(tmp_path), name="x")
+    assert "\0" not in str(refused.value)
+
+
 def test_a_link_stays_one(tmp_path: Path) -> None:
     (tmp_path / "real.mp3").write_bytes(OLD)
     (tmp_path / "link.mp3").symlink_to("real.mp3")
@@ -195,25 +234,114 @@ def test_a_link_stays_one(tmp_path: Path) -> None:
         (None, "replace", True),
         (None, "skip", True),
         (None, "fail", True),
-        (b"x" * len(NEW), "replace", True),
-        (b"x" * len(NEW), "skip", False),
-        (b"x" * len(NEW), "fail", False),
+        (NEW, "replace", True),
+        (NEW, "skip", False),
+        (NEW, "fail", False),
+        (OTHER, "replace", True),
+        (OTHER, "skip", True),
+        (OTHER, "fail", "has 300000 bytes with another content than the new file"),
         (OLD, "replace", True),
         (OLD, "skip", True),
-        (OLD, "fail", None),
+        (OLD, "fail", "has 21 bytes; the new file has 300000"),
     ],
 )
 def test_what_is_there_is_replaced_or_not(place: Place, there: bytes | None, overwrite: Any, written: Any) -> None:
     if there is not None:
         place.put("talk.mp3", there)
     target = place.find("talk.mp3")
-    if written is None:
-        with pytest.raises(RoughyTargetExistsError, match="has 21 bytes, where 300000 are to be written") as refused:
+    if isinstance(written, str):
+        with pytest.raises(RoughyTargetExistsError, match=written) as refused:
             target.save(NEW, overwrite)
         assert isinstance(refused.value, AirflowFailException)
     else:
         assert target.save(NEW, overwrite) is written
-    assert place.files() == {"talk.mp3": NEW if written else there}
+    assert place.files() == {"talk.mp3": NEW if written is True else there}
+
+
+@pytest.mark.parametrize(
+    ("comes", "overwrite", "stays"),
+    [
+        (OLD, "replace", False),
+        (OLD, "skip", False),
+        (NEW, "skip", True),
+        # Of a download, only its length is known before.
+        (OTHER, "skip", True),
+        (OLD, "fail", None),
+        (OTHER, "fail", None),
+        (NEW, "fail", True),
+        (b"", "fail", None),
+    ],
+)
+def test_file_that_comes_meanwhile_is_replaced_or_not(
+    place: Place, comes: bytes, overwrite: Any, stays: bool | None
+) -> None:
+    target = place.find("talk.mp3")
+    assert target.wants(len(NEW), overwrite)
+    with ExitStack() as stack:
+        if stays is None:
+            stack.enter_context(pytest.raises(RoughyTargetExistsError))
+        sink = stack.enter_context(target.open(len(NEW), overwrite))
+        sink.write(OLD)
+        sink.restart()
+        sink.write(NEW)
+        place.put("talk.mp3", comes)
+    assert place.files() == {"talk.mp3": NEW if stays is False else comes}
+    # One that is the same may be this one, of which the storage has lost its answer.
+    assert sink.written is (overwrite != "skip" or not stays)
+
+
+@pytest.mark.parametrize("there", [None, OTHER])
+@pytest.mark.parametrize("error", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_file_system_without_links_replaces_nothing_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bytes | None, error: int
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "link", refuse)
+    refused = pytest.raises(RoughyTargetExistsError) if there else nullcontext()
+    with refused, find_target(tmp_path / "talk.mp3", name="x").open(len(NEW), "fail") as sink:
+        sink.write(NEW)
+        if there:
+            (tmp_path / "talk.mp3").write_bytes(there)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"talk.mp3": there or NEW}
+
+
+def test_answer_that_a_network_has_lost_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = os.link
+
+    def lose_answer(*paths: str) -> None:
+        link(*paths)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+    monkeypatch.setattr(os, "link", lose_answer)
+    assert find_target(tmp_path / "talk.mp3", name="x").save(NEW, "fail")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"talk.mp3": NEW}
+
+
+def test_one_of_many_who_must_not_replace_succeeds(place: Place) -> None:
+    """Each writes bytes of its own; all appear at the same moment."""
+    contents = [bytes([number]) * 1000 for number in range(8)]
+    together, written = threading.Barrier(len(contents)), []
+
+    def write(content: bytes) -> None:
+        with suppress(RoughyTargetExistsError):
+            with place.find("talk.mp3").open(1000, "fail") as sink:
+                sink.write(content)
+                together.wait(20)
+            written.append(content)
+
+    threads = [threading.Thread(target=write, args=(content,)) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if place._memory:
+        # It looks, then it writes, and its threads may come in between; so it shows that nothing is mixed.
+        assert place.files()["talk.mp3"] in contents
+        return
+    assert place.files() == {"talk.mp3": written[0]}
+    assert len(written) == 1
 
 
 def test_a_policy_that_does_not_exist_is_refused() -> None:
@@ -229,7 +357,7 @@ def test_who_only_replaces_need_not_be_allowed_to_look(monkeypatch: pytest.Monke
     with monkeypatch.context() as patch:
         patch.setattr(MemoryFileSystem, "info", refuse)
         target = find_target("memory://out/talk.mp3", name="x")
-        with pytest.raises(RoughyTargetError, match="must not be looked at: Forbidden"):
+        with pytest.raises(RoughyTargetError, match="cannot be checked: Forbidden"):
             target.wants(len(NEW), "skip")
         assert target.wants(len(NEW), "replace")
 
@@ -241,14 +369,24 @@ def test_who_only_replaces_need_not_be_allowed_to_look(monkeypatch: pytest.Monke
     ("make", "location", "words"),
     [
         (lambda path: None, "", "is empty"),
+        *((lambda path: None, nothing, "Is a template empty") for nothing in NOTHING),
         (lambda path: os.mkfifo(path / "x"), "{}/x", "not a regular file"),
         (lambda path: (path / "x").touch(), "{}/x/talk.mp3", "Not a directory"),
         (lambda path: (path / "talk.mp3").mkdir(), "{}/", "is a folder, not a file"),
-        (lambda path: None, "{}/a\0b", "null"),
+        (lambda path: None, "{}/a\0b", "NUL"),
         (lambda path: None, "{}/" + "n" * 256, "File name too long"),
-        (lambda path: None, "nowhere://out/talk.mp3", "Is the provider of that storage installed"),
+        (lambda path: None, "nowhere://out/talk.mp3", "Install the Airflow provider of that storage"),
     ],
-    ids=["empty", "pipe", "in a file", "a folder of its name", "no path", "too long", "no storage"],
+    ids=[
+        "empty",
+        *map(repr, NOTHING),
+        "pipe",
+        "in a file",
+        "a folder of its name",
+        "no path",
+        "too long",
+        "no storage",
+    ],
 )
 def test_a_target_that_cannot_work_is_refused(tmp_path: Path, make: Any, location: str, words: str) -> None:
     make(tmp_path)
@@ -294,14 +432,14 @@ def test_what_cannot_be_removed_does_not_hide_what_went_wrong(
     with pytest.raises(RuntimeError, match=r"^it$"), find_target("memory://out/talk.mp3", name="x").open() as sink:
         sink.write(NEW)
         raise RuntimeError("it")
-    assert "memory://out/talk.mp3 could not be removed: Forbidden" in caplog.text
+    assert "Removing the unfinished file of target memory://out/talk.mp3 failed: Forbidden" in caplog.text
 
 
 # ---- What a killed worker leaves behind
 
 KILLED = """
 import os, signal, sys
-from airflow_provider_roughy.target import find_target
+from airflow_provider_roughy.transfer.target import find_target
 with find_target(sys.argv[1], name="x").open() as sink:
     sink.write(b"x" * 1000)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -314,37 +452,190 @@ def kill_in_mid_way(path: Path) -> None:
     assert died.returncode == -signal.SIGKILL
 
 
-def test_what_a_killed_worker_left_is_taken_over(tmp_path: Path) -> None:
-    kill_in_mid_way(tmp_path / "talk.mp3")
-    [left] = tmp_path.iterdir()
-    assert left.name != "talk.mp3"
-    assert left.stat().st_size == 1000
+def test_what_a_killed_worker_left_is_removed(tmp_path: Path) -> None:
+    """Whatever it was to become."""
+    kill_in_mid_way(tmp_path / "other.mp3")
+    assert [path.stat().st_size for path in tmp_path.iterdir()] == [1000]
     find_target(tmp_path / "talk.mp3", name="x").save(OLD)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"talk.mp3": OLD}
 
 
-def test_a_file_that_was_finished_before_its_lock_was_taken_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second one has opened what the first one writes, and gets its lock when that has its name."""
-    target, lock = find_target(tmp_path / "talk.mp3", name="x"), fcntl.flock
-    with ExitStack() as first:
-        first.enter_context(target.open()).write(NEW)
+def part_in(folder: Path) -> Path:
+    (part,) = folder.glob(".roughy-*.part")
+    return part
 
-        def finish_first(file: int, operation: int) -> None:
-            monkeypatch.setattr(fcntl, "flock", lock)
-            first.close()
-            lock(file, operation)
 
-        monkeypatch.setattr(fcntl, "flock", finish_first)
-        with target.open() as second:
-            second.write(OLD)
-            assert (tmp_path / "talk.mp3").read_bytes() == NEW
+def test_what_is_still_written_is_left_alone(tmp_path: Path) -> None:
+    with find_target(tmp_path / "talk.mp3", name="x").open() as sink:
+        sink.write(OLD)
+        part = part_in(tmp_path)
+        os.utime(part, (0, 0))
+        module._search_again_at.clear()
+        find_target(tmp_path / "talk.mp3", name="x").save(NEW)
+        assert part.read_bytes() == OLD
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"talk.mp3": OLD}
 
 
-def test_how_often_others_are_looked_at_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MOST_UNFINISHED", 2)
-    target = find_target(tmp_path / "talk.mp3", name="x")
-    with target.open(), target.open(), pytest.raises(RoughyTargetError, match="2 others are writing it"):
-        target.save(NEW)
+def test_what_another_host_has_left_is_removed_after_a_day(tmp_path: Path) -> None:
+    """Whether somebody there still writes it, not every file system knows. So does 0.2's name."""
+    fresh, old = tmp_path / f".roughy-0a-{'0' * 32}.part", tmp_path / f".roughy-{'0' * 16}-0.part"
+    for path in (fresh, old):
+        path.write_bytes(OLD)
+    os.utime(old, (time.time() - 86_401,) * 2)
+    find_target(tmp_path / "talk.mp3", name="x").save(NEW)
+    assert {path.name for path in tmp_path.iterdir()} == {fresh.name, "talk.mp3"}
+
+
+def test_what_only_looks_like_a_leftover_stays(tmp_path: Path) -> None:
+    name = f".roughy-{module._host()}"
+    (tmp_path / "mine").write_bytes(OLD)
+    (tmp_path / f"{name}-0.part").symlink_to("mine")
+    os.mkfifo(tmp_path / f"{name}-1.part")
+    (tmp_path / f"{name}-2.part").mkdir()
+    (tmp_path / f"{name}-3.partly").write_bytes(OLD)
+    before = set(tmp_path.iterdir())
+    find_target(tmp_path / "talk.mp3", name="x").save(NEW)
+    assert set(tmp_path.iterdir()) == before | {tmp_path / "talk.mp3"}
+    assert (tmp_path / "mine").read_bytes() == OLD
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be several users")
+def test_others_can_neither_block_nor_own_what_is_written() -> None:
+    """In a folder that all may write, somebody has put files of all names that could be guessed."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o1777)
+        guessed = hashlib.sha256(b"talk.mp3").hexdigest()[:16]
+        for left in (f".roughy-{guessed}-0.part", f".roughy-{module._host()}-{'0' * 32}.part"):
+            Path(name, left).touch()
+            os.chmod(Path(name, left), 0o600)
+        os.seteuid(65534)
+        try:
+            with find_target(f"{name}/talk.mp3", name="x").open() as sink:
+                sink.write(NEW)
+                begun = {path.name: path.stat().st_uid for path in Path(name).iterdir()}
+        finally:
+            os.seteuid(0)
+        assert sorted(begun.values()) == [0, 0, 65534]
+        found = Path(name, "talk.mp3").stat()
+        assert (found.st_uid, found.st_size) == (65534, len(NEW))
+        assert len(os.listdir(name)) == 3, "what is somebody else's stays"
+
+
+def test_looks_for_leftovers_take_a_small_part_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten thousand files into one folder are not ten thousand lists of ten thousand names."""
+    looks, scandir = [], os.scandir
+
+    def slow(folder: str) -> Any:
+        looks.append(folder)
+        time.sleep(0.02)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", slow)
+    for number in range(50):
+        find_target(tmp_path / f"{number}.srt", name="x").save(OLD)
+    assert 1 <= len(looks) <= 3
+
+
+def test_file_that_is_removed_before_its_lock_is_taken_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = fcntl.flock
+
+    def remove_first(file: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        part_in(tmp_path).unlink()
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    find_target(tmp_path / "talk.mp3", name="x").save(NEW)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"talk.mp3": NEW}
+
+
+def test_file_system_without_locks_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    find_target(tmp_path / "talk.mp3", name="x").save(NEW)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"talk.mp3": NEW}
+
+
+# ---- Storages with real folders
+
+
+class Folders(LocalFileSystem):  # type: ignore[misc]
+    """A storage whose folders have to be there, as SFTP's, and whose files appear at once."""
+
+    protocol = ("sftp",)
+    cachable = False
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> str:
+        return str(infer_storage_options(str(path))["path"]).rstrip("/") or "/"
+
+
+@pytest.fixture
+def folders() -> type[Folders]:
+    attach("sftp").fs = Folders()
+    return Folders
+
+
+@pytest.mark.parametrize("overwrite", ["replace", "skip", "fail"])
+def test_folders_of_a_storage_are_created(folders: type[Folders], tmp_path: Path, overwrite: Any) -> None:
+    for place in ("a/b/talk.mp3", "a/b/c/", "a/d"):
+        for written in (True, overwrite == "replace"):
+            target = find_target(f"sftp://host{tmp_path}/{place}", name="x.mp3")
+            assert target.save(NEW, overwrite) is written
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == {
+        *("a/b/talk.mp3", "a/b/c/x.mp3", "a/d")
+    }
+
+
+def test_folder_that_somebody_else_creates_meanwhile_is_used(
+    folders: type[Folders], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def come_too_late(storage: Folders, path: str, exist_ok: bool = False) -> None:
+        os.makedirs(path)
+        raise OSError("Failure")
+
+    monkeypatch.setattr(folders, "makedirs", come_too_late)
+    find_target(f"sftp://host{tmp_path}/a/talk.mp3", name="x").save(NEW)
+    assert (tmp_path / "a" / "talk.mp3").read_bytes() == NEW
+
+
+def test_folder_that_cannot_be_created_is_named(folders: type[Folders], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RoughyTargetError, match="file") as refused:
+        find_target(f"sftp://host{tmp_path}/file/a/talk.mp3", name="x").save(NEW)
+    assert isinstance(refused.value.__cause__, (NotADirectoryError, FileExistsError))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_storage_that_cannot_create_exclusively_is_asked_before(
+    folders: type[Folders], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_file = folders.open
+
+    def refuse(storage: Folders, path: str, mode: str = "rb", **options: Any) -> Any:
+        if "x" in mode:
+            raise NotImplementedError("File mode not supported")
+        return open_file(storage, path, mode, **options)
+
+    monkeypatch.setattr(folders, "open", refuse)
+    target = find_target(f"sftp://host{tmp_path}/talk.mp3", name="x")
+    assert target.save(NEW, "fail")
+    with pytest.raises(RoughyTargetExistsError), target.open(len(OLD), "fail") as sink:
+        sink.write(OLD)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"talk.mp3": NEW}
+
+
+def test_move_that_fails_leaves_no_empty_file(
+    folders: type[Folders], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("Failure")
+
+    monkeypatch.setattr(folders, "mv", refuse)
+    with pytest.raises(RoughyTargetError, match="Failure"):
+        find_target(f"sftp://host{tmp_path}/talk.mp3", name="x").save(NEW, "fail")
+    assert list(tmp_path.iterdir()) == []

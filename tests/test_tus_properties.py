@@ -14,15 +14,16 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_roughy import api
-from airflow_provider_roughy import source as source_module
-from airflow_provider_roughy.client import Backoff, Client, Settings
-from airflow_provider_roughy.durable import DurableUpload
 from airflow_provider_roughy.emulator import Choices, Emulator, Fault
 from airflow_provider_roughy.exceptions import RoughyError, RoughyUploadError
+from airflow_provider_roughy.http.client import Backoff, Client, Settings
 from airflow_provider_roughy.lifecycle import Arrival
-from airflow_provider_roughy.source import find_source
-from airflow_provider_roughy.tus import RoughyUploader
+from airflow_provider_roughy.transfer import source as source_module
+from airflow_provider_roughy.transfer.resumable import DurableUpload
+from airflow_provider_roughy.transfer.source import find_source
+from airflow_provider_roughy.transfer.tus import RoughyUploader
 from harness import media
+from tests.properties import examples
 from tests.uploading import Store, Told, as_it_was
 
 # Seconds; a hundred examples on a busy machine.
@@ -82,7 +83,7 @@ def patch_faults() -> st.SearchStrategy[dict[str, Any] | None]:
 
 # A hang costs the client's timeout, so they are short, and the deadline of an example is none.
 @settings(
-    max_examples=int(os.environ.get("ROUGHY_EXAMPLES", "40")),
+    max_examples=examples(30),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
@@ -160,7 +161,7 @@ def some(faults: st.SearchStrategy[Any], *, at_most: int) -> st.SearchStrategy[l
 
 
 @settings(
-    max_examples=int(os.environ.get("ROUGHY_EXAMPLES", "40")),
+    max_examples=examples(30),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )

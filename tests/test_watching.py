@@ -1,4 +1,4 @@
-"""The watch for assets that become ready: what is announced, when, and at what cost."""
+"""The watcher of assets: which assets it announces, when, and how many requests that takes."""
 
 from __future__ import annotations
 
@@ -12,27 +12,29 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from airflow_provider_roughy import watching as watching_module
+from airflow_provider_roughy.asset_events import feed as feed_module
+from airflow_provider_roughy.asset_events import subscription as subscription_module
+from airflow_provider_roughy.asset_events.feed import AssetFeed
 from airflow_provider_roughy.emulator import Emulator, Fault
 from airflow_provider_roughy.events import taken_key
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.ledger import Ledger
 from airflow_provider_roughy.triggers import RoughyAssetsReadyTrigger
-from airflow_provider_roughy.watching import Lookout
-from tests.watching import INTERVAL, Watching, begun, rounds, take, until, watch
+from tests.watching import INTERVAL, Watching, begun, rewritten, rounds, take, until, watch
 
 pytestmark = pytest.mark.usefixtures("patient")
 
 
 @pytest.fixture
 def roughy() -> Iterator[Emulator]:
-    """A Roughy whose assets change when the test says so."""
+    """An emulator whose assets change only when the test changes them."""
     with Emulator(progression="manual") as emulator:
         yield emulator
 
@@ -42,7 +44,13 @@ def ledger(tmp_path: Path) -> Path:
     return tmp_path / "taken"
 
 
-def test_a_first_start_announces_nothing_old_and_all_that_comes(roughy: Emulator, ledger: Path) -> None:
+@pytest.fixture(autouse=True)
+def all_events_start_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Announce as on Airflow 3.0 to 3.3, whichever Airflow runs; tests for Airflow 3.4 change it."""
+    monkeypatch.setattr(subscription_module, "QUEUES_EACH_EVENT", False)
+
+
+def test_first_start_announces_new_assets_only(roughy: Emulator, ledger: Path) -> None:
     for _ in range(300):
         roughy.seed_asset()
     working, unpaid = roughy.seed_asset(state="processing"), roughy.seed_asset(state="pending_payment")
@@ -63,7 +71,7 @@ def test_a_first_start_announces_nothing_old_and_all_that_comes(roughy: Emulator
     asyncio.run(run())
 
 
-def test_a_quiet_round_costs_four_requests_whoever_watches(roughy: Emulator, ledger: Path) -> None:
+def test_quiet_round_takes_four_requests_for_any_number_of_watchers(roughy: Emulator, ledger: Path) -> None:
     roughy.seed_asset()
 
     async def run() -> None:
@@ -85,14 +93,14 @@ def test_a_quiet_round_costs_four_requests_whoever_watches(roughy: Emulator, led
             for each in (one, of_project, *others):
                 await each.told(new)
             assert of_nothing.events == []
-            assert len(Lookout._lookouts[asyncio.get_running_loop()]) == 1
+            assert len(AssetFeed._feeds[asyncio.get_running_loop()]) == 1
             for each in others:
                 await each.stop()
 
     asyncio.run(run())
 
 
-def test_what_is_taken_is_announced_no_more_and_the_rest_is(roughy: Emulator, ledger: Path) -> None:
+def test_repeats_announce_only_assets_that_no_run_has_taken(roughy: Emulator, ledger: Path) -> None:
     async def run() -> None:
         async with watch(ledger) as watching:
             await begun(ledger)
@@ -109,7 +117,7 @@ def test_what_is_taken_is_announced_no_more_and_the_rest_is(roughy: Emulator, le
     asyncio.run(run())
 
 
-def test_what_is_not_taken_is_repeated_after_growing_pauses(roughy: Emulator, ledger: Path) -> None:
+def test_assets_not_taken_are_repeated_after_growing_pauses(roughy: Emulator, ledger: Path) -> None:
     async def run() -> None:
         async with watch(ledger) as watching:
             await begun(ledger)
@@ -125,10 +133,10 @@ def test_what_is_not_taken_is_repeated_after_growing_pauses(roughy: Emulator, le
     asyncio.run(run())
 
 
-def test_a_repeat_asks_for_what_it_announces_and_no_more(
+def test_repeat_polls_only_the_assets_that_it_announces(
     roughy: Emulator, ledger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watching_module, "MOST_IDS", 1)
+    monkeypatch.setattr(subscription_module, "MAX_IDS_PER_STATE", 1)
     first, *_ = [roughy.seed_asset() for _ in range(4)]
     with RoughyHook() as hook:
         other = hook.create_project("So much that to read its list costs more than to ask for the few.").id
@@ -145,10 +153,8 @@ def test_a_repeat_asks_for_what_it_announces_and_no_more(
     asyncio.run(run())
 
 
-def test_with_catchup_all_that_there_is_is_announced(
-    roughy: Emulator, ledger: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(watching_module, "MOST_IDS", 100)
+def test_catchup_announces_all_existing_assets(roughy: Emulator, ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subscription_module, "MAX_IDS_PER_STATE", 100)
     ids = [roughy.seed_asset() for _ in range(230)]
     failed = roughy.seed_asset(state="failed")
 
@@ -165,7 +171,7 @@ def test_with_catchup_all_that_there_is_is_announced(
     asyncio.run(run())
 
 
-def test_a_restart_loses_nothing_and_announces_nothing_old(roughy: Emulator, ledger: Path) -> None:
+def test_restart_loses_no_asset_and_announces_no_settled_one(roughy: Emulator, ledger: Path) -> None:
     old = [roughy.seed_asset() for _ in range(120)]
     waiting = [roughy.seed_asset(state=state) for state in ("pending_upload", "processing", "pending_payment")]
 
@@ -191,7 +197,7 @@ def test_a_restart_loses_nothing_and_announces_nothing_old(roughy: Emulator, led
     asyncio.run(second(due))
 
 
-def test_states_are_announced_as_they_are(roughy: Emulator, ledger: Path) -> None:
+def test_each_state_is_announced_separately(roughy: Emulator, ledger: Path) -> None:
     unpaid_before = roughy.seed_asset(state="pending_payment")
 
     async def run() -> None:
@@ -212,7 +218,7 @@ def test_states_are_announced_as_they_are(roughy: Emulator, ledger: Path) -> Non
     asyncio.run(run())
 
 
-def test_what_was_deleted_is_announced_no_more(roughy: Emulator, ledger: Path) -> None:
+def test_deleted_assets_are_not_announced_again(roughy: Emulator, ledger: Path) -> None:
     async def run() -> None:
         with RoughyHook() as hook:
             async with watch(ledger) as watching:
@@ -233,7 +239,7 @@ def threads_for_storage() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name.startswith("roughy-watch")}
 
 
-def test_one_that_stops_disturbs_no_other_and_the_last_one_closes_all(roughy: Emulator, ledger: Path) -> None:
+def test_last_watcher_to_stop_closes_the_feed(roughy: Emulator, ledger: Path) -> None:
     async def run() -> None:
         first = Watching(RoughyAssetsReadyTrigger(ledger=ledger, poll_interval=INTERVAL))
         async with watch(ledger) as second:
@@ -246,29 +252,340 @@ def test_one_that_stops_disturbs_no_other_and_the_last_one_closes_all(roughy: Em
             await until(lambda: threads_for_storage() <= before)
             new = roughy.seed_asset()
             await second.told(new)
-        assert not Lookout._lookouts[asyncio.get_running_loop()]
+        assert not AssetFeed._feeds[asyncio.get_running_loop()]
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(run())
 
 
-def test_a_watch_whose_task_died_is_started_again(roughy: Emulator, ledger: Path) -> None:
-    def kill(lookout: Lookout) -> None:
-        assert lookout._task is not None
-        lookout._task.cancel()
+def test_feed_restarts_after_its_task_died(roughy: Emulator, ledger: Path) -> None:
+    def kill(feed: AssetFeed) -> None:
+        assert feed._task is not None
+        feed._task.cancel()
 
     async def run() -> None:
         async with watch(ledger) as watching:
-            lookouts = Lookout._lookouts.setdefault(asyncio.get_running_loop(), {})
-            while not lookouts:  # noqa: ASYNC110 - before anything else runs
+            feeds = AssetFeed._feeds.setdefault(asyncio.get_running_loop(), {})
+            while not feeds:  # noqa: ASYNC110 - before anything else runs
                 await asyncio.sleep(0)
-            (lookout,) = lookouts.values()
-            assert lookout.base_url is None, "the connection was not read yet"
-            kill(lookout)
+            (feed,) = feeds.values()
+            assert feed.base_url is None, "the connection was not read yet"
+            kill(feed)
             await begun(ledger)
-            kill(lookout)
+            kill(feed)
             new = roughy.seed_asset()
             await watching.told(new)
+
+    asyncio.run(run())
+
+
+# ---- Odd replies
+
+
+def elsewhere(connection: dict[str, Any], url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the base URL of the connection."""
+    fields = {**connection, "host": url, "extra": {**connection["extra"], "timeout": 60}}
+    monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps(fields))
+
+
+@pytest.mark.parametrize("field", ["created_at", "project_id"])
+@pytest.mark.parametrize("value", [None, "", 17, "0001-01-01T00:00:00+23:59"])
+def test_undecodable_asset_does_not_hide_others(
+    roughy: Emulator,
+    ledger: Path,
+    connection: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    field: str,
+    value: Any,
+) -> None:
+    odd: list[str] = [roughy.seed_asset()]
+
+    def rewrite(target: str, body: dict[str, Any]) -> None:
+        for asset in body.get("items", [body]):
+            if asset.get("id") in odd:
+                asset[field] = value
+
+    async def run(url: str) -> None:
+        elsewhere(connection, url, monkeypatch)
+        async with watch(ledger) as watching:
+            await begun(ledger)
+            odd.extend(roughy.seed_asset(state=state) for state in ("ready", "processing"))
+            new = roughy.seed_asset()
+            await watching.told(new)
+            await rounds(roughy, 3)
+            later = roughy.seed_asset()
+            await watching.told(later)
+            roughy.set_state(odd[2], "ready")
+            last = roughy.seed_asset()
+            await watching.told(last)
+
+    with rewritten(roughy, rewrite) as url, caplog.at_level(logging.WARNING):
+        asyncio.run(run(url))
+    told = [record.getMessage() for record in caplog.records if "Skipped asset" in record.getMessage()]
+    assert 0 < len(told) == len(set(told)) <= len(odd), "each once"
+    assert "Watching assets" not in caplog.text
+
+
+def test_created_at_in_the_future_does_not_hide_other_assets(roughy: Emulator, ledger: Path) -> None:
+    roughy.seed_asset()
+    roughy.advance(3600)
+    ahead = [roughy.seed_asset() for _ in range(120)]
+    waiting = roughy.seed_asset(state="processing")
+    roughy.advance(-3600)
+
+    async def run() -> None:
+        async with watch(ledger) as watching:
+            await begun(ledger)
+            new = roughy.seed_asset(state="processing")
+            roughy.set_state(new, "ready")
+            await watching.told(new)
+            roughy.set_state(waiting, "ready")
+            await watching.told(new, waiting)
+            assert not watching.all() & set(ahead), "these were ready before"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("odd", ["1970-01-01T00:00:00Z", "9999-12-31T23:59:59.999999-00:00"])
+def test_odd_created_at_does_not_hide_other_assets(
+    roughy: Emulator, ledger: Path, connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch, odd: str
+) -> None:
+    old = roughy.seed_asset()
+
+    def rewrite(target: str, body: dict[str, Any]) -> None:
+        if "offset=0" in target and body.get("items") and (body["items"][0]["id"] == old) == odd.startswith("9999"):
+            body["items"][0]["created_at"] = odd
+
+    async def run(url: str) -> None:
+        elsewhere(connection, url, monkeypatch)
+        async with watch(ledger, poll_interval=INTERVAL if odd.startswith("9999") else 3.0) as watching:
+            await begun(ledger)
+            # More than a page, ready within one round.
+            new = await asyncio.to_thread(lambda: [roughy.seed_asset() for _ in range(150)])
+            await watching.until(lambda: watching.all() >= set(new[:-1]))
+
+    with rewritten(roughy, rewrite) as url:
+        asyncio.run(run(url))
+
+
+@pytest.mark.parametrize(
+    "date", ["Thu, 01 Jan 1970 00:00:00 GMT", "Fri, 31 Dec 9999 23:59:59 GMT", "Thu, 01 Jan 99999999999 00:00:00 GMT"]
+)
+def test_odd_date_header_hides_no_asset(
+    roughy: Emulator, ledger: Path, connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch, date: str
+) -> None:
+    # Each full round advances the baseline to an hour before the date of its replies.
+    monkeypatch.setattr(feed_module, "_FULL_ROUND_SECONDS", 0.5)
+    roughy.seed_asset()
+
+    async def run(url: str) -> None:
+        elsewhere(connection, url, monkeypatch)
+        async with watch(ledger) as watching:
+            await begun(ledger)
+            for _ in range(3):
+                new = roughy.seed_asset()
+                await watching.told(new)
+                take(ledger, new)
+                await asyncio.sleep(0.5)
+
+    with rewritten(roughy, lambda target, body: None, date=date) as url:
+        asyncio.run(run(url))
+
+
+def test_asset_from_an_unknown_state_is_announced_when_ready(
+    roughy: Emulator, ledger: Path, connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, *old = [roughy.seed_asset() for _ in range(250)]
+    monkeypatch.setattr(feed_module, "_FULL_ROUND_SECONDS", 0.5)
+    monkeypatch.setattr(feed_module, "_SETTLED_AFTER", timedelta(0))
+    monkeypatch.setattr(subscription_module, "_SETTLED_COUNT", 1)
+    held = {before}
+
+    def rewrite(target: str, body: dict[str, Any]) -> None:
+        if body.get("id") in held:
+            body["state"] = "quarantined"
+        for asset in list(body.get("items", [])):
+            if asset["id"] in held:
+                if "state=" in target:
+                    body["items"].remove(asset)
+                asset["state"] = "quarantined"
+        if "state=ready" in target:
+            body["total"] -= len(held)
+
+    async def run(url: str) -> None:
+        elsewhere(connection, url, monkeypatch)
+        async with watch(ledger) as watching:
+            await begun(ledger)
+            new = roughy.seed_asset()
+            await watching.told(new)
+            held.discard(before)
+            await watching.told(new, before)
+            # One that comes later is not settled by what is taken.
+            later = roughy.seed_asset(state="processing")
+            held.add(later)
+            roughy.set_state(later, "ready")
+            await asyncio.sleep(1.1)
+            take(ledger, new, before)
+            await begun(ledger, 2)
+            held.discard(later)
+            await watching.told(later)
+            assert not watching.all() & set(old)
+
+    with rewritten(roughy, rewrite) as url:
+        asyncio.run(run(url))
+
+
+# ---- Requests
+
+
+def test_quiet_round_takes_as_many_requests_with_many_unpaid_assets(roughy: Emulator, ledger: Path) -> None:
+    unpaid = [roughy.seed_asset(state="pending_payment") for _ in range(350)]
+
+    async def run() -> None:
+        async with watch(ledger) as watching:
+            await begun(ledger)
+            await rounds(roughy, 2)
+            roughy.clear_requests()
+            await rounds(roughy, 3)
+            counts = Counter(re.findall(r"state=(\w+)", " ".join(request.query for request in roughy.requests)))
+            assert max(counts.values()) - min(counts.values()) <= 1
+            # One that is paid for deep in the list, with one that comes.
+            roughy.seed_asset(state="pending_payment")
+            roughy.set_state(unpaid[20], "ready")
+            await watching.told(unpaid[20])
+            gone = [unpaid[index] for index in (0, 100, 349)]
+            for id in gone:
+                roughy.set_state(id, "ready")
+            await watching.told(unpaid[20], *gone)
+
+    asyncio.run(run())
+
+
+def test_baseline_advances_past_assets_that_were_taken(
+    roughy: Emulator, ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory and requests depend on the assets that are open, new or not taken; a restart loses none of them."""
+    monkeypatch.setattr(feed_module, "_FULL_ROUND_SECONDS", 0.5)
+    monkeypatch.setattr(feed_module, "_SETTLED_AFTER", timedelta(0))
+    monkeypatch.setattr(subscription_module, "_SETTLED_COUNT", 50)
+    open_before = roughy.seed_asset(state="pending_payment")
+
+    async def first() -> str:
+        async with watch(ledger) as watching:
+            await begun(ledger)
+            untaken, *ids = [roughy.seed_asset() for _ in range(321)]
+            await watching.told(untaken, *ids)
+            take(ledger, *ids)
+            await asyncio.sleep(1.1)
+            await begun(ledger, 2)
+            (feed,) = AssetFeed._feeds[asyncio.get_running_loop()].values()
+            (reader,) = feed._readers.values()
+            await until(lambda: len(feed._ended["ready"]) + len(reader._taken) < 100)
+            roughy.clear_requests()
+            await asyncio.sleep(1.5)
+            pages = [request for request in roughy.requests if "state=ready" in request.query]
+            assert max(int(re.findall(r"offset=(\d+)", page.query)[0]) for page in pages) == 0
+            return untaken
+
+    async def second(untaken: str) -> None:
+        async with watch(ledger) as watching:
+            await watching.told(untaken)
+            assert watching.all() == {untaken}
+            new = roughy.seed_asset()
+            roughy.set_state(open_before, "ready")
+            await watching.told(untaken, new, open_before)
+            assert watching.all() == {untaken, new, open_before}
+
+    asyncio.run(second(asyncio.run(first())))
+
+
+# ---- If each event starts a run
+
+
+def test_asset_is_announced_once_if_each_event_starts_a_run(
+    roughy: Emulator, ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscription_module, "QUEUES_EACH_EVENT", True)
+
+    async def first() -> list[str]:
+        async with watch(ledger) as watching:
+            await begun(ledger)
+            ids = []
+            for count in range(1, 4):
+                ids.append(roughy.seed_asset())
+                await watching.until(lambda count=count: len(watching.events) == count)  # type: ignore[misc]
+            await rounds(roughy, 8)
+            assert watching.events == [{"ready": [id]} for id in ids]
+            take(ledger, ids[0])
+            return ids[1:]
+
+    async def killed_before_the_events_were_stored(ids: list[str]) -> None:
+        monkeypatch.setattr(subscription_module, "_NOTE_AFTER_SECONDS", 0.2)
+        async with watch(ledger) as watching:
+            await watching.told(*ids)
+            # A note of each that is not taken.
+            await begun(ledger, 3)
+            take(ledger, ids[0])
+
+    async def restarted(ids: list[str]) -> None:
+        async with watch(ledger) as watching:
+            new = roughy.seed_asset()
+            await watching.told(new)
+            await rounds(roughy, 5)
+            assert watching.events == [{"ready": [new]}]
+            take(ledger, new)
+
+    async def a_day_later(ids: list[str]) -> None:
+        monkeypatch.setattr(subscription_module, "_ANNOUNCE_AGAIN_SECONDS", 0.3)
+        async with watch(ledger) as watching:
+            await watching.told(*ids)
+            await rounds(roughy, 8)
+            assert watching.events == [{"ready": ids}], "once more"
+
+    left = asyncio.run(first())
+    asyncio.run(killed_before_the_events_were_stored(left))
+    asyncio.run(restarted(left[1:]))
+    asyncio.run(a_day_later(left[1:]))
+
+
+def test_assets_beyond_the_limit_of_an_event_follow_later(
+    roughy: Emulator, ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscription_module, "QUEUES_EACH_EVENT", True)
+    monkeypatch.setattr(subscription_module, "MAX_IDS_PER_STATE", 10)
+    ids = [roughy.seed_asset() for _ in range(25)]
+
+    async def run() -> None:
+        async with watch(ledger, catchup=True) as watching:
+            for begin in (0, 10, 20):
+                await watching.until(lambda begin=begin: len(watching.events) == begin / 10 + 1)  # type: ignore[misc]
+                assert watching.events[-1] == {"ready": ids[begin : begin + 10]}
+                await rounds(roughy, 2)
+                take(ledger, *ids[begin : begin + 10])
+            await rounds(roughy, 3)
+            assert len(watching.events) == 3
+
+    asyncio.run(run())
+
+
+def test_repeats_end_after_a_day_with_a_warning(
+    roughy: Emulator, ledger: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(subscription_module, "_FIRST_REPEAT_SECONDS", 0.1)
+    monkeypatch.setattr(subscription_module, "_REPEAT_FOR_SECONDS", 0.5)
+
+    async def run() -> None:
+        async with watch(ledger) as watching:
+            await begun(ledger)
+            first = roughy.seed_asset()
+            await until(lambda: "No run has taken 1 asset within a day" in caplog.text)
+            count = len(watching.events)
+            assert count >= 2
+            await rounds(roughy, 8)
+            assert len(watching.events) == count
+            new = roughy.seed_asset()
+            await watching.told(first, new)
 
     asyncio.run(run())
 
@@ -285,7 +602,7 @@ FAULTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_trouble_passes_and_nothing_is_lost(
+def test_outage_loses_no_asset_and_is_logged_once(
     roughy: Emulator, ledger: Path, fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     waiting = roughy.seed_asset(state="processing")
@@ -302,11 +619,13 @@ def test_trouble_passes_and_nothing_is_lost(
 
     with caplog.at_level(logging.WARNING):
         asyncio.run(run())
-    told = [record for record in caplog.records if "cannot be watched" in record.message]
+    told = [
+        record for record in caplog.records if "Watching assets of connection roughy_default failed" in record.message
+    ]
     assert 1 <= len(told) <= 2, "not each time"
 
 
-def test_a_new_key_is_picked_up(
+def test_corrected_connection_is_used_without_a_restart(
     roughy: Emulator,
     ledger: Path,
     connection: dict[str, Any],
@@ -318,7 +637,7 @@ def test_a_new_key_is_picked_up(
     async def run() -> None:
         async with watch(ledger, catchup=True) as watching:
             asset_id = roughy.seed_asset()
-            await until(lambda: "cannot be watched" in caplog.text)
+            await until(lambda: "Watching assets of connection roughy_default failed" in caplog.text)
             monkeypatch.delenv("AIRFLOW_CONN_ROUGHY_DEFAULT")
             await until(lambda: "RoughyMissingConnectionError" in caplog.text or "no connection" in caplog.text.lower())
             monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps(connection))
@@ -329,7 +648,7 @@ def test_a_new_key_is_picked_up(
 
 
 def replace_by_a_file(folder: Path) -> Path:
-    """Move a folder away, and return where it is now."""
+    """Replace a folder by a file, and return the new path of the folder."""
     away = folder.rename(folder.with_name("away"))
     folder.write_text("a file where a folder was")
     return away
@@ -340,7 +659,9 @@ def put_back(away: Path, folder: Path) -> None:
     away.rename(folder)
 
 
-def test_a_ledger_that_is_away_and_comes_back(roughy: Emulator, ledger: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unavailable_ledger_announces_nothing_until_it_works(
+    roughy: Emulator, ledger: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def run() -> None:
         async with watch(ledger) as watching:
             await begun(ledger)
@@ -349,7 +670,7 @@ def test_a_ledger_that_is_away_and_comes_back(roughy: Emulator, ledger: Path, ca
             take(ledger, taken)
             away = replace_by_a_file(ledger)
             new = roughy.seed_asset()
-            await until(lambda: "what was taken is not known" in caplog.text)
+            await until(lambda: f"Reading ledger {ledger} failed" in caplog.text)
             count = len(watching.events)
             put_back(away, ledger)
             await watching.told(new)
@@ -358,7 +679,7 @@ def test_a_ledger_that_is_away_and_comes_back(roughy: Emulator, ledger: Path, ca
     asyncio.run(run())
 
 
-def test_a_baseline_that_cannot_be_read_is_not_taken_for_none(
+def test_unreadable_baseline_announces_nothing_old(
     roughy: Emulator, ledger: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     old = roughy.seed_asset()
@@ -383,10 +704,10 @@ def test_a_baseline_that_cannot_be_read_is_not_taken_for_none(
     asyncio.run(run())
 
 
-def test_a_connection_that_leads_elsewhere_is_another_account(
+def test_connection_with_a_new_base_url_gets_its_own_baseline(
     roughy: Emulator, ledger: Path, connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watching_module, "_FULL_SECONDS", 0.3)
+    monkeypatch.setattr(feed_module, "_FULL_ROUND_SECONDS", 0.3)
 
     async def run(other: Emulator) -> None:
         before = [other.seed_asset() for _ in range(3)]
@@ -404,7 +725,7 @@ def test_a_connection_that_leads_elsewhere_is_another_account(
         asyncio.run(run(other))
 
 
-def test_a_storage_that_hangs_holds_up_nobody_else(roughy: Emulator, ledger: Path) -> None:
+def test_hanging_storage_does_not_block_other_watchers(roughy: Emulator, ledger: Path) -> None:
     asset_id = roughy.seed_asset()
     Ledger(ledger).check()
     # Whoever opens it to read waits for somebody who writes.
@@ -427,8 +748,8 @@ def test_a_storage_that_hangs_holds_up_nobody_else(roughy: Emulator, ledger: Pat
         hanging.open("wb").close()
 
 
-def test_watchers_of_two_event_loops_announce_by_themselves(roughy: Emulator, ledger: Path) -> None:
-    """As two triggerers do: there may be two events, and there is one baseline."""
+def test_watchers_of_two_event_loops_share_one_baseline(roughy: Emulator, ledger: Path) -> None:
+    """As in two triggerers: there may be two events, but there is one baseline."""
     old = roughy.seed_asset()
 
     async def run() -> set[str]:

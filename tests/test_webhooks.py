@@ -1,4 +1,4 @@
-"""Whether a request is a webhook of Roughy's, and what it says: against what Svix publishes."""
+"""Webhooks are verified and read as Svix and Standard Webhooks publish it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import strategies as some
 
 from airflow_provider_roughy.exceptions import RoughyConfigurationError, RoughyWebhookError
 from airflow_provider_roughy.settings import Settings
-from airflow_provider_roughy.webhooks import RoughyWebhook, message_id, parse, signing_secrets, verify
+from airflow_provider_roughy.webhooks import RoughyWebhook, event_type, message_id, parse, signing_secrets, verify
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 OTHER_SECRET = "whsec_" + base64.b64encode(b"another secret, of 24 b.").decode()
@@ -28,7 +28,7 @@ BODY = json.dumps({"type": "asset.ready", "data": {"entity_id": ASSET_ID, "asset
 def signed(
     body: bytes = BODY, *, secret: str = SECRET, id: str = "msg_1", age: float = 0, prefix: str = "svix-"
 ) -> dict[str, str]:
-    """Sign as the page of Standard Webhooks says, without the library."""
+    """Sign as the page of Standard Webhooks describes, without the library."""
     timestamp = int(time.time() - age)
     key = base64.b64decode(secret.removeprefix("whsec_"))
     digest = hmac.digest(key, f"{id}.{timestamp}.".encode() + body, hashlib.sha256)
@@ -43,7 +43,7 @@ def verified(headers: dict[str, str], body: bytes = BODY) -> str:
     return verify(headers.items(), body, {"ours": SECRET})
 
 
-def test_the_published_vector(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signature_of_the_published_example_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     class Then(datetime):
         @classmethod
         def now(cls, tz: tzinfo | None = None) -> Then:
@@ -61,18 +61,18 @@ def test_the_published_vector(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["svix-", "webhook-", "Svix-", "WEBHOOK-"])
-def test_the_headers_may_be_white_labelled(prefix: str) -> None:
+def test_headers_of_either_prefix_are_accepted(prefix: str) -> None:
     assert verified(signed(prefix=prefix)) == "ours"
     assert message_id(signed(prefix=prefix).items()) == "msg_1"
 
 
-def test_it_is_told_whose_secret_it_was() -> None:
+def test_verify_returns_the_key_of_the_secret() -> None:
     secrets = {1: OTHER_SECRET, 2: f"{OTHER_SECRET} {SECRET}"}
     assert verify(signed().items(), BODY, secrets) == 2
     assert verify(signed(secret=OTHER_SECRET).items(), BODY, secrets) == 1
 
 
-def test_one_fitting_signature_is_enough() -> None:
+def test_one_valid_signature_of_several_is_enough() -> None:
     headers = signed()
     fitting = headers["svix-signature"]
     other = signed(secret=OTHER_SECRET)["svix-signature"]
@@ -102,19 +102,19 @@ def test_one_fitting_signature_is_enough() -> None:
         pytest.param(lambda: {}, id="nothing"),
     ],
 )
-def test_what_is_not_signed_is_refused(make: Callable[[], dict[str, str]]) -> None:
+def test_invalid_signatures_are_refused(make: Callable[[], dict[str, str]]) -> None:
     headers = make()
     with pytest.raises(RoughyWebhookError):
         verified(headers)
 
 
-def test_a_header_that_is_there_twice_is_refused() -> None:
+def test_header_given_twice_is_refused() -> None:
     headers = [*signed().items(), ("svix-id", "msg_1")]
     with pytest.raises(RoughyWebhookError):
         verify(headers, BODY, {"ours": SECRET})
 
 
-def test_a_body_that_is_no_utf_8_is_refused() -> None:
+def test_body_that_is_not_utf_8_is_refused() -> None:
     body = b'{"type": "\xff"}'
     with pytest.raises(RoughyWebhookError):
         verified(signed(body), body)
@@ -126,7 +126,7 @@ def test_a_body_that_is_no_utf_8_is_refused() -> None:
     ),
     body=some.binary(),
 )
-def test_garbage_is_refused_whatever_it_is(headers: list[tuple[str, str]], body: bytes) -> None:
+def test_random_headers_and_bodies_are_refused(headers: list[tuple[str, str]], body: bytes) -> None:
     with pytest.raises(RoughyWebhookError):
         verify(headers, body, {"ours": SECRET})
     with pytest.raises(RoughyWebhookError):
@@ -134,21 +134,21 @@ def test_garbage_is_refused_whatever_it_is(headers: list[tuple[str, str]], body:
 
 
 @pytest.mark.parametrize("secret", ["whsec_", "whsec_!", "whsec_\u00e9", "tiger", SECRET + "A"])
-def test_a_secret_that_is_none_is_told_without_showing_it(secret: str) -> None:
+def test_malformed_secret_is_refused_without_showing_it(secret: str) -> None:
     for use in (signing_secrets, lambda text: verify(signed().items(), BODY, {"ours": text})):
         with pytest.raises(RoughyConfigurationError) as caught:
             use(secret)
         assert secret not in str(caught.value).replace("whsec_…", "")
 
 
-def test_a_secret_may_come_without_its_prefix_and_padding() -> None:
+def test_secret_without_prefix_and_padding_is_accepted() -> None:
     bare = base64.b64encode(b"a secret of some 25 bytes").decode()
     assert bare.endswith("=")
     for secret in (bare, bare.rstrip("="), f"whsec_{bare}"):
         assert verify(signed(secret=bare).items(), BODY, {"ours": secret}) == "ours"
 
 
-def test_what_a_webhook_says() -> None:
+def test_parse_returns_the_fields_of_a_webhook() -> None:
     cut = "019d0000-0000-7000-8000-0000000000c1"
     body = {"type": "cut.completed", "data": {"entity_id": cut, "asset_id": ASSET_ID.upper()}}
     assert parse(json.dumps(body).encode(), id="m") == RoughyWebhook("m", "cut.completed", cut, ASSET_ID)
@@ -162,8 +162,23 @@ def test_what_a_webhook_says() -> None:
 
 
 @pytest.mark.parametrize("body", [BODY.replace(f'"entity_id": "{ASSET_ID}", '.encode(), b""), b""])
-def test_what_happened_to_an_asset_happened_to_the_asset(body: bytes) -> None:
+def test_entity_id_defaults_to_the_asset(body: bytes) -> None:
     assert parse(body or changed(entity_id=None), id="m") == RoughyWebhook("m", "asset.ready", ASSET_ID, ASSET_ID)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param('"data": {"n": ' + "9" * 5000 + "}", id="a huge number"),
+        pytest.param('"data": {"n": [NaN, -Infinity, 1e999]}', id="numbers that are none"),
+        pytest.param('"data": ' + '{"a":' * 10_000 + "1" + "}" * 10_000, id="deep objects"),
+        pytest.param('"data": {"a": 1, "a": 2}', id="a key twice"),
+        pytest.param('"data": {"a": "\\ud800\\u0000"}', id="half a character"),
+    ],
+)
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["", "byte order mark"])
+def test_event_type_is_read_whatever_other_fields_there_are(more: str, mark: bytes) -> None:
+    assert event_type(mark + f'{{"type": "recording.transcribed", {more}}}'.encode()) == "recording.transcribed"
 
 
 def changed(**fields: Any) -> bytes:
@@ -198,13 +213,13 @@ def changed(**fields: Any) -> bytes:
         pytest.param(changed(previous_state={}), id="a state that is none"),
     ],
 )
-def test_what_is_none_of_roughys_is_refused_shortly(body: bytes) -> None:
+def test_malformed_bodies_are_refused_with_a_short_error(body: bytes) -> None:
     with pytest.raises(RoughyWebhookError) as caught:
         parse(body, id="msg_1")
     assert len(str(caught.value)) < 100
 
 
-def test_a_connection_shows_its_secret_to_nobody() -> None:
+def test_repr_of_settings_hides_the_webhook_secret() -> None:
     fields: dict[str, Any] = {"host": None, "schema": None, "port": None, "password": "sk_key"}
     settings = Settings.from_connection(**fields, extra={"webhook_secret": f" {SECRET} ", "webhook_asset": ""})
     assert (settings.webhook_secret, settings.webhook_asset) == (SECRET, "roughy_media")

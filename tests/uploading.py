@@ -12,7 +12,7 @@ from airflow_provider_roughy.emulator import Emulator, Fault
 from airflow_provider_roughy.exceptions import RoughyUploadError
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.operators import RoughyCreateUploadOperator
-from airflow_provider_roughy.source import find_source
+from airflow_provider_roughy.transfer.source import find_source
 from tests.running import Ended, run_task
 
 MIB = 1024 * 1024
@@ -96,9 +96,15 @@ class Told:
     def __init__(self, created: Callable[[str], None]) -> None:
         self._created = created
 
+    def debug(self, message: str, *args: Any) -> None:
+        assert message % args
+
     def info(self, message: str, *args: Any) -> None:
         if message.startswith("Created asset"):
             self._created(args[0])
 
-    def warning(self, message: str, *args: Any) -> None:
+    def warning(self, message: str, *args: Any, exc_info: Any = None) -> None:
+        assert message % args
+
+    def error(self, message: str, *args: Any) -> None:
         assert message % args

@@ -17,6 +17,8 @@ from urllib.parse import parse_qs
 import httpx
 import pytest
 
+from airflow_provider_roughy.http import client
+
 T = TypeVar("T")
 
 #: Seconds since the epoch at which each test begins.
@@ -167,6 +169,8 @@ def error(status: int, code: str, **headers: str) -> httpx.Response:
 @pytest.fixture
 def virtual(monkeypatch: pytest.MonkeyPatch) -> Iterator[Roughy]:
     """A Roughy in virtual time, to which the connection ``roughy_default`` leads."""
+    # Once a process, over a real socket.
+    client._warm_up()
     roughy = Roughy()
 
     class Clock:
@@ -179,7 +183,8 @@ def virtual(monkeypatch: pytest.MonkeyPatch) -> Iterator[Roughy]:
         return await roughy.handle(request)
 
     monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", handle)
-    monkeypatch.setattr("airflow_provider_roughy.polling.time", Clock)
+    for module in ("poller", "shared", "wait"):
+        monkeypatch.setattr(f"airflow_provider_roughy.polling.{module}.time", Clock)
     connection = {"conn_type": "roughy", "host": "https://api.roughy.ai", "password": "sk_old"}
     monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps(connection))
     yield roughy

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from airflow_provider_roughy.emulator import Emulator
 from airflow_provider_roughy.events import taken_key
@@ -93,3 +97,43 @@ async def rounds(roughy: Emulator, count: int = 1) -> None:
 
 def asked_for(roughy: Emulator, state: str) -> list[Any]:
     return [request for request in roughy.requests if f"state={state}" in request.query]
+
+
+@contextmanager
+def rewritten(
+    roughy: Emulator, rewrite: Callable[[str, dict[str, Any]], None], *, date: str | None = None
+) -> Iterator[str]:
+    """Serve an emulator's API with other replies, and tell its URL.
+
+    :param rewrite: Changes the JSON of a reply, by the target of the request.
+    :param date: The header ``Date`` of each reply, instead of the time.
+    """
+
+    class Relay(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            headers = {"Authorization": self.headers["Authorization"]}
+            reply = httpx.get(f"{roughy.url}{self.path}", headers=headers, trust_env=False)
+            body = reply.json()
+            rewrite(self.path, body)
+            content = json.dumps(body).encode()
+            self.send_response(reply.status_code)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            return date or super().date_time_string()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Relay)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

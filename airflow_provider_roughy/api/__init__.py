@@ -24,6 +24,7 @@ from airflow_provider_roughy.api.calls import (
     Request,
     Resource,
     decipher,
+    is_page,
     resource_id,
     retry_after,
 )
@@ -38,6 +39,7 @@ from airflow_provider_roughy.api.cuts import (
     get_cut,
     list_cuts,
 )
+from airflow_provider_roughy.api.listing import Listing
 from airflow_provider_roughy.api.projects import (
     RoughyProject,
     create_project,
@@ -63,6 +65,7 @@ __all__ = [
     "PAGE_SIZE",
     "TUS_HEADERS",
     "Call",
+    "Listing",
     "Page",
     "Reply",
     "Request",
@@ -94,6 +97,7 @@ __all__ = [
     "get_profile",
     "get_project",
     "get_render",
+    "is_page",
     "language_code",
     "list_assets",
     "list_credit_entries",

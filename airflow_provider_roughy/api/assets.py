@@ -95,14 +95,24 @@ def create_asset(project_id: str, size_bytes: int, *, language: str | None = Non
     :param language: The language spoken, two letters of ISO 639-1; ``None`` lets Roughy detect it.
     :raises RoughyConfigurationError: If an argument is out of bounds.
     """
-    if not MIN_UPLOAD_BYTES <= size_bytes <= MAX_UPLOAD_BYTES:
+    if not isinstance(size_bytes, int) or not MIN_UPLOAD_BYTES <= size_bytes <= MAX_UPLOAD_BYTES:
         raise RoughyConfigurationError(
             f"size_bytes must be {MIN_UPLOAD_BYTES} to {MAX_UPLOAD_BYTES} bytes, not {size_bytes}"
         )
     body: dict[str, Any] = {"project_id": resource_id("project_id", project_id), "size_bytes": size_bytes}
     if language is not None:
         body["language"] = language_code(language)
-    return Call(Request("POST", "/v1/assets", json=body), _parse_created, idempotent=False)
+
+    def parse(reply: Reply) -> RoughyAsset:
+        made = read_json(reply)
+        if isinstance(made, dict):
+            # The Location header carries the same URL (API page "Create an asset"). And an asset that is known can be
+            # deleted, whatever else its reply lacks.
+            known = {"upload_url": reply.headers.get("location"), "project_id": body["project_id"]}
+            made |= {name: value for name, value in known.items() if not made.get(name)}
+        return RoughyAsset.from_json(made, request_id=reply.request_id)
+
+    return Call(Request("POST", "/v1/assets", json=body), parse, idempotent=False)
 
 
 def delete_asset(asset_id: str) -> Call[None]:
@@ -118,11 +128,3 @@ def language_code(value: str) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z]{2}", value):
         raise RoughyConfigurationError(f"language must be two letters of ISO 639-1, not {value!r}")
     return value.lower()
-
-
-def _parse_created(reply: Reply) -> RoughyAsset:
-    body = read_json(reply)
-    if not body.get("upload_url"):
-        # The Location header carries the same URL (API page "Create an asset").
-        body["upload_url"] = reply.headers.get("location")
-    return RoughyAsset.from_json(body, request_id=reply.request_id)

@@ -1,29 +1,28 @@
 """What every file of the API is made of: a call, its request, its reply, and the parsers' common parts.
 
-A call is the request to send and the parser of its reply. Nothing here touches the network or a clock; ``client.py``
+A call is the request to send and the parser of its reply. Nothing here touches the network or a clock; ``http/``
 drives calls, in sync or async code alike.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from dataclasses import dataclass, field, fields
-from email.utils import parsedate_to_datetime
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from uuid import UUID
 
+from airflow_provider_roughy.api import decode
 from airflow_provider_roughy.exceptions import (
     RoughyApiError,
     RoughyConfigurationError,
     RoughyProtocolError,
     api_error,
-    shortened,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
     from typing import Self
 
 T = TypeVar("T")
@@ -33,8 +32,8 @@ R = TypeVar("R", bound="Resource")
 PAGE_SIZE = 100
 #: Seconds; a longer ``Retry-After`` says the same.
 _LONGEST_RETRY_AFTER = 365 * 86400.0
-#: Characters; a longer text in a field of a resource is none of Roughy's, and would go to Airflow's database.
-_LONGEST_TEXT = 100_000
+#: Characters of a URL; a longer one is taken for none.
+_LONGEST_URL = 100_000
 
 
 @dataclass(frozen=True)
@@ -74,16 +73,19 @@ class Reply:
     :param status: The HTTP status.
     :param headers: Its headers, with lower-case names.
     :param body: Its body.
+    :param whole: Whether it is certain that nothing is missing at its end. A body whose length no header tells ends
+        where the connection does, for whatever reason; of a packed one, a member may be missing.
     """
 
     status: int
     headers: Mapping[str, str]
     body: bytes = b""
+    whole: bool = True
 
     @property
     def request_id(self) -> str | None:
         """Roughy's name for this exchange, to give to its support."""
-        return self.headers.get("x-request-id")
+        return decode.text(self.headers.get("x-request-id"))
 
 
 @dataclass(frozen=True)
@@ -100,11 +102,12 @@ class Call(Generic[T]):
     idempotent: bool = True
 
 
-def decipher(call: Call[T], reply: Reply) -> T:
+def decipher(call: Call[T], reply: Reply, *, conn_id: str | None = None) -> T:
     """Return the value of a reply, or raise what went wrong.
 
     :param call: What was asked.
     :param reply: What came back.
+    :param conn_id: The Airflow connection that was used, which errors name.
     :raises RoughyApiError: The subclass that fits Roughy's error.
     :raises RoughyProtocolError: If the reply breaks the contract.
     """
@@ -115,23 +118,28 @@ def decipher(call: Call[T], reply: Reply) -> T:
             raise _broken(call.request, reply, f"{type(err).__name__}: {err}") from err
     if reply.status < 400:
         raise _broken(call.request, reply, "a redirect, which is not followed")
-    raise _error(call.request, reply)
+    raise _error(call.request, reply, conn_id)
 
 
 def _broken(request: Request, reply: Reply, what: str) -> RoughyProtocolError:
-    media = shortened(reply.headers.get("content-type", "no content type"))
-    asked = f" (request {shortened(reply.request_id)})" if reply.request_id else ""
+    media = decode.text(reply.headers.get("content-type", "no content type"))
+    asked = f" (request {reply.request_id})" if reply.request_id else ""
     size = len(reply.body)
     return RoughyProtocolError(
-        f"{request}: an answer that is not Roughy's: {reply.status}, {media}, {size} bytes: {shortened(what)}{asked}"
+        f"{request}: an answer that is not Roughy's: {reply.status}, {media}, {size} bytes: {decode.text(what)}{asked}"
     )
 
 
-def _error(request: Request, reply: Reply) -> RoughyApiError:
+def _error(request: Request, reply: Reply, conn_id: str | None) -> RoughyApiError:
     try:
         envelope = read_json(reply)["error"]
-        code, message = str(envelope["code"]), str(envelope["message"])
-        details = [entry for entry in envelope.get("fields") or () if isinstance(entry, dict)]
+        code, message = decode.text(envelope["code"]), decode.text(envelope["message"]) or ""
+        entries = envelope.get("fields")
+        details = [
+            {name: decode.text(entry.get(name)) or "" for name in ("field", "message")}
+            for entry in (entries if isinstance(entries, list) else ())
+            if isinstance(entry, dict)
+        ]
     except Exception:  # A proxy's page, a HEAD, whose reply has no body, or what nobody thought of.
         code, message, details = None, "", []
     return api_error(
@@ -142,7 +150,30 @@ def _error(request: Request, reply: Reply) -> RoughyApiError:
         fields=details,
         request_id=reply.request_id,
         retry_after=retry_after(reply),
+        # Without a code it is not Roughy's own error.
+        hint="" if code is None else _hint(request, reply.status, conn_id),
     )
+
+
+def _hint(request: Request, status: int, conn_id: str | None) -> str:
+    """Return what to check after an error of Roughy, in which connection; empty if the error's class says it all."""
+    if conn_id and status in (401, 403):
+        return f"Check the API key, which is the password of the Airflow connection {conn_id!r}"
+    project_id = _project_of(request)
+    if project_id and status == 404:
+        account = f"The account of Airflow connection {conn_id!r}" if conn_id else "The account of this API key"
+        return f"{account} has no project {project_id}: check `project_id` of the task, or in the connection's extra"
+    return ""
+
+
+def _project_of(request: Request) -> str | None:
+    """Return the id of the project that a request is about, if it is about no other resource."""
+    in_path = re.fullmatch(r"/v1/projects/([0-9a-f-]+)", request.target)
+    if in_path:
+        return in_path[1]
+    filters = {} if "asset_id" in request.params else request.params
+    named = (request.json or filters).get("project_id")
+    return named if isinstance(named, str) else None
 
 
 def retry_after(reply: Reply) -> float | None:
@@ -153,11 +184,19 @@ def retry_after(reply: Reply) -> float | None:
     value = reply.headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit():
         return min(float(value), _LONGEST_RETRY_AFTER)
-    try:
-        wait = parsedate_to_datetime(value) - parsedate_to_datetime(reply.headers.get("date", ""))
-    except (OverflowError, TypeError, ValueError):
+    until, now = decode.http_date(value), decode.http_date(reply.headers.get("date"))
+    if until is None or now is None:
         return None
-    return min(max(0.0, wait.total_seconds()), _LONGEST_RETRY_AFTER)
+    return min(max(0.0, (until - now).total_seconds()), _LONGEST_RETRY_AFTER)
+
+
+def is_page(headers: Mapping[str, str]) -> bool:
+    """Tell whether a body is a web page, which a proxy or a login page sends in the place of a file.
+
+    :param headers: Of the reply, with lower-case names.
+    """
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    return kind in ("text/html", "application/xhtml+xml")
 
 
 # ---- Shared by the resources
@@ -173,6 +212,60 @@ def secret() -> Any:
     return field(default=None, repr=False, compare=False, metadata={"secret": True})
 
 
+def _url(value: Any) -> str | None:
+    """Decode a URL, which is of no use if it is changed."""
+    return value if isinstance(value, str) and decode.text(value, limit=_LONGEST_URL) == value else None
+
+
+def _moment(value: Any) -> str | None:
+    """Decode a date-time that stays as Roughy wrote it."""
+    return value if decode.timestamp(value) is not None else None
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """Decode an object, of whatever members."""
+    found = decode.plain(value)
+    return found if isinstance(found, dict) else {}
+
+
+#: What decodes a field, by its annotation, unless the name or the class says something else.
+_BY_TYPE: Mapping[str, Callable[[Any], Any]] = {
+    "str": decode.text,
+    "int": decode.integer,
+    "bool": decode.boolean,
+    "list[str]": decode.texts,
+    "dict[str, Any]": _object,
+}
+_BY_NAME: Mapping[str, Callable[[Any], Any]] = {
+    "id": decode.identifier,
+    "asset_id": decode.identifier,
+    "cut_id": decode.identifier,
+    "project_id": decode.identifier,
+    "size_bytes": decode.size,
+    "duration_seconds": decode.decimal,
+    **dict.fromkeys(
+        ("created_at", "updated_at", "archived_at", "started_at", "completed_at", "deleted_at", "email_verified_at"),
+        _moment,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class _Field:
+    """How a field of a resource is decoded.
+
+    :param name: Its name.
+    :param decode: Returns its value, or ``None`` where there is none.
+    :param required: Whether a reply must have it.
+    :param nullable: Whether it may be ``None``.
+    """
+
+    name: str
+    decode: Callable[[Any], Any]
+    required: bool
+    nullable: bool
+
+
 @dataclass(frozen=True)
 class Resource:
     """What the API's resources have in common. Fields that this version does not know are ignored.
@@ -185,33 +278,45 @@ class Resource:
     #: The ``X-Request-Id`` of the answer; not a field of the API.
     request_id: str | None = field(default=None, repr=False, compare=False, kw_only=True)
 
-    #: Fields that must be text, if the class has them.
-    _words: ClassVar[tuple[str, ...]] = ("id", "state")
+    #: What decodes fields of this class alone.
+    _decoders: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
+
+    @classmethod
+    @cache
+    def _fields(cls) -> tuple[_Field, ...]:
+        found = []
+        for each in fields(cls):
+            if each.name == "request_id":
+                continue
+            kind, _, null = str(each.type).partition(" | ")
+            by_name = cls._decoders.get(each.name) or (_url if each.metadata.get("secret") else _BY_NAME.get(each.name))
+            is_required = each.default is MISSING and each.default_factory is MISSING
+            found.append(_Field(each.name, by_name or _BY_TYPE[kind], is_required, null == "None"))
+        return tuple(found)
 
     @classmethod
     def from_json(cls, body: Any, *, request_id: str | None = None) -> Self:
-        """Make one of a reply's JSON.
+        """Make one of a reply's JSON. A field of another type than the API's becomes ``None`` or text, and is logged.
 
         :param body: The JSON.
         :param request_id: The ``X-Request-Id`` of the reply.
-        :raises TypeError: If a field is missing.
-        :raises ValueError: If it is something else.
+        :raises ValueError: If it is no object, or a field that the API requires is missing or cannot be decoded.
         """
         if not isinstance(body, dict):
             raise ValueError("not an object")
-        values: dict[str, Any] = {"request_id": shortened(request_id)}
-        for each in fields(cls):
-            if each.name in body and each.name != "request_id":
-                value = body[each.name]
-                if each.name in cls._words and not isinstance(value, str):
-                    raise ValueError(f"no {each.name}")
-                if each.metadata.get("secret") and not isinstance(value, str):
-                    value = None
-                if isinstance(value, str) and each.name != "error_message" and len(value) > _LONGEST_TEXT:
-                    raise ValueError(f"{each.name} has {len(value)} characters")
-                values[each.name] = value
-        if isinstance(values.get("error_message"), str):
-            values["error_message"] = shortened(values["error_message"])
+        values: dict[str, Any] = {"request_id": request_id}
+        for each in cls._fields():
+            if each.name not in body:
+                if each.required:
+                    raise ValueError(f"{each.name} is missing")
+                continue
+            given = body[each.name]
+            value = None if given is None else each.decode(given)
+            if value is None and not each.nullable:
+                raise ValueError(f"{each.name} is {'missing' if given is None else 'of another type or out of bounds'}")
+            if type(value) is not type(given):
+                _report_odd_field(cls, body, each.name, given, value)
+            values[each.name] = value
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -219,27 +324,51 @@ class Resource:
         shown = [each.name for each in fields(self) if not each.metadata.get("secret") and each.name != "request_id"]
         return {name: getattr(self, name) for name in shown}
 
+    def serialize(self) -> dict[str, Any]:
+        """Return what Airflow stores of an XCom, without the secrets. Airflow calls this for what a task returns."""
+        return {**self.to_dict(), "request_id": self.request_id}
+
+    @classmethod
+    def deserialize(cls, data: dict[str, Any], version: int) -> Self:
+        """Return what Airflow has stored. Airflow calls this if ``[core] allowed_deserialization_classes`` allows it.
+
+        :param data: What :meth:`serialize` has returned.
+        :param version: Of the class, as Airflow stored it.
+        """
+        return cls(**data)
+
 
 @dataclass(frozen=True)
 class Page(Generic[T]):
     """One page of a list (API page "List assets").
 
-    :param items: The items, newest first.
+    :param items: The items, newest first, without those that cannot be decoded.
     :param total: How many match in all.
     :param limit: How many were asked for.
     :param offset: How many were passed over.
+    :param ids: What tells each entry from the others, in their order, also of those that cannot be decoded; empty for
+        the ids of ``items``.
     """
 
     items: list[T]
     total: int
     limit: int
     offset: int
+    ids: tuple[str, ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.ids:
+            object.__setattr__(self, "ids", tuple(str(getattr(item, "id", item)) for item in self.items))
+
+    @property
+    def end(self) -> int:
+        """Behind how many entries of the list it ends."""
+        return self.offset + len(self.ids)
 
     @property
     def next_offset(self) -> int | None:
         """Where the next page starts, or ``None`` after the last one."""
-        end = self.offset + len(self.items)
-        return end if self.items and end < self.total else None
+        return self.end if self.ids and self.end < self.total else None
 
 
 def resource_id(name: str, value: str) -> str:
@@ -265,16 +394,11 @@ def file_name(id: str, extension: Any) -> str:
 
 
 def read_json(reply: Reply) -> Any:
-    """Return the JSON of a reply.
+    """Return the JSON of a reply, whose values are still to be decoded.
 
-    :raises ValueError: If it is none, or holds what no database takes: numbers that are none (``NaN``, ``1e999``), half
-        of a surrogate pair.
+    :raises ValueError: If it is none.
     """
-    value = json.loads(reply.body, parse_float=_finite, parse_constant=_finite)
-    if b"\\ud" in reply.body or b"\\uD" in reply.body:
-        # Perhaps half a character, which cannot be written into a log, an event or a database.
-        json.dumps(value, ensure_ascii=False).encode()
-    return value
+    return decode.loads(reply.body)
 
 
 def page_params(limit: int, offset: int, *, state: str | None = None, **ids: str | None) -> dict[str, str | int]:
@@ -284,11 +408,11 @@ def page_params(limit: int, offset: int, *, state: str | None = None, **ids: str
     :param offset: After this many.
     :param state: Only those in one state.
     :param ids: Only those of these resources, by the name of the parameter.
-    :raises RoughyConfigurationError: If one of them is no id.
+    :raises RoughyConfigurationError: If one of them is no id, or the state no text.
     """
     params: dict[str, str | int] = {"limit": limit, "offset": offset}
     params |= {name: resource_id(name, id) for name, id in ids.items() if id is not None}
-    return params if state is None else params | {"state": state}
+    return params if state is None else params | {"state": sendable_text("state", state)}
 
 
 def parse_nothing(reply: Reply) -> None:
@@ -310,14 +434,102 @@ def parse_page_of(cls: type[R], *, limit: int, offset: int) -> Callable[[Reply],
 
     def parse(reply: Reply) -> Page[R]:
         body = read_json(reply)
-        items = [cls.from_json(item, request_id=reply.request_id) for item in body["items"]]
-        return Page(items, int(body["total"]), limit, offset)
+        return page_of(cls, body["items"], body.get("total"), reply, limit=limit, offset=offset)
 
     return parse
 
 
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is no number")
+def page_of(cls: type[R], entries: Any, total: Any, reply: Reply, *, limit: int, offset: int) -> Page[R]:
+    """Return a page without the entries that cannot be decoded, each of which is logged once.
+
+    :param cls: Its items.
+    :param entries: The entries as they came.
+    :param total: How many match in all, as it came. Without it, a full page is taken not to be the last one.
+    :param reply: The reply that they came with.
+    :param limit: How many were asked for.
+    :param offset: How many were passed over.
+    :raises ValueError: If there is no array of entries.
+    """
+    if not isinstance(entries, list):
+        raise ValueError("no array of items")
+    request_id = reply.request_id
+    items, ids = [], []
+    for entry in entries:
+        try:
+            item = cls.from_json(entry, request_id=request_id)
+        except Exception as error:  # A page is not to be stopped by whatever one of its entries is.
+            ids.append(_name_of(entry) or repr(decode.plain(entry)))
+            decode.report_once(
+                "Skipped %s %s of a list, which cannot be decoded: %s",
+                _noun(cls),
+                _name_of(entry) or "without an id",
+                decode.text(str(error)),
+            )
+        else:
+            items.append(item)
+            ids.append(item.id)
+    end = offset + len(ids)
+    count = decode.size(total)
+    return Page(items, end + (len(ids) >= limit) if count is None else count, limit, offset, tuple(ids))
+
+
+def sendable_text(name: str, value: Any, *, most: int | None = None) -> str:
+    """Return text that a user wants to send, if it can be: Airflow's database may not store what Roughy repeats of it.
+
+    :param name: What the user calls it.
+    :param value: The text.
+    :param most: Characters that it may have.
+    :raises RoughyConfigurationError: If it is no text, too long, or holds NUL or half of a surrogate pair.
+    """
+    if not isinstance(value, str) or (most is not None and len(value) > most):
+        what = f"{len(value)} characters" if isinstance(value, str) else repr(value)
+        limit = "" if most is None else f" of at most {most} characters"
+        raise RoughyConfigurationError(f"{name} must be text{limit}: {what}")
+    if found := decode.UNSTORABLE.search(value):
+        what = "a NUL character" if found[0] == "\0" else f"half of a surrogate pair ({found[0]!a})"
+        raise RoughyConfigurationError(f"{name} must be text that can be stored: character {found.start()} is {what}")
     return value
+
+
+def sendable(name: str, value: Any) -> Any:
+    """Return JSON that a user wants to send, if it can be.
+
+    :param name: What the user calls it.
+    :param value: The JSON.
+    :raises RoughyConfigurationError: If it is none, or holds what no database stores.
+    """
+    if isinstance(value, str):
+        return sendable_text(name, value)
+    if isinstance(value, Mapping):
+        return {
+            sendable_text(f"a name in {name}", key): sendable(f"{name}[{key!r}]", each) for key, each in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [sendable(f"{name}[{number}]", each) for number, each in enumerate(value)]
+    if value is None or isinstance(value, bool) or (isinstance(value, int) and decode.integer(value) is not None):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    raise RoughyConfigurationError(
+        f"{name} must be text, a number, or JSON made of them, not {decode.text(repr(value))}"
+    )
+
+
+def _noun(cls: type[Resource]) -> str:
+    return re.sub("(?<=[a-z])(?=[A-Z])", " ", cls.__name__.removeprefix("Roughy")).lower()
+
+
+def _name_of(entry: Any) -> str | None:
+    named = entry.get("id") if isinstance(entry, dict) else None
+    return decode.identifier(named) or decode.text(named, limit=100)
+
+
+def _report_odd_field(cls: type[Resource], body: Mapping[str, Any], name: str, given: Any, value: Any) -> None:
+    decode.report_once(
+        "Decoded %s of %s %s as %s: it came as %s, which the API does not document",
+        name,
+        _noun(cls),
+        _name_of(body) or "without an id",
+        "unknown" if value is None else repr(str(value)[:100]),
+        type(given).__name__,
+    )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from airflow_provider_roughy.api import decode
 from airflow_provider_roughy.api.calls import (
     PAGE_SIZE,
     Call,
@@ -14,6 +17,9 @@ from airflow_provider_roughy.api.calls import (
     parse_page_of,
     read_json,
 )
+
+if TYPE_CHECKING:
+    from airflow_provider_roughy.api.calls import Reply
 
 
 @dataclass(frozen=True)
@@ -34,10 +40,19 @@ class RoughyCreditEntry(Resource):
     grant_id: str | None = None
     stripe_invoice_id: str | None = None
 
+    _decoders: ClassVar[Mapping[str, Callable[[Any], Any]]] = {"id": decode.text}
+
 
 def get_credit_balance() -> Call[int]:
     """Read the spendable credits: ``GET /v1/credits/balance``."""
-    return Call(Request("GET", "/v1/credits/balance"), lambda reply: int(read_json(reply)["balance"]))
+
+    def parse(reply: Reply) -> int:
+        balance = decode.integer(read_json(reply)["balance"])
+        if balance is None:
+            raise ValueError("no balance")
+        return balance
+
+    return Call(Request("GET", "/v1/credits/balance"), parse)
 
 
 def list_credit_entries(*, limit: int = PAGE_SIZE, offset: int = 0) -> Call[Page[RoughyCreditEntry]]:

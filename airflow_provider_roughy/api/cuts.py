@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.message import Message
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from airflow_provider_roughy.api import decode
 from airflow_provider_roughy.api.calls import (
     PAGE_SIZE,
     Call,
     Page,
     Request,
     Resource,
+    is_page,
     page_params,
     parse_as,
     parse_page_of,
     resource_id,
+    sendable_text,
 )
-from airflow_provider_roughy.exceptions import RoughyConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from airflow_provider_roughy.api.calls import Reply
 
 #: The longest script, in characters (API page "Cut an asset").
@@ -45,6 +47,10 @@ class RoughyCut(Resource):
     error_message: str | None = None
     started_at: str | None = None
     completed_at: str | None = None
+
+    _decoders: ClassVar[Mapping[str, Callable[[Any], Any]]] = {
+        "script": partial(decode.text, limit=MAX_SCRIPT_CHARACTERS)
+    }
 
 
 @dataclass(frozen=True)
@@ -70,10 +76,7 @@ def create_cut(asset_id: str, *, script: str | None = None) -> Call[RoughyCut]:
     """
     body: dict[str, Any] = {"asset_id": resource_id("asset_id", asset_id)}
     if script is not None:
-        if not isinstance(script, str) or len(script) > MAX_SCRIPT_CHARACTERS:
-            what = f"{len(script)} characters" if isinstance(script, str) else repr(script)
-            raise RoughyConfigurationError(f"script must be text of at most {MAX_SCRIPT_CHARACTERS} characters: {what}")
-        body["script"] = script
+        body["script"] = sendable_text("script", script, most=MAX_SCRIPT_CHARACTERS)
     return Call(Request("POST", "/v1/cuts", json=body), parse_as(RoughyCut))
 
 
@@ -111,7 +114,8 @@ def export_cut(cut_id: str, format: str, *, frame_rate: float | str | None = Non
     :param format: The format, by Roughy's name for it.
     :param frame_rate: Frames a second of the timeline, for a recording that has none of its own.
     """
-    params = {"format": format} | ({} if frame_rate is None else {"frame_rate": str(frame_rate)})
+    rate = {} if frame_rate is None else {"frame_rate": sendable_text("frame_rate", str(frame_rate))}
+    params = {"format": sendable_text("format", format)} | rate
     return _export(f"/v1/cuts/{resource_id('cut_id', cut_id)}/export", params)
 
 
@@ -121,7 +125,8 @@ def export_subtitles(cut_id: str, format: str = "srt") -> Call[RoughyExport]:
     :param cut_id: The cut.
     :param format: ``"srt"`` or ``"vtt"``.
     """
-    return _export(f"/v1/cuts/{resource_id('cut_id', cut_id)}/subtitle/export", {"format": format})
+    params = {"format": sendable_text("format", format)}
+    return _export(f"/v1/cuts/{resource_id('cut_id', cut_id)}/subtitle/export", params)
 
 
 def _export(path: str, params: Mapping[str, str]) -> Call[RoughyExport]:
@@ -130,11 +135,15 @@ def _export(path: str, params: Mapping[str, str]) -> Call[RoughyExport]:
 
 
 def _parse_export(reply: Reply) -> RoughyExport:
+    if reply.status != 200:
+        raise ValueError("only status 200 brings a whole file")
+    if not reply.whole:
+        raise ValueError("no header says how long the file is, so that nobody knows whether this is all of it")
     head = Message()
     for name in ("content-type", "content-disposition"):
         if name in reply.headers:
             head[name] = reply.headers[name]
-    if head.get_content_type() == "text/html":
+    if is_page(reply.headers):
         raise ValueError("a web page is neither a timeline nor captions")
-    filename = (head.get_filename() or "").replace("\\", "/").rpartition("/")[2]
-    return RoughyExport(reply.body, reply.headers.get("content-type"), filename or None)
+    filename = (decode.text(head.get_filename()) or "").replace("\\", "/").rpartition("/")[2]
+    return RoughyExport(reply.body, decode.text(reply.headers.get("content-type")), filename or None)

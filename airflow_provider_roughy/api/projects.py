@@ -15,6 +15,7 @@ from airflow_provider_roughy.api.calls import (
     parse_nothing,
     parse_page_of,
     resource_id,
+    sendable_text,
 )
 from airflow_provider_roughy.exceptions import RoughyConfigurationError
 
@@ -34,8 +35,10 @@ def create_project(name: str) -> Call[RoughyProject]:
     """Create a project: ``POST /v1/projects``.
 
     :param name: Free text, 1 to 256 characters.
+    :raises RoughyConfigurationError: If it is no text, or holds what no database stores.
     """
-    return Call(Request("POST", "/v1/projects", json={"name": name}), parse_as(RoughyProject), idempotent=False)
+    body = {"name": sendable_text("name", name)}
+    return Call(Request("POST", "/v1/projects", json=body), parse_as(RoughyProject), idempotent=False)
 
 
 def get_project(project_id: str) -> Call[RoughyProject]:
@@ -62,7 +65,7 @@ def update_project(project_id: str, *, name: str | None = None, state: str | Non
     :param state: ``"active"`` or ``"archived"``; ``None`` leaves it.
     :raises RoughyConfigurationError: If nothing is to be changed.
     """
-    changes = {key: value for key, value in (("name", name), ("state", state)) if value is not None}
+    changes = {key: sendable_text(key, value) for key, value in (("name", name), ("state", state)) if value is not None}
     if not changes:
         raise RoughyConfigurationError("Nothing to change: pass name or state")
     path = f"/v1/projects/{resource_id('project_id', project_id)}"

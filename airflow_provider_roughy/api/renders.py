@@ -19,6 +19,7 @@ from airflow_provider_roughy.api.calls import (
     parse_page_of,
     resource_id,
     secret,
+    sendable,
 )
 from airflow_provider_roughy.exceptions import RoughyConfigurationError
 
@@ -63,7 +64,7 @@ def create_render(asset_id: str, output: Mapping[str, Any], *, cut_id: str | Non
     """
     if not isinstance(output, Mapping) or not output.get("format"):
         raise RoughyConfigurationError(f"output must be an object that names a format, not {output!r}")
-    body: dict[str, Any] = {"asset_id": resource_id("asset_id", asset_id), "output": dict(output)}
+    body: dict[str, Any] = {"asset_id": resource_id("asset_id", asset_id), "output": sendable("output", output)}
     if cut_id is not None:
         body["cut_id"] = resource_id("cut_id", cut_id)
     return Call(Request("POST", "/v1/renders", json=body), parse_as(RoughyRender))

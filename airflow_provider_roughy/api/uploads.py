@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from airflow_provider_roughy.api import decode
 from airflow_provider_roughy.api.calls import Call, Request, parse_nothing
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def cancel_upload(upload_url: str) -> Call[None]:
 
 def _byte_count(reply: Reply, name: str) -> int:
     value = reply.headers[name]
-    if not (value.isascii() and value.isdigit()):
+    count = decode.size(value)
+    if count is None:
         raise ValueError(f"{name} is {value!r}")
-    return int(value)
+    return count

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
+from airflow_provider_roughy.api import decode
 from airflow_provider_roughy.api.calls import Call, Request, Resource, parse_as
 
 
@@ -19,6 +22,8 @@ class RoughyUser(Resource):
     created_at: str
     email_verified_at: str | None = None
     deleted_at: str | None = None
+
+    _decoders: ClassVar[Mapping[str, Callable[[Any], Any]]] = {"id": decode.text}
 
 
 def get_profile() -> Call[RoughyUser]:

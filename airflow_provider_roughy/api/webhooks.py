@@ -1,12 +1,13 @@
-"""Webhook endpoints: which URLs Roughy tells of what happens. What it sends there is read in ``webhooks.py``."""
+"""Webhook endpoints: the URLs to which Roughy delivers events. The package ``webhooks`` verifies and reads these."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 from urllib.parse import quote
 
+from airflow_provider_roughy.api import decode
 from airflow_provider_roughy.api.calls import (
     PAGE_SIZE,
     Call,
@@ -14,10 +15,13 @@ from airflow_provider_roughy.api.calls import (
     Reply,
     Request,
     Resource,
+    page_of,
     page_params,
     parse_nothing,
     read_json,
     secret,
+    sendable,
+    sendable_text,
 )
 from airflow_provider_roughy.exceptions import RoughyConfigurationError
 from airflow_provider_roughy.settings import Address
@@ -38,7 +42,7 @@ class RoughyWebhookEndpoint(Resource):
     description: str | None = None
     signing_secret: str | None = secret()
 
-    _words: ClassVar[tuple[str, ...]] = ("id", "url")
+    _decoders: ClassVar[Mapping[str, Callable[[Any], Any]]] = {"id": decode.text}
 
 
 def create_webhook_endpoint(
@@ -61,11 +65,9 @@ def create_webhook_endpoint(
     names = [] if isinstance(event_types, str) or not isinstance(event_types, Iterable) else list(event_types)
     if not names or not all(isinstance(name, str) and name for name in names):
         raise RoughyConfigurationError(f"event_types must be a list of names, and not empty: {event_types!r}")
-    if not isinstance(description, str | None):
-        raise RoughyConfigurationError(f"description must be text, not {description!r}")
-    body: dict[str, Any] = {"url": url, "event_types": names}
+    body: dict[str, Any] = {"url": url, "event_types": sendable("event_types", names)}
     if description is not None:
-        body["description"] = description
+        body["description"] = sendable_text("description", description)
     return Call(Request("POST", "/v1/webhook-endpoints", json=body), _parse_created, idempotent=False)
 
 
@@ -80,11 +82,12 @@ def list_webhook_endpoints(*, limit: int = PAGE_SIZE, offset: int = 0) -> Call[P
 
     def parse(reply: Reply) -> Page[RoughyWebhookEndpoint]:
         body = read_json(reply)
-        items = body if isinstance(body, list) else body["items"]
-        found = [_endpoint(item, reply) for item in items]
-        # What has no total is the whole.
-        total = len(found) if isinstance(body, list) else int(body.get("total", len(found)))
-        return Page(found, total, limit, offset)
+        entries, total = (body, None) if isinstance(body, list) else (body["items"], body.get("total"))
+        if isinstance(entries, list):
+            entries = [_with_secret(entry) for entry in entries]
+            # What has no total is the whole.
+            total = offset + len(entries) if total is None else total
+        return page_of(RoughyWebhookEndpoint, entries, total, reply, limit=limit, offset=offset)
 
     return Call(Request("GET", "/v1/webhook-endpoints", params=page_params(limit, offset)), parse)
 
@@ -104,10 +107,8 @@ def delete_webhook_endpoint(endpoint_id: str) -> Call[None]:
 
 
 def _parse_created(reply: Reply) -> RoughyWebhookEndpoint:
-    return _endpoint(read_json(reply), reply)
+    return RoughyWebhookEndpoint.from_json(_with_secret(read_json(reply)), request_id=reply.request_id)
 
 
-def _endpoint(item: Any, reply: Reply) -> RoughyWebhookEndpoint:
-    if isinstance(item, dict) and "secret" in item:
-        item = {"signing_secret": item["secret"], **item}
-    return RoughyWebhookEndpoint.from_json(item, request_id=reply.request_id)
+def _with_secret(entry: Any) -> Any:
+    return {"signing_secret": entry["secret"], **entry} if isinstance(entry, dict) and "secret" in entry else entry

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy.compat import BaseOperator
 from airflow_provider_roughy.hooks import RoughyHook
-from airflow_provider_roughy.outlets import announce
+from airflow_provider_roughy.observability.outlets import announce
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 class RoughyDeleteAssetOperator(BaseOperator):
-    """Removes an asset and everything derived from it (cuts, subtitles, renders), at once and for good.
+    """Deletes an asset and everything derived from it (cuts, subtitles, renders), at once and permanently.
 
-    Running it twice is harmless, which makes it fit for a teardown::
+    Running it twice is harmless, so it can be a teardown::
 
         RoughyDeleteAssetOperator(task_id="delete", asset_id=upload.output).as_teardown(setups=upload)
 
     The result is ``{"asset_id": ..., "deleted": bool}``; ``deleted`` is false if there was nothing left to delete.
 
     :param asset_id: The asset. (templated)
-    :param missing_ok: Whether it is fine that there is none; otherwise that fails with
+    :param missing_ok: Whether to succeed if there is no such asset; otherwise the task fails with
         :class:`~airflow_provider_roughy.exceptions.RoughyNotFoundError`.
     :param roughy_conn_id: The Airflow connection. (templated)
     """
@@ -49,6 +49,6 @@ class RoughyDeleteAssetOperator(BaseOperator):
         """Delete the asset."""
         with RoughyHook(self.roughy_conn_id) as hook:
             deleted = hook.delete_asset(self.asset_id, missing_ok=self.missing_ok)
-        self.log.info("Asset %s %s", self.asset_id, "deleted" if deleted else "was gone already")
+        self.log.info("Deleted asset %s" if deleted else "Asset %s was deleted already", self.asset_id)
         announce(self, context, [], {"state": "deleted" if deleted else "gone", "asset_id": self.asset_id})
         return {"asset_id": self.asset_id, "deleted": deleted}

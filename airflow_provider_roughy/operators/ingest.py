@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow_provider_roughy import lineage
 from airflow_provider_roughy.api import language_code
+from airflow_provider_roughy.arguments import as_seconds
 from airflow_provider_roughy.compat import AirflowSkipException
+from airflow_provider_roughy.event_loop import run_here
 from airflow_provider_roughy.exceptions import (
     RoughyConfigurationError,
     RoughyError,
@@ -20,108 +20,130 @@ from airflow_provider_roughy.exceptions import (
     RoughyUnusableLedgerError,
     RoughyUnusableSourceError,
 )
-from airflow_provider_roughy.ingest import Batch, Report
-from airflow_provider_roughy.ledger import Ledger
-from airflow_provider_roughy.lifecycle import (
-    ASSET,
-    as_seconds,
-    batch_from_event,
-    counted,
-)
-from airflow_provider_roughy.memory import Owner
+from airflow_provider_roughy.ingest.batch import Batch
+from airflow_provider_roughy.ingest.discover import MEDIA, discover, list_of
+from airflow_provider_roughy.ingest.result import BatchResults, Status
+from airflow_provider_roughy.ledger import ClaimOwner, Ledger
+from airflow_provider_roughy.lifecycle import ASSET, batch_from_event
+from airflow_provider_roughy.logs import counted
+from airflow_provider_roughy.observability import lineage
+from airflow_provider_roughy.observability.outlets import Product, announce, ids_by_outcome
+from airflow_provider_roughy.operators.interruptible import InterruptibleOperator
 from airflow_provider_roughy.operators.waiting import WaitingOperator
-from airflow_provider_roughy.outlets import Product, announce, ids_by_outcome
-from airflow_provider_roughy.polling import run_here, wait_for_batch
-from airflow_provider_roughy.recordings import MEDIA, find_recordings
-from airflow_provider_roughy.storage import asset_uri, without_secrets
+from airflow_provider_roughy.polling import wait_for_batch
+from airflow_provider_roughy.transfer.storage import asset_uri, without_secrets
 from airflow_provider_roughy.triggers import RoughyBatchTrigger
 
 if TYPE_CHECKING:
-    from airflow_provider_roughy.compat import Context
+    import os
 
-#: Seconds that a run which waits in the triggerer is believed to be alive; then others report what it waits for.
-_LONGEST_WAIT = 24 * 3600.0
-#: Lines of the table in one record of the log.
-_LINES = 100
-#: Lines of the table in an error.
-_LINES_OF_ERROR = 10
-#: Assets of one wait in the triggerer. Where Airflow's database is a MySQL, a row of a trigger holds some 1,200.
-_MOST_IDS = 1000
-#: Where a try leaves word for the part of it that comes after the wait.
+    from airflow_provider_roughy.compat import Context
+    from airflow_provider_roughy.ingest.trees import SourceLocation
+
+#: Lines of the table in one log record.
+_MAX_LINES = 100
+#: Lines of the table in an error message.
+_MAX_LINES_OF_ERROR = 10
+#: Assets of one wait in the triggerer. On MySQL, the row of a trigger in Airflow's database has room for about 1,200.
+_MAX_IDS = 1000
+#: Statuses of recordings that have an asset.
+_WITH_ASSETS = (Status.READY, Status.PENDING_PAYMENT, Status.FAILED)
+#: The XCom by which a try keeps its state during the wait in the triggerer.
 _XCOM_KEY = "roughy_before_the_wait"
 
 
-class RoughyIngestOperator(WaitingOperator):
-    """Uploads the recordings of a folder, a prefix, a glob or a list that are new, and waits until they are ready.
+class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
+    """Uploads the new recordings of a folder, a prefix, a glob or a list, and waits until Roughy has prepared them.
 
-    One task for a whole night: ``parallel`` uploads at a time over one connection, then one wait for all of them, with
-    ``deferrable=True`` in the triggerer. A bad file does not sink the rest; trouble of all (a refused key, no credits,
-    Roughy away) ends the uploads once.
+    One task ingests a whole batch: it runs ``parallel`` uploads at a time over one connection, then waits for all of
+    them, with ``deferrable=True`` in the triggerer. An error in one recording does not affect the rest. An error that
+    affects all of them (rejected key, no credits, Roughy down) stops the batch.
 
-    **With a ledger nothing is uploaded, or paid for, twice.** It is a folder of small JSON objects, local or in any
-    storage that Airflow knows, which remembers each recording by where it is, its size and its version (ETag or
-    modification time), the project and the language. A retry, a cleared task, a task on another worker after a kill:
-    each takes up only what is missing, on every version of Airflow. Another run leaves alone what a run that is alive
-    is about, takes over what a dead one has left (ten minutes after its last sign of life), and reports recordings that
-    were not paid for in earlier nights once they are ready or failed. Two DAGs may share a ledger, and it must not be
-    in the folder that is ingested. Two runs that overlap are kept apart where the storage can create an object only if
-    it is absent: a file system, S3; elsewhere let ``max_active_runs`` be 1.
-    Without a ledger a retry goes on with the uploads of the try before it on Airflow 3.3 and later, and starts anew
-    before that; the next run uploads everything again.
+    **With a ledger, each recording is uploaded and paid for once.** The ledger is a folder of small JSON objects, local
+    or in any storage that Airflow knows. It identifies a recording by its real path or URI, its size and version
+    (content hash, ETag or modification time), the project and the language, however a DAG spells them. A retry, a
+    cleared task, a task on another worker after a kill, and two live tries of one run upload only what is missing, on
+    every version of Airflow. Two DAGs may share a ledger. A run leaves out recordings that another live run holds, and
+    resumes those of a dead run ten minutes after that run last renewed its lease. Each run reports unpaid
+    recordings of earlier runs until they are ready or gone. The ledger must not be in the source.
+    Without a ledger, a retry resumes the uploads of the try before it on Airflow 3.3 and later, and starts anew before
+    that; the next run uploads everything again.
 
-    The result is the list of assets that are ready, so that the next task is mapped over it::
+    The result is the list of assets that are ready. Map the next task over it::
 
         ingest = RoughyIngestOperator(task_id="ingest", source="/data/recordings", ledger="/data/roughy-ledger")
         RoughyCutOperator.partial(task_id="cut").expand(asset_id=ingest.output)
 
-    What else came of them is in XComs of their own, such as ``ingest.output["failed"]``, also if the task fails:
+    XComs have the other recordings, such as ``ingest.output["failed"]``, also if the task fails:
 
-    =================== ================================================================================================
-    ``ready``           asset ids, as the result; among them those of earlier nights that have been paid for since
-    ``pending_payment`` asset ids that the credits did not cover
-    ``failed``          why, by asset id: those that failed at Roughy, or are there no longer
-    ``refused``         why, by file: neither audio nor video, too small, unreadable
-    ``postponed``       why, by file: left to the next run (``max_credits``, ``stable_for``, no credits left)
-    ``unfinished``      why, by file or asset id: what a new try may mend
-    ``known``           how many files other runs have taken care of
-    ``sources``         the file of each asset id
-    =================== ================================================================================================
+    ==================== ===============================================================================================
+    ``ready``            asset ids, as the result, also of recordings of earlier runs that have been paid for since
+    ``pending_payment``  asset ids that the credits do not cover yet, also those of earlier runs
+    ``failed``           the reason, by asset id: Roughy could not prepare it, or it is gone
+    ``rejected``         the reason, by file: neither audio nor video, too small, unreadable, archived
+    ``deferred``         the reason, by file: left to a later run (``max_credits``, ``stable_for``, no credits, another
+                         run is uploading it)
+    ``interrupted``      the reason, by file: an error that a retry may fix, or ``timeout`` was over
+    ``already_ingested`` how many files other runs have ingested, by their state in the ledger
+    ``sources``          the file of each asset id
+    ==================== ===============================================================================================
 
-    What fails, and what Roughy refuses, is reported by the run that met it, and known to the next ones.
+    ``refused``, ``postponed``, ``unfinished`` and ``known`` are the names that 0.2 gave to ``rejected``, ``deferred``,
+    ``interrupted`` and the total of ``already_ingested``. They are still pushed, and will be removed in 0.5
+    at the earliest.
+
+    A recording that failed or was rejected fails the run that found it, and counts as already ingested for later runs.
+    A changed file is a new recording.
 
     With ``outlets=[AssetAlias(...)]`` a task that succeeds announces each asset that is ready, up to 100; an outlet
     that is a plain ``Asset`` makes one event of the batch.
 
-    :param source: A folder, a prefix such as ``s3://bucket/incoming/``, a glob, a file, or a list of them. What links
-        lead to as well is uploaded once. (templated)
-    :param pattern: Which files of a folder are taken, by their names: a glob or a list of some. By default audio and
-        video. Names that begin with a dot never are. (templated)
-    :param recursive: Whether the folders of a folder are looked into. Links to folders are not followed.
+    :param source: A folder, a prefix such as ``s3://bucket/incoming/``, a glob, a file, an ``ObjectStoragePath``, or a
+        list of them. A source that is missing or unreadable fails the task, with or without a wildcard. A file that
+        several links or sources lead to is one recording. (templated)
+    :param pattern: Which files of a folder are taken, by their names: a glob or a list of globs. By default audio and
+        video. Names that begin with a dot are left out. (templated)
+    :param recursive: Whether to ingest subfolders, too. Links to folders are not followed.
     :param source_conn_id: The Airflow connection of the source's storage. (templated)
-    :param ledger: The folder of the ledger. (templated)
+    :param ledger: The folder of the ledger: an absolute path or a URI. The folder that it lies in has to exist.
+        (templated)
     :param ledger_conn_id: The Airflow connection of the ledger's storage. (templated)
+    :param identity: What makes a file the same recording, besides project and language: ``"location"``, its place, size
+        and version, or ``"content"``, the hash of its bytes. With ``"content"`` a file that was moved, renamed, copied
+        or touched is not paid for again. Each file is read once more, before its upload, and not again while its place,
+        size and version stay the same. From the first such run on, all tasks that use the ledger identify recordings by
+        content. Recordings that the ledger already has by their place stay known by their place.
     :param project_id: The project of the new assets; by default the one in the connection's extra. (templated)
     :param language: The language spoken, two letters of ISO 639-1; by default Roughy detects it. (templated)
-    :param parallel: How many uploads at once.
-    :param max_credits: The most credits that this run may cost, and never more than the balance. The length of each
-        recording is read from its headers (extra ``probe``); what does not fit is postponed, the oldest going first.
-        ``None`` uploads everything: what the balance does not cover ends as ``pending_payment``. (templated)
-    :param credits_if_unknown: What a recording counts for whose headers do not tell how long it is.
-    :param dry_run: Whether to tell only what would be uploaded, for how many credits, and create nothing.
-    :param stable_for: Leave out files that were changed in so many seconds, or ``timedelta``, for somebody may still be
-        writing them.
+    :param parallel: How many uploads at once, 1 to 64.
+    :param max_credits: The most credits that this run may cost over all its tries, and never more than the balance. The
+        length of each recording is read from its own headers (extra ``probe``). Recordings that do not fit are
+        deferred; the oldest go first. ``None`` uploads everything: recordings that the balance does not cover become
+        ``pending_payment``. (templated)
+    :param credits_if_unknown: The credits to count for a recording of unknown length, such as raw AAC or an MP3
+        without a Xing or VBRI header. By default the most that its size can hold (8 kbit/s, a credit for each 60 KB),
+        so that ``max_credits`` is never exceeded.
+    :param dry_run: Whether only to report which files would be uploaded, and for how many credits. Nothing is created
+        at Roughy.
+    :param stable_for: Seconds, or a ``timedelta``: new files that were changed more recently are deferred, as they may
+        still be written to.
     :param on_empty: What to do if there is no file at all: ``"return"`` an empty list, ``"skip"`` or ``"fail"``.
-    :param on_pending_payment: What to do about assets that the credits did not cover, and files that were not uploaded
+    :param on_pending_payment: What to do about assets that the credits do not cover, and files that were not uploaded
         because none were left: ``"fail"`` at the end, ``"skip"``, ``"return"`` them in ``pending_payment`` and
-        ``postponed``, or ``"wait"`` for those that are uploaded until somebody tops up.
-    :param on_failed: What to do at the end if recordings failed, were refused or are unfinished: ``"fail"``, which
-        burns no retry if none would mend it, or ``"return"``.
-    :param poll_interval: Seconds, or a ``timedelta``, between two looks.
+        ``deferred``, or ``"wait"`` for those that are uploaded until somebody tops up. Unpaid assets of earlier runs
+        are reported and do not fail this one.
+    :param on_failed: What to do at the end if recordings failed, were rejected or interrupted: ``"fail"``, with a retry
+        only if one may fix any of them, or ``"return"``.
+    :param poll_interval: Seconds, or a ``timedelta``, between two polls.
     :param timeout: Seconds, or a ``timedelta``, to wait after the uploads; by default Airflow's
-        ``[sensors] default_timeout``. What is not done by then is unfinished, and fails without a retry.
+        ``[sensors] default_timeout``. Recordings that are not done by then are ``interrupted``, without a retry.
         ``execution_timeout`` bounds uploads and wait together.
     :param roughy_conn_id: The Airflow connection. (templated)
     :param deferrable: Whether to wait in the triggerer, which takes no worker slot.
+    :raises RoughyIngestFailedError: If recordings failed, were rejected or are not paid for, and no retry would help.
+    :raises RoughyIngestError: If a retry may help some of them.
+    :raises RoughyUnusableSourceError: If the source is missing or unreadable.
+    :raises RoughyUnusableLedgerError: If the ledger cannot be used. Nothing was created.
     """
 
     template_fields: Sequence[str] = (
@@ -139,17 +161,18 @@ class RoughyIngestOperator(WaitingOperator):
     def __init__(
         self,
         *,
-        source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        source: SourceLocation | Sequence[SourceLocation],
         pattern: str | Sequence[str] = MEDIA,
         recursive: bool = False,
         source_conn_id: str | None = None,
         ledger: str | os.PathLike[str] | None = None,
         ledger_conn_id: str | None = None,
+        identity: Literal["location", "content"] = "location",
         project_id: str | None = None,
         language: str | None = None,
         parallel: int = 4,
         max_credits: int | str | None = None,
-        credits_if_unknown: int = 1,
+        credits_if_unknown: int | None = None,
         dry_run: bool = False,
         stable_for: float | timedelta = 0,
         on_empty: Literal["return", "skip", "fail"] = "return",
@@ -159,22 +182,26 @@ class RoughyIngestOperator(WaitingOperator):
         super().__init__(**kwargs)
         _check("on_empty", on_empty, ("return", "skip", "fail"))
         _check("on_failed", on_failed, ("fail", "return"))
+        _check("identity", identity, ("location", "content"))
+        if identity == "content" and ledger is None:
+            raise ValueError("identity='content' needs a `ledger`, which remembers the contents")
         if isinstance(parallel, bool) or not isinstance(parallel, int) or not 1 <= parallel <= 64:
             raise ValueError(f"parallel must be 1 to 64, not {parallel!r}")
-        if not isinstance(credits_if_unknown, int) or credits_if_unknown < 0:
+        if credits_if_unknown is not None and (not isinstance(credits_if_unknown, int) or credits_if_unknown < 0):
             raise ValueError(f"credits_if_unknown must be a whole number from 0 on, not {credits_if_unknown!r}")
         self.source = source
         self.pattern = pattern
-        self.recursive = recursive
+        self.recursive = _check_bool("recursive", recursive)
         self.source_conn_id = source_conn_id
         self.ledger = ledger
         self.ledger_conn_id = ledger_conn_id
+        self.identity = identity
         self.project_id = project_id
         self.language = language
         self.parallel = parallel
         self.max_credits = max_credits
         self.credits_if_unknown = credits_if_unknown
-        self._dry_run = dry_run  # BaseOperator has a method of that name.
+        self._dry_run = _check_bool("dry_run", dry_run)  # BaseOperator has a method of that name.
         self.stable_for = as_seconds("stable_for", stable_for) if stable_for else 0.0
         self.on_empty = on_empty
         self.on_failed = on_failed
@@ -182,105 +209,122 @@ class RoughyIngestOperator(WaitingOperator):
         self._running: Batch | None = None
 
     def execute(self, context: Context) -> list[str]:
-        """Upload what is new, and wait for it.
+        """Upload the new recordings, and wait for them.
 
         :returns: The assets that are ready.
         """
         started = time.time()
+        max_credits = self._max_credits()
         batch = self._batch(context)
-        max_credits = self._most_credits()
-        with self.hook:
-            found = find_recordings(
-                self.source, pattern=self.pattern, recursive=self.recursive, conn_id=self.source_conn_id
-            )
-            if not found.recordings and self.on_empty != "return":
-                nothing = f"There is no recording in {self.source}; {counted(found.left_out, 'other file')}"
+        ledger = batch.ledger
+        with self._interrupt, self.hook:
+            found = discover(self.source, pattern=self.pattern, recursive=self.recursive, conn_id=self.source_conn_id)
+            if ledger is not None and any(ledger.holds(file.canonical) for file in found.files):
+                raise self._ledger_in_source(ledger, self.source)
+            if not found.files and self.on_empty != "return":
+                nothing = f"There is no recording in {self.source}"
+                if found.left_out:
+                    nothing += f"; `pattern` does not match {counted(found.left_out, 'file')}: {found.listed_left_out}"
                 if self.on_empty == "skip":
                     raise AirflowSkipException(nothing)
                 raise RoughyUnusableSourceError(nothing)
             try:
                 with batch.running():
                     self._running = batch
-                    batch.take_stock(found, stable_for=self.stable_for, look_only=self._dry_run)
+                    batch.take_stock(found, stable_for=self.stable_for, dry_run=self._dry_run)
                     if max_credits is not None or self._dry_run:
                         batch.plan(max_credits=max_credits, credits_if_unknown=self.credits_if_unknown)
                     if self._dry_run:
-                        batch.postpone("dry run")
+                        batch.defer_all("dry run")
                     batch.upload()
-                    if batch.waiting:
-                        self._wait(batch, context, self.deadline(started))
+                    return self._wait_and_report(context, batch, self.deadline(started))
             except RoughyError:
-                self._tell(context, batch.report)
+                if not batch.is_reported:
+                    self._report(context, batch, failed=True)
                 raise
             finally:
                 self._running = None
-        return self._end(context, batch)
 
     def _batch(self, context: Context) -> Batch:
         return Batch(
             self.hook,
-            owner=Owner.of(context["ti"]),
+            owner=ClaimOwner.of(context["ti"]),
             project_id=self.hook.get_project_id(self.project_id),
             language=language_code(self.language) if self.language else None,
             on_pending_payment=self.on_pending_payment,
             ledger=self._ledger(),
             store=context.get("task_state_store"),
             parallel=self.parallel,
+            by_content=self.identity == "content",
             log=self.log,
         )
 
     def _ledger(self) -> Ledger | None:
         if self.ledger is None:
-            self.log.warning("There is no ledger: the next run uploads all of this again, and Roughy charges it again")
+            self.log.warning("No `ledger` is given: the next run uploads and pays for all of this again")
             return None
         ledger = Ledger(self.ledger, conn_id=self.ledger_conn_id)
-        sources = [self.source] if isinstance(self.source, (str, os.PathLike)) else self.source
-        for source in sources:
-            if ledger.is_within(source):
-                shown = without_secrets(str(source))
-                raise RoughyUnusableLedgerError(f"Ledger {ledger.uri} is in the source that is ingested, {shown}")
+        for source in list_of(self.source):
+            if ledger.is_within(str(source)):
+                raise self._ledger_in_source(ledger, source)
         return ledger
 
-    def _most_credits(self) -> int | None:
+    def _ledger_in_source(self, ledger: Ledger, source: object) -> RoughyUnusableLedgerError:
+        return RoughyUnusableLedgerError(
+            f"Ledger {ledger.uri} is in the source, {without_secrets(str(source))}: its objects would be ingested. Put "
+            "it elsewhere"
+        )
+
+    def _max_credits(self) -> int | None:
         if self.max_credits is None and not self._dry_run:
             return None
         from airflow_provider_roughy import probe
 
         probe.check_installed()
-        if self.max_credits in (None, ""):
+        if self.max_credits is None:
             return None
-        # Not by int() alone, which makes 1 of 1.5.
-        if not re.fullmatch(r"\s*\d+\s*", str(self.max_credits)):
-            raise RoughyConfigurationError(f"max_credits must be a whole number from 0 on, not {self.max_credits!r}")
+        # int() alone would turn 1.5 into 1.
+        if isinstance(self.max_credits, bool) or not re.fullmatch(r"\s*\d+\s*", str(self.max_credits)):
+            raise RoughyConfigurationError(
+                f"`max_credits` must be a whole number from 0 on, not {self.max_credits!r}; if it is a template, it "
+                "rendered to that"
+            )
         return int(self.max_credits)
 
-    def _wait(self, batch: Batch, context: Context, deadline: float) -> None:
-        if self.deferrable:
-            context["ti"].xcom_push(_XCOM_KEY, {**batch.to_dict(), "deadline": deadline})
-            batch.wait_elsewhere(min(deadline, time.time() + _LONGEST_WAIT) + 2 * self.poll_interval)
-            RoughyBatchTrigger(
-                kind=ASSET.name,
-                ids=batch.waiting[:_MOST_IDS],
-                roughy_conn_id=self.roughy_conn_id,
-                poll_interval=self.poll_interval,
-                deadline=deadline,
-                on_pending_payment=self.on_pending_payment,
-            ).take_over(self)
-        verdicts = run_here(
-            lambda: wait_for_batch(
-                self.hook,
-                ASSET,
-                batch.waiting,
-                poll_interval=self.poll_interval,
-                deadline=deadline,
-                on_pending_payment=self.on_pending_payment,
-                log=self.log,
+    def _wait_and_report(self, context: Context, batch: Batch, deadline: float) -> list[str]:
+        if batch.waiting and self.deferrable:
+            self._defer_wait(context, batch, deadline)
+        if batch.waiting:
+            verdicts = run_here(
+                lambda: wait_for_batch(
+                    self.hook,
+                    ASSET,
+                    batch.waiting,
+                    poll_interval=self.poll_interval,
+                    deadline=deadline,
+                    on_pending_payment=self.on_pending_payment,
+                    log=self.log,
+                )
             )
-        )
-        batch.settle(verdicts)
+            batch.settle(verdicts)
+        self._report(context, batch)
+        return self._end(context, batch)
+
+    def _defer_wait(self, context: Context, batch: Batch, deadline: float) -> None:
+        context["ti"].xcom_push(_XCOM_KEY, {**batch.to_dict(), "deadline": deadline})
+        lease = batch.wait_elsewhere()
+        RoughyBatchTrigger(
+            kind=ASSET.name,
+            ids=batch.waiting[:_MAX_IDS],
+            roughy_conn_id=self.roughy_conn_id,
+            poll_interval=self.poll_interval,
+            deadline=deadline,
+            on_pending_payment=self.on_pending_payment,
+            lease=lease,
+        ).defer(self)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> list[str]:
-        """Take the trigger's verdicts.
+        """Continue after the wait in the triggerer.
 
         :returns: The assets that are ready.
         """
@@ -292,73 +336,88 @@ class RoughyIngestOperator(WaitingOperator):
             with batch.running():
                 batch.resume(before, [verdict.id for verdict in verdicts])
                 batch.settle(verdicts)
-                if batch.waiting:
-                    self._wait(batch, context, before["deadline"])
-        return self._end(context, batch)
+                return self._wait_and_report(context, batch, before.get("deadline", 0.0))
 
-    def on_kill(self) -> None:
-        """Let go of the uploads under way: the next try goes on with them, or finds them discarded."""
+    def stop_running(self) -> None:
+        """End the uploads under way. The next try resumes them, if it can."""
         if self._running is not None:
             self._running.stop()
 
     # ---- The end
 
-    def _tell(self, context: Context, report: Report) -> None:
-        """Tell what came of each recording, in the log and in XComs."""
-        self.log.info("%s", report.counts())
-        lines = list(report.table())
-        for start in range(0, len(lines), _LINES):
-            self.log.info("\n%s", "\n".join(lines[start : start + _LINES]))
-        for name, value in report.to_dict().items():
+    def _report(self, context: Context, batch: Batch, *, failed: bool = False) -> None:
+        """Report the result of each recording in the log and in XComs, and record in the ledger that it is reported.
+
+        :param failed: Whether an error has ended the batch.
+        """
+        results = batch.results
+        # An error before the first result says all by itself.
+        if not failed or results.numbers():
+            self.log.info("%s", results.summary())
+        lines = list(results.table())
+        for start in range(0, len(lines), _MAX_LINES):
+            self.log.info("\n%s", "\n".join(lines[start : start + _MAX_LINES]))
+        batch.log_unpaid()
+        for name, value in results.xcoms().items():
             context["ti"].xcom_push(name, value)
+        batch.finish()
 
     def _end(self, context: Context, batch: Batch) -> list[str]:
-        report, trouble = batch.report, batch.trouble
-        self._tell(context, report)
-        self._report_lineage(report)
-        lines = [line for line in report.table() if not line.startswith(("ready", "postponed"))]
-        text = "\n".join([f"{report.counts()}:", *lines[:_LINES_OF_ERROR]])
-        if len(lines) > _LINES_OF_ERROR:
-            text += f"\n… and {len(lines) - _LINES_OF_ERROR:,} more, see the log"
-        if self.on_failed == "fail" and (report.failed or report.refused or report.unfinished):
-            # What is still waited for when the time is up, no new try would hasten.
-            again = report.unfinished and not batch.timed_out
-            raise (RoughyIngestError if again else RoughyIngestFailedError)(text, outcomes=report.to_dict())
-        if self.on_pending_payment in ("fail", "skip") and (report.pending_payment or trouble):
-            unpaid = (
+        results, fatal = batch.results, batch.fatal
+        self._report_lineage(results)
+        lines = list(results.table(without=(Status.READY, Status.DEFERRED)))
+        text = "\n".join([f"{results.summary()}:", *lines[:_MAX_LINES_OF_ERROR]])
+        if len(lines) > _MAX_LINES_OF_ERROR:
+            text += f"\n… and {len(lines) - _MAX_LINES_OF_ERROR:,} more, see the log"
+        if self.on_failed == "fail" and results.of(Status.FAILED, Status.REJECTED, Status.INTERRUPTED):
+            again = any(result.retryable for result in results.results)
+            if batch.ledger is not None and results.of(Status.FAILED, Status.REJECTED):
+                text += (
+                    "\nLater runs skip files that failed or were rejected, and a cleared task reports them again: "
+                    "replace the file, or forget its recording (Ledger.forget)"
+                )
+            raise (RoughyIngestError if again else RoughyIngestFailedError)(text, outcomes=results.xcoms())
+        unpaid = [result for result in results.of(Status.PENDING_PAYMENT) if not result.earlier]
+        if self.on_pending_payment in ("fail", "skip") and (unpaid or fatal):
+            message = (
                 f"The credits do not cover everything. {text}\nTop up at Roughy within 30 days: what is uploaded "
                 "becomes ready by itself, and the next run reports it"
             )
             if self.on_pending_payment == "skip":
-                raise AirflowSkipException(unpaid)
-            raise trouble or RoughyIngestFailedError(unpaid, outcomes=report.to_dict())
-        self._announce(context, report)
-        return report.ready
+                raise AirflowSkipException(message)
+            raise fatal or RoughyIngestFailedError(message, outcomes=results.xcoms())
+        self._announce(context, results)
+        return results.ids(Status.READY)
 
-    def _report_lineage(self, report: Report) -> None:
-        there = [*report.ready, *report.pending_payment]
+    def _report_lineage(self, results: BatchResults) -> None:
+        there = [result for result in results.of(Status.READY, Status.PENDING_PAYMENT) if result.asset_id]
         lineage.report(
             self.hook,
-            read=(asset_uri(report.sources[id]) for id in there if id in report.sources),
-            written=(lineage.resource_uri(ASSET.name, id) for id in there),
+            read=(asset_uri(result.source) for result in there),
+            written=(lineage.resource_uri(ASSET.name, result.asset_id or "") for result in there),
         )
 
-    def _announce(self, context: Context, report: Report) -> None:
+    def _announce(self, context: Context, results: BatchResults) -> None:
         project_id = self.hook.get_project_id(self.project_id)
-
-        def known_of(id: str) -> dict[str, str]:
-            source = {"source": report.sources[id]} if id in report.sources else {}
-            return {"asset_id": id, "project_id": project_id, **source}
-
         announce(
             self,
             context,
-            (Product(lineage.resource_uri(ASSET.name, id), known_of(id)) for id in report.ready),
+            (
+                Product(
+                    lineage.resource_uri(ASSET.name, result.asset_id),
+                    {"asset_id": result.asset_id, "project_id": project_id, "source": result.source},
+                )
+                for result in results.of(Status.READY)
+                if result.asset_id
+            ),
             {
                 "project_id": project_id,
-                "counts": report.numbers(),
+                "counts": results.numbers(),
                 **ids_by_outcome(
-                    {"ready": report.ready, "pending_payment": report.pending_payment, "failed": list(report.failed)}
+                    {
+                        status.value: results.ids(status)
+                        for status in (Status.READY, Status.PENDING_PAYMENT, Status.FAILED)
+                    }
                 ),
             },
         )
@@ -367,3 +426,10 @@ class RoughyIngestOperator(WaitingOperator):
 def _check(name: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise ValueError(f"{name} must be one of {tuple(known)}, not {value!r}")
+
+
+def _check_bool(name: str, value: object) -> bool:
+    """Refuse text such as ``"False"``, which is true in Python."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, not {value!r}")
+    return value

@@ -6,28 +6,29 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy.exceptions import RoughyError
 from airflow_provider_roughy.lifecycle import RENDER
-from airflow_provider_roughy.operators.making import MakingOperator
+from airflow_provider_roughy.operators.derived import DerivedResourceOperator
+from airflow_provider_roughy.polling import others_wait_for
 from airflow_provider_roughy.triggers import RoughyRenderTrigger
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from airflow_provider_roughy.api import RoughyRender
-    from airflow_provider_roughy.polling import Watch
+    from airflow_provider_roughy.polling import ResourcePoller
     from airflow_provider_roughy.triggers import RoughyTrigger
 
 
-class RoughyRenderOperator(MakingOperator):
+class RoughyRenderOperator(DerivedResourceOperator):
     """Renders an asset, whole or by a cut of it, and returns the render's id, which ``RoughyDownloadOperator`` takes.
 
-    Renders cost nothing, and the same request finds the same render: a retry, a cleared task and one whose worker was
-    killed all go on with the render that there is. So does a render that has failed, which a retry would not mend: it
-    fails with :class:`~airflow_provider_roughy.exceptions.RoughyRenderFailedError` and burns no retries.
+    Renders cost nothing. For the same request, Roughy returns the same render, so a retry, a cleared task and a task
+    whose worker was killed continue with it. A render that has failed fails the task with
+    :class:`~airflow_provider_roughy.exceptions.RoughyRenderFailedError` and uses no retry, as a retry would find the
+    same render.
 
-    While the asset is not ready, the task waits for that first, and asks no sooner than Roughy's ``Retry-After`` says.
-    With ``deferrable=True`` it does all its waiting in the triggerer, on the one poll that all share who wait on one
-    connection.
-    A cut that is not completed is not waited for:
+    If the asset is not ready, the task waits for it first, at least as long as Roughy's ``Retry-After`` says.
+    With ``deferrable=True`` the task waits in the triggerer, where all waiters of a connection share one poll.
+    The task does not wait for a cut that is not completed; it fails with
     :class:`~airflow_provider_roughy.exceptions.RoughyCutNotReadyError`.
 
     The result is the render's id in every mode::
@@ -37,23 +38,27 @@ class RoughyRenderOperator(MakingOperator):
 
     :param asset_id: The asset, e.g. the output of ``RoughyCreateUploadOperator``. (templated)
     :param output: What to make, in the API's own words: ``format`` (``mp4``, ``mov``, ``m4a``, ``mp3``) and, if wanted,
-        ``resolution`` (``720p``, ``1080p``, ``4k``), ``video_bitrate`` (Mbps) and ``audio_bitrate`` (kbps). What Roughy
-        does not know, it refuses. (templated)
-    :param cut_id: A completed cut of this asset; by default the whole of it is rendered. (templated)
+        ``resolution`` (``720p``, ``1080p``, ``4k``), ``video_bitrate`` (Mbps) and ``audio_bitrate`` (kbps). Roughy
+        refuses values that it does not know. (templated)
+    :param cut_id: A completed cut of this asset; by default the whole asset is rendered. (templated)
     :param wait_for_completion: Whether to wait until the render is completed; otherwise its id is returned at once, for
-        :class:`~airflow_provider_roughy.sensors.RoughyRenderSensor`. An asset that is not ready is waited for anyway.
-    :param on_pending_payment: What to do about an asset that the credits did not cover: ``"fail"`` raises
+        :class:`~airflow_provider_roughy.sensors.RoughyRenderSensor`. The task always waits for an asset that is not
+        ready.
+    :param on_pending_payment: What to do about an asset that the credits do not cover: ``"fail"`` raises
         :class:`~airflow_provider_roughy.exceptions.RoughyPaymentRequiredError`; ``"skip"`` skips the task; ``"return"``
-        succeeds and returns ``None``, as there is no render; ``"wait"`` waits on, because Roughy makes the asset ready
-        by itself after a top-up.
-    :param poll_interval: Seconds, or a ``timedelta``, between two looks.
-    :param timeout: Seconds, or a ``timedelta``, to wait in all, for the asset and for the render; by default Airflow's
-        ``[sensors] default_timeout``. Then the task fails with
-        :class:`~airflow_provider_roughy.exceptions.RoughyTimeoutError` and burns no retries. Airflow's
-        ``execution_timeout`` bounds it as well, in the triggerer too.
-    :param cancel_on_kill: Whether to cancel the render when nobody waits for it any longer: the task is killed on its
-        worker, marked as failed or as a success while it waits in the triggerer, or times out. Roughy does not say
-        whether a later start can have a cancelled render made again, so leave it off where tasks are retried.
+        succeeds and returns ``None``, as there is no render; ``"wait"`` continues to wait, as Roughy makes the asset
+        ready by itself after a top-up.
+    :param poll_interval: Seconds, or a ``timedelta``, between two polls.
+    :param timeout: Seconds, or a ``timedelta``, to wait for the asset and the render together; by default Airflow's
+        ``[sensors] default_timeout``. After that the task fails with
+        :class:`~airflow_provider_roughy.exceptions.RoughyTimeoutError` and uses no retry. Airflow's
+        ``execution_timeout`` bounds the wait as well, in the triggerer too.
+    :param cancel_on_kill: Whether to cancel the render when the task is killed on its worker, is marked as failed or as
+        a success while it waits in the triggerer, or times out. Tasks with the same output of the same asset wait for
+        the same render. The operator does not cancel a render that another task in the same process waits for (with
+        ``deferrable=True``: in the same triggerer). It cannot know of tasks on other workers or in other triggerers,
+        which would fail: leave it off if several tasks may create the same render. Roughy does not document whether a
+        cancelled render can be created again: leave it off if tasks are retried.
     :param roughy_conn_id: The Airflow connection. (templated)
     :param deferrable: Whether to wait in the triggerer, which takes no worker slot.
     """
@@ -79,24 +84,27 @@ class RoughyRenderOperator(MakingOperator):
         self.cancel_on_kill = cancel_on_kill
 
     def make(self) -> RoughyRender:
-        """Ask for the render."""
+        """Create the render."""
         return self.hook.create_render(self.asset_id, self.render_output, self.cut_id)
 
     def give_up(self, id: str | None) -> None:
-        """Cancel the render, if that is wanted."""
+        """Cancel the render if ``cancel_on_kill`` is set."""
         if not self.cancel_on_kill:
             return
         try:
             with self.hook:
-                # The same request finds the one that Airflow has forgotten.
+                # If the id is lost, the same request finds the render.
                 render_id = id or self.make().id
+                if others_wait_for(RENDER, render_id, than=self._waiting_for):
+                    self.log.info("Keeping render %s: another task of this process waits for it", render_id)
+                    return
                 cancelled = self.hook.cancel_render(render_id)
         except RoughyError as error:
-            self.log.warning("The render could not be cancelled: %s", error)
+            self.log.warning("Cancelling the render failed: %s", error)
         else:
-            self.log.info("Render %s %s", render_id, "is cancelled" if cancelled else "had ended already")
+            self.log.info("Cancelled render %s" if cancelled else "Render %s had ended already", render_id)
 
-    def _trigger_of(self, watch: Watch, **options: Any) -> RoughyTrigger:
-        if watch.kind is RENDER:
-            return RoughyRenderTrigger(render_id=watch.id, cancel_on_kill=self.cancel_on_kill, **options)
-        return super()._trigger_of(watch, **options)
+    def _trigger_of(self, poller: ResourcePoller, **options: Any) -> RoughyTrigger:
+        if poller.kind is RENDER:
+            return RoughyRenderTrigger(render_id=poller.id, cancel_on_kill=self.cancel_on_kill, **options)
+        return super()._trigger_of(poller, **options)

@@ -1,4 +1,4 @@
-"""What the operators have in common that wait for what they have begun."""
+"""The part that the operators have in common that wait for a resource they have created."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import time
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from airflow_provider_roughy.arguments import as_seconds
 from airflow_provider_roughy.compat import BaseOperator, conf
 from airflow_provider_roughy.hooks import RoughyHook
-from airflow_provider_roughy.lifecycle import ASSET, Kind, OnPendingPayment, as_seconds, check_on_pending_payment
-from airflow_provider_roughy.triggers import ended_by_airflow
+from airflow_provider_roughy.lifecycle import ASSET, Kind, OnPendingPayment, check_on_pending_payment
+from airflow_provider_roughy.triggers import deferral_timeout_verdict
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -18,16 +19,16 @@ if TYPE_CHECKING:
 
 
 class WaitingOperator(BaseOperator):
-    """Begins something and waits for it, here or in the triggerer.
+    """Creates resources and waits for them, on the worker or in the triggerer.
 
     :param on_pending_payment: What to do about assets that the credits did not cover.
-    :param poll_interval: Seconds, or a ``timedelta``, between two looks.
+    :param poll_interval: Seconds, or a ``timedelta``, between two polls.
     :param timeout: Seconds, or a ``timedelta``, to wait; by default Airflow's ``[sensors] default_timeout``.
     :param roughy_conn_id: The Airflow connection. (templated)
     :param deferrable: Whether to wait in the triggerer.
     """
 
-    #: What is waited for.
+    #: The kind of the resources.
     kind: ClassVar[Kind] = ASSET
     ui_color = "#e4f0ef"
 
@@ -59,7 +60,7 @@ class WaitingOperator(BaseOperator):
     def deadline(self, started: float) -> float:
         """Return when a wait that begins now has to end, in seconds since the epoch.
 
-        :param started: When the task was started, which ``execution_timeout`` counts from.
+        :param started: When the task was started, in seconds since the epoch: ``execution_timeout`` counts from there.
         """
         deadline = time.time() + self.timeout
         if self.execution_timeout is None:
@@ -68,14 +69,14 @@ class WaitingOperator(BaseOperator):
         return min(deadline, started + self.execution_timeout.total_seconds())
 
     def give_up(self, id: str | None) -> None:
-        """See to what nobody waits for any longer.
+        """Clean up a resource that nobody waits for any longer.
 
-        :param id: Its id; ``None`` if Airflow has ended the wait and forgotten it.
+        :param id: Its id; ``None`` if Airflow has ended the wait and the id is lost.
         """
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after the wait in the triggerer, unless nothing came of it."""
-        verdict = ended_by_airflow(self.kind, next_method, next_kwargs)
+        """Continue after the wait in the triggerer; fail if Airflow ended the wait without a verdict."""
+        verdict = deferral_timeout_verdict(self.kind, next_method, next_kwargs)
         if verdict:
             self.give_up(None)
             verdict.raise_for_failure()

@@ -6,7 +6,7 @@ import airflow
 import pytest
 
 #: Seconds for a test: more than for any of its waits (``harness.airflow.PATIENCE``), so that a red one says for what.
-TIMEOUT = 480
+TIMEOUT = 900
 
 
 def live(line: str, timeout: float = TIMEOUT) -> list[pytest.MarkDecorator]:

@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from airflow_provider_roughy.api import create_webhook_endpoint
-from airflow_provider_roughy.client import Client
 from airflow_provider_roughy.emulator import Emulator
+from airflow_provider_roughy.http.client import Client
 from airflow_provider_roughy.settings import Settings
 from harness.airflow import LocalAirflow
 from tests.live import LIVE

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_roughy.emulator import Emulator
-from airflow_provider_roughy.ledger import Entry, Ledger, entry_key
+from airflow_provider_roughy.ledger import ClaimOwner, Ledger, Version
 from harness.airflow import LocalAirflow
 from tests.live import LIVE
 from tests.live.running import Run, connect, wait_until
@@ -108,7 +108,7 @@ def test_what_is_not_done_in_time_is_taken_up_by_the_next_run(
     assert (task["try_number"], task["max_tries"]) == (1, 3), "no retry would hasten it"
     taken = datetime.fromisoformat(task["end_date"]) - datetime.fromisoformat(task["start_date"])
     assert 20 <= taken.total_seconds() < 80
-    assert f"{COUNT} unfinished" in late.log("ingest")
+    assert f"{COUNT} interrupted" in late.log("ingest")
 
     roughy.settle()
     roughy.clear_requests()
@@ -141,20 +141,11 @@ def left_by_another_run(roughy: Emulator, ledger: Ledger, count: int) -> list[st
     """Make recordings which a run of yesterday has uploaded before it died, and return their assets."""
     ledger.check()
     ids = [roughy.seed_asset("processing") for _ in range(count)]
+    owner = ClaimOwner("ingests_and_waits.ingest", "yesterday")
     for number, asset_id in enumerate(ids):
         source = f"/data/recordings/interview-{number}.mp3"
         wanted = {"uri": source, "size": 1000, "project_id": roughy.project_id, "language": None}
-        entry = Entry(
-            entry_key(wanted),
-            source=source,
-            wanted=wanted,
-            owner="ingests_and_waits.ingest, run of yesterday",
-            series="ingests_and_waits.ingest",
-            state="uploading",
-            asset_id=asset_id,
-            all_sent=True,
-        )
-        assert ledger.claim(entry)
+        assert ledger.create_version(Version(f"{number:040x}", 1, owner, source, wanted, "sent", asset_id))
     return ids
 
 

@@ -107,7 +107,7 @@ def test_a_render_whose_waiting_task_is_marked_is_cancelled_if_that_is_wanted(
     for task_id in ("cancelled", "kept"):
         path = f"/dags/{run.dag_id}/dagRuns/{run.run_id}/taskInstances/{task_id}"
         local_airflow.request("PATCH", path, json={"new_state": new_state})
-    wait_until(lambda: "is cancelled" in run.trigger_logs("cancelled")[-1])
+    wait_until(lambda: "Cancelled render" in run.trigger_logs("cancelled")[-1])
     assert roughy.render(renders["mp3"])["state"] != "pending"
     assert run.end() == new_state
     assert roughy.render(renders["m4a"])["state"] == "pending"

@@ -25,8 +25,8 @@ import pytest
 import sqlalchemy
 
 from airflow_provider_roughy.api import create_webhook_endpoint, delete_asset, delete_webhook_endpoint, get_asset
-from airflow_provider_roughy.client import Client
 from airflow_provider_roughy.emulator import Emulator
+from airflow_provider_roughy.http.client import Client
 from airflow_provider_roughy.ledger import Ledger
 from airflow_provider_roughy.settings import Settings
 from harness.airflow import FINISHED, PATIENCE, Component, LocalAirflow

@@ -58,7 +58,7 @@ def test_roughy_may_be_away_but_not_past_the_deadline(
     assert gives_up.end() == "failed"
     log = gives_up.log("wait")
     assert "RoughyTimeoutError" in log
-    assert f"Asset {hasty} was not done in time: it was still processing; last look: GET /v1/assets" in log
+    assert f"Asset {hasty} was not done in time: it was still processing; last poll: GET /v1/assets" in log
     assert_no_retry(gives_up)
 
     assert waits.task("wait")["state"] == "deferred"

@@ -1,0 +1,408 @@
+"""The ledger as the rest of the package uses it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from airflow_provider_roughy.exceptions import (
+    RoughyClaimedError,
+    RoughyLedgerEntryError,
+)
+from airflow_provider_roughy.ledger.announced import Announcements
+from airflow_provider_roughy.ledger.claims import (
+    CreateResult,
+    CreateVersion,
+    FindLatest,
+    FindResult,
+    RemoveVersions,
+    Step,
+)
+from airflow_provider_roughy.ledger.entries import (
+    CONTENT_NAME,
+    ENDED,
+    LEGACY_NAME,
+    PROBLEM_NAME,
+    RESULT_NAME,
+    VERSION_NAME,
+    WENT_WELL,
+    ClaimOwner,
+    Entry,
+    Result,
+    Version,
+    content_name,
+    problem_name,
+    result_name,
+    utc_now,
+    version_name,
+)
+from airflow_provider_roughy.ledger.lease import LEASE_SECONDS, RENEW_SECONDS
+from airflow_provider_roughy.ledger.legacy import (
+    LegacyIndex,
+    LegacyNames,
+    build_index,
+)
+from airflow_provider_roughy.ledger.runs import Runs
+from airflow_provider_roughy.logs import Log
+from airflow_provider_roughy.transfer.storage import canonical_location
+
+if TYPE_CHECKING:
+    pass
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+#: Up to so many announced assets are read one by one, more of them with one list of names.
+_MAX_POINT_READS = 20
+#: The object that marks a folder as a ledger.
+_MARKER = "created"
+#: The object that has all tasks identify recordings by their content.
+_BY_CONTENT = "by-content"
+#: Locations that a template renders if its value is missing.
+_NOTHING = {"", "none", "null", "undefined"}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The names of a ledger's objects. Lists may lag; safety does not rely on them.
+
+    :param done: The keys of recordings that have a result.
+    :param open: The highest version of each recording that is not done, or whose result was not reported yet.
+    :param problems: The state of each result that is not successful.
+    :param legacy: The names of objects of 0.2.
+    """
+
+    done: set[str]
+    open: dict[str, int]
+    problems: dict[str, str]
+    legacy: set[str]
+
+
+class Ledger(Runs, Announcements):
+    """A folder that remembers what has been ingested.
+
+    :param location: A local path, a URI with a scheme that Airflow's object storage knows, or an ``ObjectStoragePath``.
+    :param conn_id: The Airflow connection of that storage.
+    :raises RoughyUnusableLedgerError: If the location names no folder, or one that depends on the worker.
+    """
+
+    # ---- Recordings
+
+    def snapshot(self) -> Snapshot:
+        """List the names of its objects: one long list, and two short ones.
+
+        :raises RoughyLedgerError: If the ledger cannot be listed.
+        """
+        with self._errors():
+            names = set(self._folder.names())
+            # An object storage lists only folders that are not empty; s3fs sends more requests for one that is missing.
+            versions, problems = (
+                self._folder.names(folder) if folder in names else () for folder in ("open", "problems")
+            )
+            latest: dict[str, int] = {}
+            for match in filter(None, map(VERSION_NAME.fullmatch, versions)):
+                latest[match[1]] = max(int(match[2]), latest.get(match[1], 0))
+            states = {match[1]: match[2] for match in filter(None, map(PROBLEM_NAME.fullmatch, problems))}
+        done = {match[1] for match in filter(None, map(RESULT_NAME.fullmatch, names))}
+        return Snapshot(
+            done,
+            latest,
+            {key: state for key, state in states.items() if key in done},
+            set(filter(LEGACY_NAME.fullmatch, names)),
+        )
+
+    def find_result(self, key: str) -> Result | None:
+        """Read a result by its name.
+
+        :param key: The recording.
+        :returns: ``None`` if the recording is not done.
+        :raises RoughyLedgerEntryError: If its content is damaged.
+        :raises RoughyLedgerError: If the ledger cannot be read.
+        """
+        name = result_name(key)
+        content = self._read(name)
+        if content is None:
+            return None
+        try:
+            return Result.decode(key, content)
+        except ValueError as err:
+            raise RoughyLedgerEntryError(self._explain(name, content, err)) from None
+
+    def read_version(self, key: str, n: int) -> Version | None:
+        """Read a version by its name.
+
+        :param key: The recording.
+        :param n: The number of the version, from :meth:`snapshot`.
+        :returns: ``None`` if it does not exist.
+        :raises RoughyClaimedError: If it is empty: it is being written, or its writer died.
+        :raises RoughyLedgerEntryError: If its content is damaged.
+        :raises RoughyLedgerError: If the ledger cannot be read.
+        """
+        content = self._read(version_name(key, n))
+        return None if content is None else self._decode_version(key, n, content)
+
+    def find_latest(self, key: str) -> Version | None:
+        """Read the highest version of a recording, without a list.
+
+        :param key: The recording.
+        :returns: ``None`` if there is none.
+        :raises RoughyLedgerEntryError: If its content is damaged.
+        :raises RoughyLedgerError: If the ledger cannot be read.
+        """
+        n, latest = 0, None
+        while (content := self._read(version_name(key, n + 1))) is not None:
+            n, latest = n + 1, content
+        return None if latest is None else self._decode_version(key, n, latest)
+
+    def _decode_version(self, key: str, n: int, content: bytes) -> Version:
+        name = version_name(key, n)
+        if not content:
+            raise RoughyClaimedError(
+                f"{name} of ledger {self.uri} is empty: another run is claiming this recording. If no run is active, "
+                "its writer died: remove that object"
+            )
+        try:
+            return Version.decode(key, n, content)
+        except ValueError as err:
+            raise RoughyLedgerEntryError(self._explain(name, content, err)) from None
+
+    def create_version(self, version: Version) -> bool:
+        """Create a version if there is none of its number.
+
+        :param version: The version.
+        :returns: Whether this call created it, also if the storage's client has repeated the request.
+        :raises RoughyLedgerError: If the ledger cannot be written. The version may be stored all the same.
+        """
+        content = replace(version, at=version.at or utc_now()).encode()
+        with self._errors():
+            return self._create(version_name(version.key, version.n), content)
+
+    def create_result(self, result: Result) -> bool:
+        """Create a result if there is none.
+
+        :param result: The result.
+        :returns: Whether this call created it.
+        :raises RoughyLedgerError: If the ledger cannot be written. The result may be stored all the same.
+        """
+        content = replace(result, at=result.at or utc_now()).encode()
+        problem = None if result.state in WENT_WELL else problem_name(result.key, result.state)
+        with self._errors():
+            if problem is not None:
+                # Before the result, so that no count of results misses it.
+                self._folder.create(problem, b"")
+            created = self._create(result_name(result.key), content)
+        if not created and problem is not None:
+            there = self.find_result(result.key)
+            if there is not None and there.state != result.state:
+                with self._errors():
+                    self._folder.remove([problem])
+        return created
+
+    def remove_versions(self, up_to: Iterable[tuple[str, int]]) -> None:
+        """Remove versions of recordings whose results exist and were reported.
+
+        :param up_to: Each recording, and the highest version to remove; those below it are removed, too.
+        :raises RoughyLedgerError: If the ledger cannot be written.
+        """
+        names = [version_name(key, n) for key, last in up_to for n in range(1, last + 1)]
+        with self._errors():
+            self._folder.remove(names)
+
+    def perform(self, step: Step) -> Any:
+        """Perform a step of :mod:`~airflow_provider_roughy.ledger.claims`, and return the reply.
+
+        :param step: One of the storage's steps.
+        :raises RoughyLedgerError: If the ledger cannot be used.
+        """
+        match step:
+            case FindResult(key=key):
+                return self.find_result(key)
+            case FindLatest(key=key):
+                return self.find_latest(key)
+            case CreateVersion(version=version):
+                return self.create_version(version)
+            case CreateResult(result=result):
+                return self.create_result(result)
+            case RemoveVersions(key=key, first=first, last=last):
+                with self._errors():
+                    self._folder.remove([version_name(key, n) for n in range(first, last + 1)])
+                return None
+            case _:
+                raise TypeError(f"{step} is no step of the storage")
+
+    # ---- Contents
+
+    def identifies_by_content(self) -> bool:
+        """Tell whether the recordings of this ledger are identified by their content.
+
+        :raises RoughyLedgerError: If the ledger cannot be read.
+        """
+        return self._read(_BY_CONTENT) is not None
+
+    def identify_by_content(self) -> None:
+        """Have all tasks that use this ledger identify recordings by their content, from now on.
+
+        :raises RoughyLedgerError: If the ledger cannot be written.
+        """
+        with self._errors():
+            self._folder.create(_BY_CONTENT, json.dumps({"since": utc_now()}).encode())
+
+    def contents(self) -> dict[str, str]:
+        """Return the SHA-256 of the files that were read, by the key that each has by its place: one list of names.
+
+        :raises RoughyLedgerError: If the ledger cannot be listed.
+        """
+        with self._errors():
+            matches = map(CONTENT_NAME.fullmatch, self._folder.names("contents"))
+            return {match[1]: match[2] for match in matches if match}
+
+    def note_content(self, key: str, digest: str) -> None:
+        """Store the SHA-256 of a file.
+
+        :param key: The key that it has by its place.
+        :param digest: Hexadecimal digits.
+        :raises RoughyLedgerError: If the ledger cannot be written.
+        """
+        with self._errors():
+            self._folder.create(content_name(key, digest), b"")
+
+    # ---- Entries of 0.2
+
+    def legacy(self, snapshot: Snapshot | None = None) -> LegacyIndex:
+        """Read the entries of 0.2.
+
+        :param snapshot: The names of the objects, if they have been listed.
+        :raises RoughyLedgerError: If the ledger cannot be read.
+        """
+        with self._errors():
+            names = LegacyNames(self._folder.names() if snapshot is None else snapshot.legacy)
+            return build_index(
+                names,
+                self._folder.read,
+                self._folder.write,
+                lambda do, values: list(self.each(do, values)),
+                self._explain,
+            )
+
+    def finish_legacy(self, key: str) -> None:
+        """Mark an entry of 0.2 as done: the result exists under the recording's new key.
+
+        :param key: The key of 0.2's entry.
+        :raises RoughyLedgerError: If the ledger cannot be written.
+        """
+        with self._errors():
+            self._folder.remove([f"{key}.open"])
+
+    # ---- For people
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield all entries: results, recordings that are not done, and entries of 0.2.
+
+        :raises RoughyLedgerError: If the ledger cannot be read.
+        """
+        snapshot = self.snapshot()
+        assets: set[str | None] = set()
+        for key in sorted(snapshot.done):
+            result = self.find_result(key)
+            if result is not None:
+                assets.add(result.asset_id)
+                yield Entry.of_result(result)
+        for key in sorted(snapshot.open.keys() - snapshot.done):
+            version = self.read_version(key, snapshot.open[key])
+            if version is not None:
+                assets.add(version.asset_id)
+                yield Entry.of_version(version)
+        yield from self._legacy_entries(snapshot, assets)
+
+    def _legacy_entries(self, snapshot: Snapshot, assets: set[str | None]) -> Iterator[Entry]:
+        """Yield the entries of 0.2, except those about a recording that has a version or result now."""
+        names = LegacyNames(snapshot.legacy)
+        for key, generation in sorted(names.generations.items()):
+            name = LegacyNames.name(key, generation)
+            content = self._read(name)
+            if content is None:
+                continue
+            try:
+                entry = Entry.decode(key, generation, content)
+            except ValueError as err:
+                raise RoughyLedgerEntryError(self._explain(name, content, err)) from None
+            is_left = entry.state in ENDED or (key in names.open and entry.asset_id not in assets - {None})
+            if entry.state == "taken" or is_left:
+                yield entry
+
+    def forget(self, key: str) -> bool:
+        """Forget a recording: the next run ingests it again, and Roughy charges it again.
+
+        :param key: The ``key`` of its entry.
+        :returns: ``False`` if there was none.
+        :raises RoughyLedgerError: If the ledger cannot be written.
+        """
+        about = self._find_all(key)
+        with self._errors():
+            names = [name for name in self._folder.names() if name.partition(".")[0] == key]
+            for folder in ("open", "problems"):
+                names += [f"{folder}/{n}" for n in self._folder.names(folder) if n.partition(".")[0] == key]
+            # The result goes last: until then, no run can begin anew.
+            last = [name for name in names if name == result_name(key)]
+            self._folder.remove([name for name in names if name not in last])
+            self._folder.remove(last)
+        if about:
+            self._forget_legacy(about)
+        return bool(names)
+
+    def _find_all(self, key: str) -> list[Result | Version]:
+        """Return the result and the latest version of a recording, if they can be read."""
+        about: list[Result | Version] = []
+        for find in (self.find_result, self.find_latest):
+            with suppress(RoughyLedgerEntryError, RoughyClaimedError):
+                if (found := find(key)) is not None:
+                    about.append(found)
+        return about
+
+    def _forget_legacy(self, about: list[Result | Version]) -> None:
+        """Forget the entries of 0.2 about a recording, which would still call it done."""
+        assets = {each.asset_id for each in about} - {None}
+        places = {(canonical_location(each.source), each.identity.get("size")) for each in about}
+        for entry in self.legacy():
+            if entry.asset_id in assets or (canonical_location(entry.source), entry.wanted["size"]) in places:
+                self.forget(entry.key)
+
+
+@asynccontextmanager
+async def renewing(lease: Mapping[str, Any] | None, *, log: Log = _log) -> AsyncIterator[None]:
+    """Renew the lease of a run while the body runs in an event loop, such as a wait in the triggerer.
+
+    :param lease: What :meth:`Ledger.lease_to_dict` returned; ``None`` to do nothing.
+    :param log: Logs renewals that fail.
+    """
+    if lease is None:
+        yield
+        return
+    task = asyncio.create_task(_renew(lease, log))
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def _renew(lease: Mapping[str, Any], log: Log) -> None:
+    owner = ClaimOwner(lease["task_key"], lease["run_key"], lease["try_token"])
+
+    def renew() -> None:
+        ledger = Ledger(lease["ledger"], conn_id=lease["conn_id"])
+        ledger.write_lease(owner, time.time() + LEASE_SECONDS)
+
+    while True:
+        try:
+            await asyncio.to_thread(renew)
+        except Exception as err:  # Without the lease, another run may report these recordings in its place.
+            log.warning("Renewing the lease of %s failed; retrying in %.0f s: %s", owner, RENEW_SECONDS, err)
+        await asyncio.sleep(RENEW_SECONDS)

@@ -1,0 +1,133 @@
+"""What a ledger knows of runs: whether one is alive, and what it has reported."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import threading
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_roughy.exceptions import RoughyLedgerError
+from airflow_provider_roughy.ledger.lease import Lease, StoredLease, encode_lease
+from airflow_provider_roughy.ledger.objects import LedgerObjects
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from airflow_provider_roughy.ledger.entries import ClaimOwner
+
+_log = logging.getLogger(__name__)
+
+
+class Runs(LedgerObjects):
+    """The runs that use a ledger."""
+
+    @contextmanager
+    def lease(self, owner: ClaimOwner) -> Iterator[Lease]:
+        """Hold the lease of a run while the body runs, and give it up at the end unless it was extended.
+
+        :param owner: The try that holds it.
+        :raises RoughyLedgerError: If it cannot be written.
+        """
+        lease = Lease(lambda until: self.write_lease(owner, until))
+        lease.renew()
+        thread = threading.Thread(target=lease.run, name="roughy-ledger-lease", daemon=True)
+        thread.start()
+        try:
+            yield lease
+        finally:
+            lease.end()
+            if not lease.extended:
+                self._give_up_lease(owner)
+
+    def _give_up_lease(self, owner: ClaimOwner) -> None:
+        try:
+            # Another live try of this run keeps a lease that it has renewed.
+            lease = self._read_lease(str(owner))
+            if lease is None or lease.try_token == owner.try_token:
+                self.write_lease(owner, 0.0)
+        except RoughyLedgerError as err:
+            _log.warning("Giving up the lease of this run failed; it expires by itself: %s", err)
+
+    def write_lease(self, owner: ClaimOwner, until: float) -> None:
+        """Write the lease of a run.
+
+        :param owner: The try that writes it.
+        :param until: When it expires, in seconds since the epoch.
+        :raises RoughyLedgerError: If it cannot be written.
+        """
+        content = encode_lease(str(owner), until, owner.try_token)
+        with self._errors():
+            self._folder.write(_run_name(str(owner)), content)
+
+    def lease_to_dict(self, owner: ClaimOwner) -> dict[str, Any]:
+        """Return a lease for :func:`renewing`, as plain JSON without secrets.
+
+        :param owner: The try that holds it.
+        """
+        return {"ledger": self._location, "conn_id": self._conn_id, **asdict(owner)}
+
+    def is_alive(self, owner: ClaimOwner | str) -> bool:
+        """Tell whether the lease of a run has not expired.
+
+        :param owner: The run.
+        :raises RoughyLedgerError: If the ledger cannot be read.
+        """
+        lease = self._read_lease(str(owner))
+        return lease is not None and lease.is_alive(time.time())
+
+    def begun(self, owner: ClaimOwner | str) -> bool:
+        """Tell whether a run has had a lease before, so that this is not its first try.
+
+        :param owner: The run.
+        :raises RoughyLedgerError: If the ledger cannot be read.
+        """
+        return self._read(_run_name(str(owner))) is not None
+
+    def _read_lease(self, owner: str) -> StoredLease | None:
+        content = self._read(_run_name(owner))
+        return None if content is None else StoredLease.decode(content)
+
+    def record_reported(self, owner: ClaimOwner, keys: Iterable[str]) -> None:
+        """Store which results a try has reported to Airflow, for the later tries of its run.
+
+        :param owner: The try.
+        :param keys: All recordings whose results it has reported.
+        :raises RoughyLedgerError: If the ledger cannot be written.
+        """
+        records, known = self._read_reported(owner)
+        new = set(keys) - known
+        if not new:
+            return
+        content = json.dumps({"keys": sorted(new), "try": owner.try_token}).encode()
+        n = records + 1
+        with self._errors():
+            while not self._create(_run_name(str(owner), n), content):
+                n += 1
+
+    def reported(self, owner: ClaimOwner) -> set[str]:
+        """Return the recordings whose results the tries of a run have reported to Airflow.
+
+        :param owner: The run.
+        :raises RoughyLedgerError: If the ledger cannot be read.
+        """
+        return self._read_reported(owner)[1]
+
+    def _read_reported(self, owner: ClaimOwner) -> tuple[int, set[str]]:
+        """Read the records by their names, as a list may lag; return how many there are, and their keys."""
+        records, keys = 0, set[str]()
+        while (content := self._read(_run_name(str(owner), records + 1))) is not None:
+            records += 1
+            with suppress(ValueError, TypeError, KeyError, RecursionError):
+                keys.update(key for key in json.loads(content)["keys"] if isinstance(key, str))
+        return records, keys
+
+
+def _run_name(owner: str, n: int | None = None) -> str:
+    """Return the name of a run's lease, or of the n-th record of what it has reported."""
+    run = hashlib.sha256(owner.encode()).hexdigest()[:32]
+    return f"runs/{run}.json" if n is None else f"runs/{run}.{n}.json"

@@ -1,0 +1,12 @@
+"""Report to Airflow what a task did: events of its outlets, lineage, and a link to the asset.
+
+========= ==================================================================
+Module    Content
+========= ==================================================================
+`outlets` The events that a successful task adds to its outlets
+`lineage` The URIs of Roughy's resources, and reports to Airflow's lineage
+`links`   The extra link from a task in Airflow's UI to its asset
+========= ==================================================================
+
+No error in this package fails a task.
+"""

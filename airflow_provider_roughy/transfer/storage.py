@@ -1,0 +1,262 @@
+"""Where a path or a URI leads, on this worker's disk or in a storage that Airflow knows, and what its errors mean."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from airflow_provider_roughy.exceptions import RoughyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from airflow_provider_roughy.compat import ObjectStoragePath
+
+#: The characters that the URI of an Airflow asset may contain unquoted.
+_PLAIN = "".join(char for char in map(chr, range(0x20, 0x7F)) if char not in "#?")
+
+#: Other spellings of a scheme.
+_SCHEMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "az": "abfs", "abfss": "abfs", "adl": "abfs", "ssh": "sftp"}
+
+#: What to install to read a storage, by its scheme.
+_PROVIDERS = {
+    "s3": "apache-airflow-providers-amazon[s3fs]",
+    "gs": "apache-airflow-providers-google",
+    "abfs": "apache-airflow-providers-microsoft-azure",
+    "sftp": "apache-airflow-providers-sftp[sshfs]",
+}
+
+#: Errors of a path that no retry can fix: it is missing, forbidden, of another type, or not a path.
+_LASTING = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ValueError)
+_LASTING_NUMBERS = (errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
+
+
+def may_pass(error: Exception) -> bool:
+    """Tell whether a retry may fix an error of a path, such as a network file system that is down or a full disk.
+
+    :param error: The error that the file system raised.
+    """
+    return not (isinstance(error, _LASTING) or getattr(error, "errno", None) in _LASTING_NUMBERS)
+
+
+def is_unusable(error: Exception) -> bool:
+    """Tell whether a URI cannot be used: it is malformed, or the Airflow provider of its storage is not installed.
+
+    :param error: The error that Airflow's object storage raised.
+    """
+    return isinstance(error, (ValueError, ImportError))
+
+
+@contextmanager
+def storage_errors(
+    what: str,
+    passing: type[RoughyError],
+    final: type[RoughyError] | None = None,
+    *,
+    is_final: Callable[[Exception], bool] = lambda error: not may_pass(error),
+    through: tuple[type[Exception], ...] = (),
+) -> Iterator[None]:
+    """Raise the errors of a storage as errors of this package.
+
+    :param what: What failed, such as ``Source s3://… cannot be opened``. The storage's own words are appended.
+    :param passing: The class of errors that a retry may fix.
+    :param final: The class of errors that no retry can fix; by default the same.
+    :param is_final: Tells which errors those are.
+    :param through: Errors that the caller handles. They are raised as they are, as are those of this package.
+    """
+    unchanged: tuple[type[Exception], ...] = (RoughyError, *through)
+    try:
+        yield
+    except unchanged:
+        raise
+    except Exception as err:  # Storages raise errors of their own, and not all of them are OSError.
+        cls = final if final is not None and is_final(err) else passing
+        # The class of an error says more than its text, unless the text was written for people.
+        plain = isinstance(err, ValueError) or (isinstance(err, OSError) and err.errno is None)
+        name = "" if plain and str(err) else f"{type(err).__name__}: "
+        raise cls(f"{what}: {name}{words_of(err)}".removesuffix(": ")) from cause_of(err)
+
+
+def words_of(error: Exception) -> str:
+    """Return the text of a storage's error as logs and databases accept it.
+
+    The queries of URLs are left out, as they may be signatures.
+
+    :param error: The error.
+    """
+    return as_text(re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1?…", str(error)))
+
+
+def cause_of(error: Exception) -> Exception | None:
+    """Return an error as the cause of another one, or ``None`` if a traceback must not show it.
+
+    :param error: The error of a storage.
+    """
+    return error if words_of(error) == str(error) else None
+
+
+def local_path(location: str) -> str | None:
+    """Return the path on this worker that a location names, or ``None`` if it is the URI of another storage.
+
+    :param location: A path, or a URI.
+    """
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", location)
+    if match is None:
+        return location
+    if match[1].lower() == "file":
+        # As in Airflow's object storage: an optional connection id, then a path that is not quoted.
+        return re.sub(r"\A[^/@]*@", "", location[len("file://") :])
+    return None
+
+
+def as_text(location: str) -> str:
+    """Return a location as text that logs and databases accept: the name of a file may be any bytes.
+
+    :param location: A path, or a URI.
+    """
+    return location.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+
+
+def without_secrets(uri: str) -> str:
+    """Return a URI without its credentials and, if it is a web address, without its query.
+
+    Other storages have no query: there, a question mark is part of an object's name.
+
+    :param uri: ``scheme://…``, or a path.
+    """
+    shown = re.sub(r"\A([A-Za-z][A-Za-z0-9+.-]*://)[^/]*@", r"\1", uri)
+    return re.sub(r"\A(https?://[^?]*)\?.*", r"\1", shown, flags=re.DOTALL | re.IGNORECASE)
+
+
+def canonical_uri(uri: str) -> str:
+    """Return the URI of an object without its connection and with one spelling of its scheme.
+
+    :param uri: ``scheme://[conn_id@]path``.
+    """
+    scheme, _, rest = without_secrets(uri).partition("://")
+    scheme = scheme.lower()
+    return f"{_SCHEMES.get(scheme, scheme)}://{re.sub('/+$', '', rest)}"
+
+
+def canonical_location(location: str) -> str:
+    """Return the canonical name of a path or a URI. Links are resolved on this worker.
+
+    :param location: A path, or a URI.
+    """
+    path = local_path(location)
+    return name_of_path(os.path.realpath(path)) if path is not None else canonical_uri(location)
+
+
+def name_of_path(path: str) -> str:
+    """Return a path as text that can be stored: the name of a file may be any bytes.
+
+    :param path: A path, as Python has it.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return f"bytes:{os.fsencode(path).hex()}"
+    return path
+
+
+def asset_uri(location: str) -> str:
+    """Return the URI of the Airflow asset for a location: an absolute ``file:///…``, or the URI without credentials.
+
+    Only characters that Airflow would drop or refuse are quoted (``%XX``): ``#``, ``?`` and those beyond ASCII.
+
+    :param location: A path, or a URI.
+    """
+    path = local_path(location)
+    uri = without_secrets(location) if path is None else f"file://{os.path.abspath(path)}"
+    return quote(as_text(uri), safe=_PLAIN)
+
+
+def check_no_password(location: str) -> None:
+    """Refuse a URI with a password. Airflow would take it for a connection id, log it, and not sign in with it.
+
+    :param location: A path, or a URI.
+    :raises ValueError: If it has a password, which the message does not quote.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://[^/]*:[^/]*@", location):
+        raise ValueError("before its @, a URI names an Airflow connection, which keeps the password")
+
+
+def stored_path(uri: str, conn_id: str | None) -> ObjectStoragePath:
+    """Return the ``ObjectStoragePath`` of an object.
+
+    :param uri: ``scheme://…``
+    :param conn_id: The Airflow connection of that storage.
+    :raises ValueError: If the URI has a password, or Airflow knows no such storage.
+    """
+    check_no_password(uri)
+    from airflow_provider_roughy.compat import ObjectStoragePath
+
+    try:
+        # Before 3.2, Airflow takes conn_id=None for a value, and ignores the connection in the URI.
+        path = ObjectStoragePath(uri, conn_id=conn_id) if conn_id else ObjectStoragePath(uri)
+        # Airflow looks up the storage only now, and keeps it.
+        _ = path.fs
+    except (ValueError, ImportError) as err:
+        raise ValueError(_why_not_opened(uri.partition("://")[0].lower(), err)) from err
+    return path
+
+
+def _why_not_opened(scheme: str, error: Exception) -> str:
+    """Say why Airflow cannot open a storage, and what to do.
+
+    :param scheme: The scheme of its URIs.
+    :param error: What Airflow raised.
+    """
+    if not isinstance(error, ImportError) and not re.search("filesystem|protocol", str(error), re.IGNORECASE):
+        return str(error)
+    if scheme in ("http", "https"):
+        return (
+            f"Airflow cannot open {scheme}:// URLs as files. Use a path of the worker, or a storage such as s3:// or "
+            "gs://; a file on the web has to be copied there first"
+        )
+    provider = _PROVIDERS.get(_SCHEMES.get(scheme, scheme))
+    if provider is None:
+        return f"Airflow cannot open {scheme}:// locations: {error}. Install the Airflow provider of that storage"
+    return (
+        f"Airflow cannot open {scheme}:// locations here ({error}). Run `pip install {provider}` wherever Airflow runs "
+        "tasks"
+    )
+
+
+def unchanged_path(path: ObjectStoragePath, uri: str) -> str:
+    """Return the name of an object in its storage, if Airflow has not changed it.
+
+    :param path: The object.
+    :param uri: The URI that the path was created from.
+    :raises ValueError: If Airflow's object storage has read another name from the URI.
+    """
+    bare: str = path.path.rstrip("/")
+    if not re.search(r"[/@]\Z", uri.rstrip("/").removesuffix(bare.lstrip("/"))):
+        raise ValueError(
+            f"Airflow's object storage reads it as {as_text(bare)!r}: `::`, tabs and line ends cannot stand in a URI. "
+            "Name the folder that it is in, or rename it"
+        )
+    return bare
+
+
+def storage_id(fs: Any) -> str:
+    """Return an identifier of a storage: its endpoint, account or host, which does not depend on the connection.
+
+    :param fs: A file system of fsspec.
+    """
+    options = getattr(fs, "client_kwargs", None) or {}
+    places = (
+        getattr(fs, "endpoint_url", None) or options.get("endpoint_url"),  # S3
+        getattr(fs, "_endpoint", None),  # GCS
+        getattr(fs, "account_name", None),  # Azure
+        getattr(fs, "host", None),  # SFTP and others
+    )
+    place = next((place for place in places if isinstance(place, str) and place), "")
+    scheme, _, host = place.lower().rpartition("://")
+    host = host.rstrip("/").removesuffix({"http": ":80", "https": ":443"}.get(scheme, "/"))
+    # All endpoints of AWS, and no endpoint, lead to the same bucket.
+    return "" if re.search(r"(\A|\.)s3[.-].*amazonaws\.com(\.cn)?\Z", host) else host
