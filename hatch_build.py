@@ -15,6 +15,8 @@ from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 #: A link of Markdown to a file of the repository.
 RELATIVE_LINK = re.compile(r"\[([^]]+)\]\((?!https?://|#)([^)]+)\)")
+#: The same of an image, alone in its paragraph.
+RELATIVE_IMAGE = re.compile(r"^!\[([^]]+)\]\((?!https?://)([^)]+)\)$\n*", re.MULTILINE)
 
 
 class RepositoryLinks(MetadataHookInterface):
@@ -33,5 +35,8 @@ class RepositoryLinks(MetadataHookInterface):
                 "Issues": f"{repository}/issues",
             }
         readme = Path(self.root, "README.md").read_text(encoding="utf-8")
-        text = RELATIVE_LINK.sub(rf"[\1]({files}/\2)" if repository else r"\1", readme)
+        # A package index shows the file itself, not a page about it; without a repository there is none to show.
+        raw = f"{repository}/raw/v{metadata['version']}"
+        text = RELATIVE_IMAGE.sub(rf"![\1]({raw}/\2)\n\n" if repository else "", readme)
+        text = RELATIVE_LINK.sub(rf"[\1]({files}/\2)" if repository else r"\1", text)
         metadata["readme"] = {"content-type": "text/markdown", "text": text}
