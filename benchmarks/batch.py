@@ -89,12 +89,11 @@ def _small(scratch: Scratch, count: int, say: Callable[[str], None]) -> Results:
 
 @contextmanager
 def _folder(scratch: Scratch, count: int) -> Iterator[Path]:
-    """Make a folder of so many recordings, which all have the same bytes in one place."""
+    """Make a folder of so many recordings. They are copies, as hard links are one recording."""
     folder = scratch.folder / f"recordings-{count}"
     folder.mkdir()
-    first = shutil.copy(_RECORDING, folder / "0.mp3")
-    for number in range(1, count):
-        (folder / f"{number}.mp3").hardlink_to(first)
+    for number in range(count):
+        shutil.copy(_RECORDING, folder / f"{number}.mp3")
     yield folder
     shutil.rmtree(folder)
 

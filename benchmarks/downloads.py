@@ -16,7 +16,7 @@ from benchmarks.measure import MIB, Sample, forget_peak, measured, memory
 from benchmarks.uploads import IDLE
 
 #: What a download imports of this package.
-_OURS = ("airflow_provider_roughy.operators", "airflow_provider_roughy.client")
+_OURS = ("airflow_provider_roughy.operators", "airflow_provider_roughy.http.client")
 #: Of an object storage.
 _STORES = ("s3fs", "airflow.providers.amazon.aws.fs.s3")
 _ASSET_ID = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"
@@ -35,7 +35,7 @@ def operator(target: str) -> Sample:
 
 def memory_growth(target: str) -> Sample:
     """Download with the operator; the peak is what its memory grew by from the first byte to the last."""
-    from airflow_provider_roughy import download
+    from airflow_provider_roughy.transfer import download
 
     plain = download.Downloader.download
     grown = 0

@@ -55,9 +55,10 @@ class Storage:
                     connection.sendall(block)
 
     def _asset(self, asset_id: str, host: str) -> dict[str, object]:
-        unknown = ("project_id", "type", "extension", "content_type", "duration_seconds", "language")
+        unknown = ("type", "extension", "content_type", "duration_seconds", "language")
         return dict.fromkeys(unknown) | {
             "id": asset_id,
+            "project_id": asset_id,
             "state": "ready",
             "size_bytes": self.size,
             "created_at": "2026-01-01T00:00:00Z",

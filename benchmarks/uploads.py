@@ -19,7 +19,11 @@ from benchmarks.measure import forget_peak, measured, memory
 #: What a task's process of Airflow 3 has imported before it looks at a DAG.
 IDLE = ("airflow.sdk.execution_time.supervisor", "airflow.sdk.execution_time.task_runner")
 #: What an upload imports of this package.
-OURS = ("airflow_provider_roughy.operators", "airflow_provider_roughy.client", "airflow_provider_roughy.tus")
+OURS = (
+    "airflow_provider_roughy.operators",
+    "airflow_provider_roughy.http.client",
+    "airflow_provider_roughy.transfer.tus",
+)
 
 
 def operator(file: str, asset_id: str | None = None) -> dict[str, float]:
@@ -61,7 +65,7 @@ def memory_steps(file: str) -> dict[str, int]:
     steps["imported"] = memory("VmRSS")
 
     from airflow_provider_roughy.operators import RoughyCreateUploadOperator
-    from airflow_provider_roughy.source import Reader
+    from airflow_provider_roughy.transfer.source import Reader
 
     plain = Reader.blocks
 

@@ -26,7 +26,7 @@ _TITLES = {
 }
 
 #: Seconds between two looks, by the number of waiters. The emulator answers some 200 requests a second.
-_INTERVALS = {10: 1.0, 100: 2.0, 1000: 8.0, 5000: 8.0}
+_INTERVALS = {10: 1.0, 100: 2.0, 1000: 8.0, 5000: 8.0, 10_000: 16.0}
 #: With more waiters, the peers would ask more than that.
 _MOST_OF_PEERS = 1000
 #: Intervals in which all assets are processing, in which some settle one by one, and until their events are there.
@@ -204,13 +204,14 @@ def _delay_table(waits: Waits) -> str:
 
 
 def _targets(waits: Waits) -> Iterator[Target]:
-    thousand, cuts, most = waits[1000, OURS], waits[1000, CUTS], waits[5000, OURS]
+    thousand, cuts, most = waits[1000, OURS], waits[1000, CUTS], waits[10_000, OURS]
     assert thousand is not None
     assert cuts is not None
     assert most is not None
     yield Target("requests a round, 1,000 waiters", 12, thousand.requests)
     yield Target("requests a round, 1,000 waiters for cuts", 12, cuts.requests)
-    yield Target("requests a round, 5,000 waiters", 60, most.requests)
+    yield Target("requests a round, 10,000 waiters", 120, most.requests)
     yield Target("KiB a waiter, 1,000 waiters", 20, thousand.memory / 1024)
     yield Target("ms of lag of the event loop, p99, 1,000 waiters", 20, thousand.lag[0] * 1000)
     yield Target("ms of lag of the event loop, at most, 1,000 waiters", 200, thousand.lag[1] * 1000)
+    yield Target("ms of own lag of the event loop, at most, 10,000 waiters", 100, most.own_lag[1] * 1000)

@@ -1,9 +1,8 @@
-"""The main job on a real Airflow, with a Roughy on this machine: ``make demo``.
+"""The example DAGs on a real Airflow, with the emulator on this machine: ``make demo``.
 
-Five DAGs of ``example_dags/`` run one after another, one of them on two nights and one by itself, and each change of a
-task or an asset is told as it happens. What is expected of each is in the table :func:`stories`; all of it is looked up
-afterwards in Airflow's REST API and in the records of the emulator, and the exit status is 0 only if all of it came
-true.
+Five DAGs of ``example_dags/`` run one after another. One of them runs on two nights, and one starts by itself. The demo
+prints each change of a task or an asset. The table :func:`stories` says what is expected of each run. The demo then
+checks all of it in Airflow's REST API and in the records of the emulator. The exit status is 0 only if all checks hold.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ SETTINGS = {
 # The ways of an asset.
 READY = "pending_upload > processing > ready"
 FAILED = "pending_upload > processing > failed"
-REFUSED = "pending_upload > refused"
+REJECTED = "pending_upload > rejected"
 UNPAID_THEN_READY = "pending_upload > processing > pending_payment > ready"
 
 #: Task states worth a line; the others pass in a moment.
@@ -120,7 +119,7 @@ class Story:
 
 
 def stories(folder: Path, own_file: Path | None, airflow: LocalAirflow, roughy: Emulator, say: Voice) -> list[Story]:
-    """Tell what is run and what is expected of it.
+    """Return the runs, and what is expected of each.
 
     :param folder: Where files may be made.
     :param own_file: The user's own recording, if any.
@@ -139,7 +138,7 @@ def stories(folder: Path, own_file: Path | None, airflow: LocalAirflow, roughy: 
     of_others = MEDIA / "interview.mp3"
 
     def finish() -> None:
-        say.event("Roughy", "", "has prepared what it was processing")
+        say.event("Roughy", "", "finishes what it is processing")
         roughy.settle()
 
     def add_one() -> None:
@@ -155,7 +154,7 @@ def stories(folder: Path, own_file: Path | None, airflow: LocalAirflow, roughy: 
         airflow.restart("scheduler", settings={"SCHEDULER__USE_JOB_SCHEDULE": "True"})
 
     def upload_as_others() -> None:
-        say.event("Somebody", "", "uploads a recording, without Airflow; Roughy sends a webhook once it is ready")
+        say.event("Somebody", "", "uploads a recording without Airflow; Roughy sends a webhook when it is ready")
         upload(of_others, roughy, webhooks=f"{airflow.url}/roughy/webhooks")
         roughy.settle()
 
@@ -174,14 +173,14 @@ def stories(folder: Path, own_file: Path | None, airflow: LocalAirflow, roughy: 
             },
             facts={
                 "the sensor returned the asset as ready": lambda s: s.xcoms["wait_until_ready"]["state"] == "ready",
-                "the work was given the asset": lambda s: str(recording.stat().st_size) in s.xcoms["use"],
+                "the next task got the asset": lambda s: str(recording.stat().st_size) in s.xcoms["use"],
                 "the teardown deleted it": lambda s: s.xcoms["delete"]["deleted"] is True,
                 "Roughy has no asset left": lambda s: not roughy.assets,
             },
             on_waiting={"wait_until_ready": finish},
         ),
         Story(
-            title="A night: two good recordings, a damaged one and one that is none; one task, and the batch goes on",
+            title="A night: two good recordings, a damaged one and a text file, in one task",
             dag_id="roughy_nightly_batch",
             conf=night,
             balance=10,
@@ -194,15 +193,15 @@ def stories(folder: Path, own_file: Path | None, airflow: LocalAirflow, roughy: 
                 "notify_failed": "success",
             },
             facts={
-                "no retries were burned": lambda s: {task["try_number"] for task in s.details.values()} <= {0, 1},
-                "what was refused left no asset": lambda s: len(roughy.assets) == 3,
+                "no retries were used": lambda s: {task["try_number"] for task in s.details.values()} <= {0, 1},
+                "the rejected file left no asset": lambda s: len(roughy.assets) == 3,
                 "only the good files were charged": lambda s: roughy.balance == s.balance - 2,
                 "the notification names the other two": lambda s: len(s.xcoms["notify_failed"].splitlines()) == 2,
             },
             on_waiting={"ingest": finish},
         ),
         Story(
-            title="The next night: the same folder and one new recording; only that one is sent and paid for",
+            title="The next night: the same folder and one new recording; only the new one is uploaded and charged",
             dag_id="roughy_nightly_batch",
             conf=night,
             balance=10,
@@ -215,14 +214,14 @@ def stories(folder: Path, own_file: Path | None, airflow: LocalAirflow, roughy: 
                 "notify_failed": "skipped",
             },
             facts={
-                "four recordings are known": lambda s: s.told["known"] == len(batch),
-                "one was sent": lambda s: [request.method for request in s.requests].count("PATCH") == 1,
+                "four files are already ingested": lambda s: sum(s.told["already_ingested"].values()) == len(batch),
+                "one was uploaded": lambda s: [request.method for request in s.requests].count("PATCH") == 1,
                 "one was charged": lambda s: roughy.balance == s.balance - 1,
             },
             on_waiting={"ingest": finish},
         ),
         Story(
-            title="A recording that the credits do not cover: ask for a top-up, wait for it, go on",
+            title="A recording that the credits do not cover: ask for a top-up, wait for it, continue",
             dag_id="roughy_branch_on_payment",
             conf={"source": str(long)},
             balance=1,
@@ -240,7 +239,7 @@ def stories(folder: Path, own_file: Path | None, airflow: LocalAirflow, roughy: 
                     lambda s: s.xcoms["wait_until_settled"]["state"] == "pending_payment"
                 ),
                 "the second sensor returned ready": lambda s: s.xcoms["wait_for_top_up"]["state"] == "ready",
-                "the work was given the asset": lambda s: s.xcoms["go_on"] == s.xcoms["upload"],
+                "the next task got the asset": lambda s: s.xcoms["go_on"] == s.xcoms["upload"],
                 "two minutes were charged": lambda s: roughy.balance == s.balance + 5 - 2,
             },
             on_waiting={"wait_until_settled": finish, "wait_for_top_up": top_up},
@@ -275,7 +274,7 @@ def stories(folder: Path, own_file: Path | None, airflow: LocalAirflow, roughy: 
             on_waiting={"ingest": finish, "rough_cut.cut": finish, "rough_cut.render": finish},
         ),
         Story(
-            title="A recording that others upload: a DAG starts by itself, cuts it and writes captions",
+            title="A recording that somebody else uploads: a webhook starts a DAG, which cuts it and writes captions",
             dag_id="roughy_react_to_media",
             conf={},
             balance=10,
@@ -284,7 +283,7 @@ def stories(folder: Path, own_file: Path | None, airflow: LocalAirflow, roughy: 
             files={of_others: READY},
             tasks={"take": "success", "caption.cut[0]": "deferred > success", "caption.captions[0]": "success"},
             facts={
-                "the webhook was taken": lambda s: (
+                "the webhook was accepted": lambda s: (
                     [sent["state"] for sent in roughy.webhook_deliveries] == ["delivered"]
                 ),
                 "the captions are written": lambda s: captions_in(folder / "captions") == s.xcoms["take"],
@@ -330,7 +329,7 @@ def make_batch(folder: Path) -> dict[Path, str]:
     recordings = {
         folder / "damaged.mp3": FAILED,
         folder / "lecture.m4a": READY,
-        folder / "notes.mp3": REFUSED,
+        folder / "notes.mp3": REJECTED,
         folder / "statement.mp4": READY,
     }
     damaged, lecture, notes, statement = recordings
@@ -382,7 +381,7 @@ class Voice:
         "success": "32",
         "ready": "32",
         "failed": "31",
-        "refused": "31",
+        "rejected": "31",
         "upstream_failed": "31",
         "up_for_retry": "31",
         "pending_payment": "33",
@@ -579,13 +578,13 @@ def checks(story: Story) -> Iterator[tuple[str, bool]]:
         yield f"{name}: waited in the triggerer: {name in story.waited}", waits == (name in story.waited)
     for path, expected in story.files.items():
         yield f"{path.name}: {ways(story, path)}, expected {expected}", ways(story, path) == expected
-        if expected != REFUSED:
+        if expected != REJECTED:
             yield f"{path.name}: the bytes stored are those of the file", is_whole(story, path)
     created = sum(request.method == "POST" and request.path == "/v1/assets" for request in story.requests)
     yield f"{created} assets were created for {len(story.files)} files", created == len(story.files)
-    refused = sum(request.method == "PATCH" and request.status == 409 for request in story.requests)
-    expected_refusals = list(story.files.values()).count(REFUSED)
-    yield f"{refused} uploads were refused, expected {expected_refusals}", refused == expected_refusals
+    rejected = sum(request.method == "PATCH" and request.status == 409 for request in story.requests)
+    expected_rejections = list(story.files.values()).count(REJECTED)
+    yield f"{rejected} uploads were rejected, expected {expected_rejections}", rejected == expected_rejections
     for text, is_true in story.facts.items():
         try:
             yield text, is_true(story)
@@ -603,7 +602,7 @@ def asset_of(story: Story, path: Path) -> dict[str, Any] | None:
 def ways(story: Story, path: Path) -> str:
     """Tell which states the asset of a file has been in."""
     asset = asset_of(story, path)
-    return " > ".join(state for state, _ in asset["states"]) if asset else REFUSED
+    return " > ".join(state for state, _ in asset["states"]) if asset else REJECTED
 
 
 def is_whole(story: Story, path: Path) -> bool:
@@ -620,11 +619,11 @@ def is_whole(story: Story, path: Path) -> bool:
 
 
 def tell_files(story: Story, say: Voice) -> None:
-    """Say for each file of a story what became of it."""
+    """Print the outcome of each file of a story."""
     for path in story.files:
         asset = asset_of(story, path)
         waits = " and ".join(f"{w.seconds:.0f} s" for w in story.waits if asset and w.asset_id in (None, asset["id"]))
-        outcome = asset["state"] if asset else "refused"
+        outcome = asset["state"] if asset else "rejected"
         say.line(
             f"  {path.name:<20} {path.stat().st_size:>12,} bytes  {asset['id'] if asset else '-':<36}  "
             f"{say.paint(f'{outcome:<8}', say.COLOURS.get(outcome, '0'))} "
@@ -633,7 +632,7 @@ def tell_files(story: Story, say: Voice) -> None:
         if asset:
             say.line("      " + " > ".join(f"{state} {clock(at)}" for state, at in asset["states"]))
         else:
-            say.line("      refused at its first chunk: neither audio nor video; its asset was removed")
+            say.line("      rejected at its first chunk: neither audio nor video; its asset was removed")
 
 
 def tell_logs(story: Story, airflow: LocalAirflow, say: Voice) -> None:
@@ -641,7 +640,7 @@ def tell_logs(story: Story, airflow: LocalAirflow, say: Voice) -> None:
     for name, task in story.details.items():
         if not task["try_number"] or task["state"] == story.tasks.get(name, "").rpartition(" > ")[2]:
             continue
-        say.title(f"Log of {story.dag_id} {name}, try {task['try_number']}, which is {task['state']}")
+        say.title(f"Log of {story.dag_id} {name}, try {task['try_number']}: {task['state']}")
         log = airflow.task_log(story.dag_id, story.run_id, task["task_id"], task["try_number"], task["map_index"])
         for line in tail(log):
             say.line(f"  {log_line(json.loads(line))}")
@@ -677,7 +676,7 @@ def run(own_file: Path | None, keep: bool, say: Voice) -> bool:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="roughy-demo-")))
         # Roughy finishes when told, after the wait has been seen: no machine is too slow for that.
         roughy = stack.enter_context(Emulator(progression="manual", webhook_secret=new_secret()))
-        say.line(f"Roughy, emulated, at {roughy.url}")
+        say.line(f"Emulator of Roughy at {roughy.url}")
         say.line(
             f"Airflow {version('apache-airflow')}: scheduler, triggerer, DAG processor and API server are starting"
         )
@@ -695,11 +694,11 @@ def run(own_file: Path | None, keep: bool, say: Voice) -> bool:
         told = stories(folder, own_file, airflow, roughy, say)
         # The first story that goes wrong is the last one.
         good = all(run_story(story, airflow, roughy, say) for story in told)
-        say.title("What became of the files")
+        say.title("Outcome of each file")
         for story in (story for story in told if story.run_id):
             tell_files(story, say)
         say.line()
-        verdict = say.paint("All as expected", "32") if good else say.paint("NOT as expected, see above", "31")
+        verdict = say.paint("All checks hold", "32") if good else say.paint("Some checks FAILED, see above", "31")
         say.line(f"{verdict}, after {time.monotonic() - began:.0f} s")
         if keep:
             stay(airflow, roughy, say)
@@ -732,7 +731,7 @@ def stay(airflow: LocalAirflow, roughy: Emulator, say: Voice) -> None:
     """Leave everything up until Ctrl-C."""
     roughy.progression = "seconds=5"
     say.title("Still running, until Ctrl-C")
-    say.line(f"  Airflow  {airflow.url} (no login: whoever reaches it, on this machine, is an administrator)")
+    say.line(f"  Airflow  {airflow.url} (no login: every user of this machine is an administrator)")
     say.line(f"           home {airflow.home}")
     say.line(f"  Roughy   {roughy.url} (key {roughy.api_key}; steer it at {roughy.url}/_emulator/)")
     say.line('  Try      trigger roughy_ingest_one with {"source": "/path/of/a/recording"}')
@@ -757,19 +756,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :param arguments: those of the command line.
     :return: the exit status: 0 if all was as expected.
     """
-    parser = argparse.ArgumentParser(prog="python -m demo", description="Run the main job on a real Airflow.")
-    parser.add_argument("file", nargs="?", type=Path, help="a recording of your own for the first story")
+    parser = argparse.ArgumentParser(
+        prog="python -m demo", description="Run the example DAGs on a real Airflow and the emulator."
+    )
+    parser.add_argument("file", nargs="?", type=Path, help="your own recording, for the first DAG")
     parser.add_argument("--keep", action="store_true", help="leave everything running until Ctrl-C")
     options = parser.parse_args(arguments)
     if options.file is not None and not options.file.is_file():
-        parser.error(f"{options.file} is no file")
+        parser.error(f"{options.file} is not a file")
     for number in ENDING:
         signal.signal(number, _interrupt)
     say = Voice()
     try:
         good = run(options.file and options.file.resolve(), options.keep, say)
     except KeyboardInterrupt:
-        say.line("\nInterrupted; everything has been stopped and removed")
+        say.line("\nInterrupted; everything was stopped and removed")
         return 130
     return 0 if good else 1
 

@@ -45,24 +45,57 @@ VIDEO = {
 }
 
 
-def make_audio(path: Path, seconds: float = 3, format: str = "mp3", options: dict[str, str] | None = None) -> Path:
+class Pipe:
+    """A file that can only be written on and on, as a pipe: its length is nowhere in what a muxer writes.
+
+    :param path: where to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.write_bytes(b"")
+
+    def write(self, data: bytes) -> int:
+        """Write to the end."""
+        with self._path.open("ab") as file:
+            return file.write(data)
+
+
+def make_audio(
+    path: Path,
+    seconds: float = 3,
+    format: str = "mp3",
+    options: dict[str, str] | None = None,
+    piped: bool = False,
+    bit_rate: int | None = None,
+) -> Path:
     """Write a sine wave.
 
     :param path: where to.
     :param seconds: its length.
     :param format: a key of :data:`AUDIO`.
     :param options: muxer options of FFmpeg, for example ``{"id3v2_version": "0", "write_xing": "0"}``.
+    :param piped: write it to a pipe.
+    :param bit_rate: bits a second, by default the codec's own.
     """
     container_format, codec = AUDIO[format]
-    with av.open(str(path), "w", format=container_format, options=options or {}) as container:
+    file: Any = Pipe(path) if piped else str(path)
+    with av.open(file, "w", format=container_format, options=options or {}) as container:
         stream: Any = container.add_stream(codec, rate=SAMPLE_RATE)
         stream.layout = "mono"
+        if bit_rate is not None:
+            stream.bit_rate = bit_rate
         _encode_sine(container, stream, seconds)
     return path
 
 
 def make_video(
-    path: Path, seconds: float = 2, format: str = "mp4", audio: bool = False, options: dict[str, str] | None = None
+    path: Path,
+    seconds: float = 2,
+    format: str = "mp4",
+    audio: bool = False,
+    options: dict[str, str] | None = None,
+    piped: bool = False,
 ) -> Path:
     """Write a moving grey picture of 64x64 at 25 frames a second.
 
@@ -71,9 +104,11 @@ def make_video(
     :param format: a key of :data:`VIDEO`.
     :param audio: add a sine wave of the same length (for containers that take AAC).
     :param options: muxer options of FFmpeg, for example ``{"movflags": "faststart"}``.
+    :param piped: write it to a pipe.
     """
     container_format, codec = VIDEO[format]
-    with av.open(str(path), "w", format=container_format, options=options or {}) as container:
+    file: Any = Pipe(path) if piped else str(path)
+    with av.open(file, "w", format=container_format, options=options or {}) as container:
         stream: Any = container.add_stream(codec, rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
         sound = container.add_stream("aac", rate=SAMPLE_RATE) if audio else None

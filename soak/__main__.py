@@ -1,10 +1,9 @@
-"""A night in an hour on a real Airflow: ``make soak MINUTES=60``.
+"""Nightly batches under faults and kills, on a real Airflow: ``make soak MINUTES=60``.
 
-A batch of recordings lies there in the evening, and more come in all the time. Runs of ``soak/dags`` ingest them,
-videos become rough cuts, a watcher takes what became ready. Meanwhile one request of a hundred goes wrong, and workers,
-triggerers, scheduler and API server are killed. Then all is let settle, failed tasks are cleared as somebody would do
-at breakfast, and :mod:`soak.judge` looks at what is there. The exit status is 0 only if nothing was lost and nothing
-doubled.
+The soak starts with a batch of recordings and adds more all the time. Runs of ``soak/dags`` ingest them, cut and render
+the videos, and a watcher takes the assets that become ready. Meanwhile one request in a hundred fails, and workers,
+triggerers, scheduler and API server are killed. At the end the faults stop, the soak clears failed tasks as an operator
+would do, and :mod:`soak.judge` checks the result. The exit status is 0 only if nothing was lost and nothing doubled.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ _ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def say(text: str) -> None:
-    """Say what happens."""
+    """Print a line with the time."""
     print(f"{datetime.now():%H:%M:%S}  {text}", flush=True)
 
 
@@ -116,19 +115,19 @@ class Soak:
                 sql_alchemy_conn=stack.enter_context(postgres()),
                 environment={"ROUGHY_SOAK": str(self._folder)},
             )
-            say(f"Airflow is starting at {airflow.url}, Roughy is at {roughy.url}")
+            say(f"Starting Airflow at {airflow.url}; the emulator is at {roughy.url}")
             stack.enter_context(airflow)
             airflow.restart("triggerer-2")
             self._life = Life(chances[1], recordings, roughy)
             self._death = Death(chances[2], airflow, pause=self._between_kills, say=say)
-            self._wait_until("the watcher has begun", lambda: any((self._folder / "taken").glob("note-*.json")), 240)
+            self._wait_until("the watcher has started", lambda: any((self._folder / "taken").glob("note-*.json")), 240)
             self._register_webhook()
-            say(f"{self._batch} recordings are made for the evening's batch")
+            say(f"Making {self._batch} recordings for the first batch")
             for _ in range(self._batch):
                 self._life.record()
             self._live()
             self._settle()
-            say("Judging")
+            say("Checking the result")
             return list(judge(self._look())), list(self._tell())
 
     # The night
@@ -142,7 +141,7 @@ class Soak:
         ).raise_for_status()
 
     def _live(self) -> None:
-        say(f"The night begins, of {self._seconds / 60:g} minutes")
+        say(f"Starting {self._seconds / 60:g} minutes of faults and kills")
         over = threading.Event()
         self._weather.begin(self._roughy)
         end, night, look = time.monotonic() + self._seconds, 0.0, 0.0
@@ -173,7 +172,7 @@ class Soak:
             self._airflow.trigger_dag(NIGHT)
             self._nights += 1
             say(
-                f"night {self._nights}: {len(self._life.recordings)} recordings in, balance {self._roughy.balance}, "
+                f"Night {self._nights}: {len(self._life.recordings)} recordings, balance {self._roughy.balance}, "
                 f"{self._weather.requests} requests, {self._weather.faults.total()} faults, "
                 f"{self._death.kills.total()} kills"
             )
@@ -187,10 +186,10 @@ class Soak:
     # The morning
 
     def _settle(self) -> None:
-        say("The morning: no more faults, no more kills, credits enough")
+        say("Stopped faults and kills, and topped up the credits; waiting for all runs")
         self._life.top_up(10 * len(self._life.recordings) + 1000)
         self._wait_for_runs()
-        # What was postponed, and what was paid for only now.
+        # What was deferred, and what was paid for only now.
         for _ in range(2):
             self._airflow.trigger_dag(NIGHT)
             self._nights += 1
@@ -219,7 +218,7 @@ class Soak:
         for task in bad:
             if task["state"] == "failed":
                 self._clears[task["task_id"]] += 1
-                say(f"clear {dag_id} {run_id} {task['task_id']} {task['map_index']}")
+                say(f"Cleared {dag_id} {run_id} {task['task_id']} {task['map_index']}")
         chosen = [(task["task_id"], task["map_index"]) if task["map_index"] >= 0 else task["task_id"] for task in bad]
         self._airflow.clear(dag_id, run_id, chosen)
 
@@ -238,7 +237,7 @@ class Soak:
             if hasattr(self, "_death"):
                 self._death.revive()
             if time.monotonic() > deadline:
-                say(f"Not so in {seconds:g} s: {what}")
+                say(f"Timed out after {seconds:g} s, waiting until {what}")
                 raise TimeoutError(what)
             time.sleep(2)
 
@@ -295,22 +294,22 @@ class Soak:
     # The rest of the table
 
     def _tell(self) -> Iterator[str]:
-        """Yield what was survived, and at what price."""
+        """Yield the numbers of faults, kills, retries and memory."""
         weather, death, life = self._weather, self._death, self._life
         yield f"nights {self._nights}, recordings {len(life.recordings)}, by others {len(life.uploaded_by_others)}"
-        yield f"seen to wait for a payment {len(self._unpaid)}"
-        yield f"requests {weather.requests}, faults survived {weather.faults.total()}: {_counted(weather.faults)}"
-        yield f"kills survived {death.kills.total()}: {_counted(death.kills)}"
+        yield f"assets seen in pending_payment {len(self._unpaid)}"
+        yield f"requests {weather.requests}, faults injected {weather.faults.total()}: {_counted(weather.faults)}"
+        yield f"kills {death.kills.total()}: {_counted(death.kills)}"
         if death.ended:
-            yield f"ended by themselves, and started anew: {_counted(death.ended)}"
+            yield f"components that ended by themselves and were restarted: {_counted(death.ended)}"
         rows = {where: count for where, count in self._places.items() if where.startswith(WRITTEN)}
-        yield f"secrets looked for in {self._places['logs']} logs and {len(self._places) - 1} columns: {_counted(rows)}"
+        yield f"secrets: searched {self._places['logs']} logs and {len(self._places) - 1} columns: {_counted(rows)}"
         deliveries = Counter(str(each["state"]) for each in self._roughy.webhook_deliveries)
         yield f"webhooks: {_counted(deliveries)}"
         tries = sum(max(1, task["try_number"]) for task in self._tasks)
         burned = Counter({task_id: sum(n) for task_id, n in _grouped(self._tasks).items() if sum(n)})
         yield f"task instances {len(self._tasks)}, tries {tries}, retries {burned.total()}: {_counted(burned)}"
-        yield f"failed tasks cleared at breakfast {self._clears.total()}: {_counted(self._clears)}"
+        yield f"failed tasks cleared at the end {self._clears.total()}: {_counted(self._clears)}"
         (_, first), (_, last) = self._memory[0], self._memory[-1]
         for component, name in MEASURED.items():
             before, after = (
@@ -356,20 +355,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :param arguments: Those of the command line.
     :return: The exit status: 0 if nothing was lost, doubled or told.
     """
-    parser = argparse.ArgumentParser(prog="python -m soak", description="Live through a night on a real Airflow.")
-    parser.add_argument("--minutes", type=float, default=60, help="how long it is (60)")
-    parser.add_argument("--batch", type=int, default=500, help="recordings that lie there in the evening (500)")
-    parser.add_argument("--seed", type=int, default=None, help="what all chance comes from; printed")
-    parser.add_argument("--faults", type=float, default=1, help="per cent of the requests that go wrong (1)")
-    parser.add_argument("--between-kills", type=float, default=80, help="seconds, on average (80)")
-    parser.add_argument("--keep", action="store_true", help="leave the folder with logs, files and ledgers in any case")
+    parser = argparse.ArgumentParser(
+        prog="python -m soak", description="Run batches on a real Airflow under faults and kills."
+    )
+    parser.add_argument("--minutes", type=float, default=60, help="duration (60)")
+    parser.add_argument("--batch", type=int, default=500, help="recordings of the first batch (500)")
+    parser.add_argument(
+        "--seed", type=int, default=None, help="repeats the random faults and kills of a run that printed it"
+    )
+    parser.add_argument("--faults", type=float, default=1, help="per cent of the requests that fail (1)")
+    parser.add_argument("--between-kills", type=float, default=80, help="seconds between two kills, on average (80)")
+    parser.add_argument("--keep", action="store_true", help="always keep the folder with logs, files and ledgers")
     options = parser.parse_args(arguments)
     # Nothing is left running, however it ends.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     folder = Path(tempfile.mkdtemp(prefix="roughy-soak-"))
     os.environ["AIRFLOW_HOME"] = str(folder / "here")
-    say(f"Seed {seed}; everything is in {folder}")
+    say(f"Seed {seed}; logs, files and ledgers are in {folder}")
     soak = Soak(
         folder,
         minutes=options.minutes,
@@ -381,7 +384,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         findings, lines = soak.run()
     except KeyboardInterrupt:
-        say(f"Interrupted; everything has been stopped, and is left in {folder}")
+        say(f"Interrupted; everything was stopped; logs, files and ledgers are in {folder}")
         return 130
     print(f"\n{'':<44}{'expected':>14}{'found':>10}")
     for finding in findings:
@@ -390,7 +393,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for line in lines:
         print(line)
     good = all(finding.is_good for finding in findings)
-    print(f"\n{'All is well' if good else f'NOT all is well; everything is left in {folder}'}; seed {seed}")
+    print(f"\n{'All checks hold' if good else f'Some checks FAILED; all files are in {folder}'}; seed {seed}")
     if good and not options.keep:
         shutil.rmtree(folder, ignore_errors=True)
     return 0 if good else 1

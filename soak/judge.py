@@ -1,4 +1,4 @@
-"""What must be true in the morning: nothing lost, nothing doubled, nothing told to strangers."""
+"""Checks after a soak: nothing lost, nothing doubled, no secret leaked."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Recording:
     """A file that somebody put into the folder.
 
     :param name: Its name.
-    :param kind: Whether Roughy can read it, can tell only after the upload that it cannot, or refuses it at once.
+    :param kind: Whether Roughy can read it, can tell only after the upload that it cannot, or rejects its first bytes.
     :param sha256: Of its bytes; no two are the same.
     :param credits: What it costs.
     """
 
     name: str
-    kind: Literal["good", "damaged", "refused"]
+    kind: Literal["good", "damaged", "rejected"]
     sha256: str
     credits: int
 
@@ -42,7 +42,7 @@ class Night:
     :param cuts: Likewise.
     :param renders: Likewise.
     :param spent: Credits that are gone.
-    :param ledger: What the ledger says became of each file, by name.
+    :param ledger: The state of each file in the ledger, by name.
     :param taken: Assets that runs of the watcher's DAG returned, one after another.
     :param captions: Assets of which there are captions.
     :param downloads: Of the videos that were downloaded, SHA-256 by asset; ``None`` of what does not open.
@@ -92,7 +92,7 @@ class Finding:
 
     def __str__(self) -> str:
         named = ", ".join(self.wrong[:_NAMED]) + (f" and {len(self.wrong) - _NAMED} more" * (len(self.wrong) > _NAMED))
-        return f"{self.what:<44}{self.expected:>14}{self.found:>10}  {f'WRONG: {named}' if self.wrong else 'good'}"
+        return f"{self.what:<44}{self.expected:>14}{self.found:>10}  {f'FAILED: {named}' if self.wrong else 'holds'}"
 
 
 def judge(night: Night) -> Iterator[Finding]:
@@ -104,28 +104,28 @@ def judge(night: Night) -> Iterator[Finding]:
             stored.setdefault(asset["sha256"], []).append(asset)
     good = [recording for recording in night.recordings if recording.kind == "good"]
     damaged = [recording for recording in night.recordings if recording.kind == "damaged"]
-    refused = [recording for recording in night.recordings if recording.kind == "refused"]
+    rejected = [recording for recording in night.recordings if recording.kind == "rejected"]
 
     yield _each_once("uploaded, and ready", {r.name: _in_state(stored.get(r.sha256), "ready") for r in good})
     yield _each_once(
         "damaged: uploaded, and failed", {r.name: _in_state(stored.get(r.sha256), "failed") for r in damaged}
     )
     yield _each_once(
-        "no media: refused, by the ledger", {r.name: night.ledger.get(r.name) == "refused" for r in refused}
+        "not media: rejected in the ledger", {r.name: night.ledger.get(r.name) == "rejected" for r in rejected}
     )
-    ours = {recording.sha256 for recording in night.recordings if recording.kind != "refused"}
+    ours = {recording.sha256 for recording in night.recordings if recording.kind != "rejected"}
     strange = [
         asset["id"]
         for sha256, assets in stored.items()
         for asset in assets
         if sha256 not in ours and asset["id"] not in night.uploaded_by_others
     ]
-    yield Finding("assets of nothing that was put in", "0", str(len(strange)), strange)
-    ends = {"good": "ready", "damaged": "failed", "refused": "refused"}
+    yield Finding("assets of no source file", "0", str(len(strange)), strange)
+    ends = {"good": "ready", "damaged": "failed", "rejected": "rejected"}
     wrong = [
         f"{r.name} {night.ledger.get(r.name)}" for r in night.recordings if night.ledger.get(r.name) != ends[r.kind]
     ]
-    yield Finding("known to the ledger by their end", *_count(night.recordings, wrong), wrong)
+    yield Finding("in the ledger, in the right state", *_count(night.recordings, wrong), wrong)
     price = sum(recording.credits for recording in good) + len(night.uploaded_by_others)
     yield Finding(
         "credits", str(price), str(night.spent), [] if night.spent == price else [f"{night.spent - price:+} credits"]

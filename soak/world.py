@@ -162,7 +162,7 @@ class Life:
         for share, make in (
             (VIDEOS, lambda: (self._video(name, begin, seconds), "good", 1)),
             (DAMAGED, lambda: (media.corrupt(self._audio(name, seconds)), "damaged", 0)),
-            (REFUSED, lambda: (self._text(name), "refused", 0)),
+            (REFUSED, lambda: (self._text(name), "rejected", 0)),
             (DEAR, lambda: (self._long(name, seconds), "good", DEAR_CREDITS)),
         ):
             if lot < share:
@@ -228,7 +228,7 @@ class Death:
         """Start what has ended by itself."""
         for component in self._airflow.ended():
             self.ended[component] += 1
-            self._say(f"the {component} has ended by itself, and is started anew")
+            self._say(f"Restarting the {component}, which ended by itself")
             self._airflow.restart(component)
 
     def _victims(self) -> Iterator[Component]:
@@ -239,7 +239,7 @@ class Death:
         if component == "worker":
             self._kill_a_worker(over)
             return
-        self._say(f"kill: {component}")
+        self._say(f"Killing the {component}")
         self._airflow.kill(component)
         self.kills[component] += 1
         over.wait(self._rng.uniform(*AWAY))
@@ -263,7 +263,7 @@ class Death:
                     process.kill()
                     what = "a task and its supervisor" if with_supervisor else "a task"
                     self.kills[what] += 1
-                    self._say(f"kill: {what}, {task['dag_id']} {task['task_id']}, try {task['try_number']}")
+                    self._say(f"Killed {what}: {task['dag_id']} {task['task_id']}, try {task['try_number']}")
                     return
             over.wait(1)
 
