@@ -7,7 +7,7 @@ from pathlib import Path
 
 from airflow_provider_roughy import __version__
 
-# Where the extension `from_code` is.
+# Where the extension `from_code.site` is.
 sys.path.insert(0, str(Path(__file__).parent))
 
 project = "airflow-provider-roughy"
@@ -15,12 +15,12 @@ author = "The maintainers of airflow-provider-roughy"
 project_copyright = author
 version = release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "from_code"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "from_code.site"]
 exclude_patterns = ["_build"]
 
 # ---- Pages
 
-myst_enable_extensions = ["colon_fence", "deflist"]
+myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 # What is written as "--port" stays so.
 smartquotes = False
@@ -47,7 +47,7 @@ nitpick_ignore_regex = [
     # Sphinx cuts long hints in two.
     (r"py:class", r".*\[str"),
     # Type variables and what else a hint of a public name may name.
-    (r"py:(class|obj)", r"(.*\.)?(T|_\w+)"),
+    (r"py:(class|obj)", r"(.*\.)?(R|T|U|Log|Overwrite|SourceLocation|Trust|Wait|_\w+)"),
 ]
 
 # ---- The look
@@ -67,7 +67,8 @@ html_theme_options = {
     "navigation_with_keys": False,
     "footer_start": ["copyright"],
     "footer_end": ["sphinx-version"],
-    "secondary_sidebar_items": ["page-toc"],
+    # The table of errors needs the width.
+    "secondary_sidebar_items": {"**": ["page-toc"], "errors": []},
 }
 # A sidebar is for the pages of a folder.
 html_sidebars = {"*": []}

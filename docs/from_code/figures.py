@@ -3,21 +3,49 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from html import escape
+from pathlib import Path
 from types import ModuleType
 
 from airflow_provider_roughy import operators, sensors, triggers
 from airflow_provider_roughy.api import PAGE_SIZE
+from airflow_provider_roughy.asset_events.payload import take_assets
 from airflow_provider_roughy.compat import AirflowFailException, AirflowSensorTimeout
-from airflow_provider_roughy.events import take_assets
 from airflow_provider_roughy.exceptions import api_error
+from airflow_provider_roughy.http.retry import Backoff, TransferTries
 from airflow_provider_roughy.lifecycle import ASSET, KINDS, Arrival, Kind, Outcome
-from airflow_provider_roughy.plugin import RoughyPlugin
-from airflow_provider_roughy.retry import Backoff, TransferTries
+from airflow_provider_roughy.logs import SILENT
 from airflow_provider_roughy.settings import DEFAULT_WEBHOOK_ASSET
+from airflow_provider_roughy.webhooks.plugin import RoughyPlugin
 from from_code.tables import of_the_tree, what_the_task_does
+
+EXAMPLES = Path(__file__).parent.parent.parent / "example_dags"
+
+#: The looks of a figure that is shown as a file, on a light and on a dark page; `site.css` has those of the site.
+STYLE = """
+svg { font-family: system-ui, sans-serif; font-size: 14px; background: #fff; }
+rect { fill: #f6f8fa; stroke: #afb8c1; stroke-width: 1.5; }
+rect.waiting { fill: #fff; stroke: #0969da; }
+rect.good { fill: #fff; stroke: #1a7f37; stroke-width: 2.5; }
+rect.bad { fill: #fff; stroke: #cf222e; stroke-width: 2.5; }
+rect.unpaid { fill: #fff; stroke: #bf8700; stroke-width: 2.5; }
+text { fill: #1f2328; }
+text.heading { font-weight: 600; }
+text.code { font-family: ui-monospace, monospace; font-size: 12.5px; }
+path.line { fill: none; stroke: #59636e; stroke-width: 1.5; }
+polygon.head { fill: #59636e; }
+@media (prefers-color-scheme: dark) {
+  svg { background: #0d1117; }
+  rect { fill: #151b23; stroke: #656c76; }
+  rect.waiting, rect.good, rect.bad, rect.unpaid { fill: #0d1117; }
+  text { fill: #f0f6fc; }
+  path.line { stroke: #9198a1; }
+  polygon.head { fill: #9198a1; }
+}
+"""
 
 #: Pixels of a line of text, of a character and one of a heading (about), and between a box and its text.
 LINE, CHARACTER, BOLD, PAD = 20, 7.6, 8.6, 12
@@ -35,7 +63,7 @@ LOOKS = {
 #: What a later start of the task does about an upload, by what its asset says.
 GOES_ON = {
     Arrival.OPEN: "sends what Roughy does not have yet",
-    Arrival.CLOSED: "uploads anew",
+    Arrival.CLOSED: "starts a new upload",
     Arrival.ARRIVED: "sends nothing",
 }
 
@@ -71,6 +99,11 @@ class Drawing:
             self.text(x + PAD, y + (number + 1) * LINE, line)
         self._seen(x + width, y + height)
         return width, height
+
+    def square(self, x: float, y: float, look: str) -> None:
+        """Draw a small square, as Airflow's grid has one for each task of a run."""
+        self._parts.append(f'<rect class="{look}" x="{x:g}" y="{y:g}" width="16" height="16" rx="3"/>')
+        self._seen(x + 16, y + 16)
 
     def text(self, x: float, y: float, line: str, *, anchor: str = "start") -> None:
         """Write a line of text, its base line at ``y``."""
@@ -140,14 +173,14 @@ def life_of(kind: Kind) -> str:
         if kind.outcomes[state] is Outcome.PAYMENT_REQUIRED:
             middle = far + width / 2
             drawing.arrow((middle, y), (middle, tops[ends[0]] + 32))
-            drawing.text(middle + 10, y - 10, "by itself, after a top-up")
+            drawing.text(middle + 10, y - 10, "after a top-up")
     return str(drawing)
 
 
 def what_a_retry_does() -> str:
     """Draw which errors are tried again, by whom, and what a new try of the task finds."""
-    drawing = Drawing("What is tried again after an error, and by whom")
-    requests, transfers = Backoff(), TransferTries("", None, None)._backoff
+    drawing = Drawing("What is retried after an error, and by whom")
+    requests, transfers = Backoff(), TransferTries("", None, SILENT)._backoff
     told = [status for status in range(400, 500) if api_error("HEAD /", status=status).transient]
     final = [
         error.__name__
@@ -155,24 +188,24 @@ def what_a_retry_does() -> str:
         if _ends(error) and not any(_ends(parent) for parent in error.__bases__ if parent.__name__.startswith("Roughy"))
     ]
     passing = [
-        "# It may pass",
-        f"no answer; {', '.join(map(str, told))}, 5xx",
-        "a proxy's page, an answer that makes no sense",
+        "# A retry may help",
+        f"no reply; {', '.join(map(str, told))}, 5xx",
+        "a proxy's page, a reply that cannot be read",
     ]
     again = [
         "# The same request is sent again",
         f"{requests.tries} tries, {requests.first:g} s apart, doubling to {requests.longest:g} s;",
-        f"a transfer: {transfers.tries} tries after which no byte moved,",
+        f"a transfer: {transfers.tries} tries without progress,",
         f"up to {transfers.longest:g} s apart.",
-        f"Retry-After is obeyed, up to {requests.patience / 60:g} minutes.",
+        f"Retry-After is obeyed for up to {requests.patience / 60:g} minutes.",
     ]
     retried = [
         "# Airflow retries the task",
         "An upload (Airflow 3.3, or with a ledger), if its asset is",
         *(f"· {arrival.value}: {GOES_ON[arrival]}" for arrival in Arrival),
-        "A batch takes up only what is missing.",
-        "A cut or render: the same request finds what there is.",
-        "A download starts anew; the old file stays until then.",
+        "A batch uploads only what is missing.",
+        "A cut or render: the same request finds the existing one.",
+        "A download starts again; the old file stays until then.",
     ]
     width, height = drawing.box(2, 2, ["# An error"], width=470)
     y = 2 + height
@@ -183,7 +216,7 @@ def what_a_retry_does() -> str:
     x = 2 + width + 60
     drawing.arrow((2 + width, 18), (x + 130, 18), (x + 130, 62))
     drawing.box(
-        x, 62, ["# No retry mends it: the task", "# fails and burns no retries", *(f"`{name}" for name in final)]
+        x, 62, ["# No retry can help: the task", "# fails and uses no retries", *(f"`{name}" for name in final)]
     )
     return str(drawing)
 
@@ -194,7 +227,7 @@ def _ends(error: type) -> bool:
 
 def where_waiting_happens() -> str:
     """Draw who waits where, and what is asked of Roughy."""
-    drawing = Drawing("Where tasks wait, and what they ask of Roughy")
+    drawing = Drawing("Where tasks wait, and what they request")
     waiting = [*_that_wait(operators), *_that_wait(sensors)]
     of_ours = [
         name
@@ -214,7 +247,7 @@ def where_waiting_happens() -> str:
     middle, inner = drawing.box(x, 2, triggerer)
     drawing.arrow((2 + width, 40), (x, 40))
     drawing.text(2 + width + 8, 32, "deferrable=True")
-    poll = ["# SharedPoll", "one for each connection and kind", "of resource, for all who wait"]
+    poll = ["# SharedPoll", "one for each connection and kind", "of resource, for all waiters"]
     middle = max(middle, drawing.box(x, inner + 42, poll, width=middle)[0])
     drawing.arrow((x + middle / 2, 2 + inner), (x + middle / 2, inner + 42))
     drawing.text(x + middle / 2 + 8, inner + 28, "no worker slot")
@@ -226,7 +259,9 @@ def where_waiting_happens() -> str:
     bottom = max(2 + height, inner + 130) + 40
     drawing.arrow((60, 2 + height), (60, bottom), (far + 120, bottom), (far + 120, 2 + deep))
     drawing.text(
-        72, bottom - 10, 'deferrable=False: a look each. mode="reschedule" leaves the worker slot between two looks.'
+        72,
+        bottom - 10,
+        'deferrable=False: one request each. mode="reschedule" frees the worker slot between polls.',
     )
     return str(drawing)
 
@@ -243,14 +278,14 @@ def what_starts_a_dag() -> str:
     watcher = [
         "# In a triggerer: an AssetWatcher",
         f"`{triggers.RoughyAssetsReadyTrigger.__name__}",
-        f"asks every {interval:g} s, by default,",
-        "and repeats itself until all is taken",
+        f"polls every {interval:g} s, by default,",
+        "and repeats until all assets are taken",
     ]
     webhook = [
         "# In the API server: a webhook",
         f"`POST {app['url_prefix']}/webhooks",
-        "checks the signature, asks Roughy",
-        "whether it is so; within seconds",
+        "checks the signature, reads the",
+        "state from the API; within seconds",
     ]
     inner = drawing.box(x, 2, watcher)[0]
     drawing.box(x, 142, webhook, width=inner)
@@ -272,6 +307,51 @@ def what_starts_a_dag() -> str:
     return str(drawing)
 
 
+def grid() -> str:
+    """Draw Airflow's grid of the example DAG that makes rough cuts: its tasks, and the files of one of them."""
+    drawing = Drawing("Airflow's grid: the tasks of each night, and the recordings of one task by their file names")
+    nights = ("1 Mar", "2 Mar", "3 Mar")
+    names = re.findall(r'task_id="(\w+)"', (EXAMPLES / "roughy_rough_cut.py").read_text(encoding="utf-8"))
+    drawing.text(2, 20, "# roughy_rough_cut")
+    for number, night in enumerate(nights):
+        drawing.text(200 + 56 * number, 20, night)
+    running = names.index("render")
+    for row, name in enumerate(names):
+        y = 32 + 28 * row
+        drawing.text(2 if name == "ingest" else 22, y + 13, f"`{name}" if name == "ingest" else f"`{name} [3]")
+        for number in range(len(nights)):
+            look = "good" if number < 2 or row < running else "waiting" if row == running else "plain"
+            drawing.square(208 + 56 * number, y, look)
+    x = 420
+    drawing.text(x, 20, f"# rough_cut.{names[running]}, 3 Mar: one instance a recording")
+    instances = (("interview.mp3", "good", "success"), ("lecture.m4a", "good", "success"))
+    for row, (name, look, state) in enumerate(
+        [*instances, ("statement.mp4", "waiting", "deferred: takes no worker slot")]
+    ):
+        y = 32 + 28 * row
+        drawing.square(x, y, look)
+        drawing.text(x + 28, y + 13, f"`{name}")
+        drawing.text(x + 170, y + 13, state)
+    y = 32 + 28 * 4
+    drawing.text(x, y, "# XComs of ingest, 3 Mar: the other recordings")
+    for row, (xcom, name, why) in enumerate(
+        (
+            ("pending_payment", "panel.mp4", "8 credits are missing"),
+            ("rejected", "notes.mp3", "neither audio nor video"),
+            ("already_ingested", "12", "of earlier nights"),
+        )
+    ):
+        drawing.text(x, y + 24 + 24 * row, f"`{xcom}")
+        drawing.text(x + 170, y + 24 + 24 * row, f"`{name}")
+        drawing.text(x + 270, y + 24 + 24 * row, why)
+    return str(drawing)
+
+
+def standalone(figure: str) -> str:
+    """Return a figure as a file of its own, with the colours that the site's style sheet gives it otherwise."""
+    return figure.replace("</title>", f"</title><style>{STYLE}</style>", 1) + "\n"
+
+
 def _that_wait(module: ModuleType) -> list[str]:
     named = [name for name in dir(module) if name.startswith("Roughy")]
     return [name for name in named if "deferrable" in _parameters(getattr(module, name))]
@@ -288,4 +368,5 @@ FIGURES: dict[str, Callable[[], str]] = {
     "what-a-retry-does": what_a_retry_does,
     "where-waiting-happens": where_waiting_happens,
     "what-starts-a-dag": what_starts_a_dag,
+    "grid": grid,
 }

@@ -8,15 +8,18 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import get_args
 
-from airflow_provider_roughy import exceptions
+from airflow_provider_roughy import exceptions, ingest
 from airflow_provider_roughy.compat import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 from airflow_provider_roughy.emulator import Emulator
 from airflow_provider_roughy.emulator.__main__ import _parser
 from airflow_provider_roughy.emulator.control import Control
 from airflow_provider_roughy.exceptions import ERRORS_BY_CODE, RoughyApiError, RoughyError, api_error
 from airflow_provider_roughy.get_provider_info import CONFIG, CONN_FIELDS, UI_FIELD_BEHAVIOUR
-from airflow_provider_roughy.ingest import Report
+from airflow_provider_roughy.ingest.decide import Action, decide
+from airflow_provider_roughy.ingest.discover import MEDIA
+from airflow_provider_roughy.ingest.result import BatchResults, Status
 from airflow_provider_roughy.lifecycle import KINDS, Kind, OnPendingPayment, Outcome, Verdict
+from airflow_provider_roughy.operators import RoughyIngestOperator
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -24,47 +27,54 @@ ROOT = Path(__file__).parent.parent.parent
 ADVICE: dict[str, str] = {
     "RoughyError": "Read what the message says; then clear the task.",
     "RoughyConfigurationError": "Correct the connection or the argument that the message names.",
-    "RoughyMissingConnectionError": "Create the connection, or see why its secrets backend does not answer.",
-    "RoughyApiError": "Ask Roughy's support; it finds the request by the id that ends the message.",
-    "RoughyNotFoundError": "See where the id comes from: another account, a deleted asset, an expired upload.",
+    "RoughyMissingConnectionError": "Create the connection, or check why its secrets backend does not answer.",
+    "RoughyApiError": "Contact Roughy's support with the request id, which ends the message.",
+    "RoughyNotFoundError": "Check the id: it may be of another account, a deleted asset or an expired upload.",
     "RoughyConflictError": "Look at the state that the message names.",
     "RoughyValidationError": "Correct the field that the message names.",
-    "RoughyRateLimitError": "Nothing at first. If it stays, see who else uses the key, and lower `parallel`.",
-    "RoughyServerError": "Nothing at first. If it stays, ask Roughy's support, with the request id.",
-    "RoughyUnreachableError": "Nothing at first. If it stays, look at the worker's network, proxy and name server.",
-    "RoughyProtocolError": "See whether the base URL is Roughy's, and whether a proxy or login page answers.",
+    "RoughyRateLimitError": "Nothing at first. If it persists, check who else uses the key, and lower `parallel`.",
+    "RoughyServerError": "Nothing at first. If it persists, contact Roughy's support with the request id.",
+    "RoughyUnreachableError": "Nothing at first. If it persists, check the worker's network, proxy and name server.",
+    "RoughyProtocolError": "Check whether the base URL is Roughy's, and whether a proxy or login page answers.",
     "RoughyUntrustedUrlError": "Correct the base URL: Roughy's links must lead to its own host or to `roughy.ai`.",
-    "RoughySourceError": "Nothing: the retry reads it anew. Against files that still grow there is `stable_for`.",
-    "RoughyUnusableSourceError": "Correct the path or URI, its rights, or `source_conn_id`.",
-    "RoughyLedgerError": "Nothing at first. If it stays, look at the storage of the ledger.",
-    "RoughyUnusableLedgerError": "Choose a folder that all workers may write, outside what is ingested.",
-    "RoughyLedgerEntryError": "Remove the file that it names; a recording that had an asset by then is uploaded again.",
-    "RoughyClaimedError": "Nothing: a retry takes over what a dead run has left, ten minutes after it died.",
-    "RoughyIngestError": "Nothing at first: the retry takes up only what is missing.",
-    "RoughyIngestFailedError": "Read the table in the log, and mend or remove those files.",
-    "RoughyTargetError": "Make room on the disk, or see whether the storage can be reached.",
-    "RoughyUnusableTargetError": "Correct `target`, its rights, or `target_conn_id`.",
+    "RoughySourceError": "Nothing: the retry reads the file again. If files are still being written, set `stable_for`.",
+    "RoughyUnusableSourceError": "Correct the path or URI, its permissions, or `source_conn_id`.",
+    "RoughyLedgerError": "Nothing at first. If it persists, check the storage of the ledger.",
+    "RoughyUnusableLedgerError": "Read [what stops a ledger](ledger.md#what-stops-a-ledger-from-being-used).",
+    "RoughyLedgerEntryError": "Remove the object that it names. Roughy charges the recording again if it had an asset.",
+    "RoughyClaimedError": "Nothing: a retry returns the asset, or supersedes the claim once the other run is dead.",
+    "RoughyIngestError": "Nothing at first: the retry uploads only what is missing.",
+    "RoughyIngestFailedError": (
+        "Read the table in the log. The next run uploads a corrected file. A cleared task reports the same files "
+        "again, unless you [forget](guides/nightly-folder.md#forgetting) them first."
+    ),
+    "RoughyTargetError": "Free space on the disk, or check whether the storage can be reached.",
+    "RoughyUnusableTargetError": "Correct `target`, its permissions, or `target_conn_id`.",
     "RoughyTargetExistsError": 'Choose another `target`, or `overwrite="replace"`.',
-    "RoughyUploadError": "Nothing at first: the retry [goes on](guides/resume.md) where Roughy stands.",
-    "RoughyUploadClosedError": "Nothing: the retry uploads to a new asset. With `asset_id`, leave that out.",
-    "RoughyUnconfirmedUploadError": "Nothing: the retry asks again, and sends nothing that Roughy has.",
-    "RoughyDownloadError": "Nothing at first: the retry downloads it anew.",
-    "RoughyNotReadyError": "Put a sensor before it, or take the id from an operator that waits.",
-    "RoughyFailedError": "Read Roughy's reason in the message: the same request finds the same failure.",
-    "RoughyAssetFailedError": "Read Roughy's reason, mend the recording, then clear its upload.",
-    "RoughyWebhookError": "Refuse the request. If it is Roughy's, see whether the secret is that of the endpoint.",
+    "RoughyUploadError": "Nothing at first: the retry [resumes](guides/resume.md) the upload.",
+    "RoughyUploadClosedError": "Nothing: the retry uploads to a new asset. Remove `asset_id` if you have set it.",
+    "RoughyUnconfirmedUploadError": "Nothing: the retry reads the asset again, and sends nothing that Roughy has.",
+    "RoughyDownloadError": "Nothing at first: the retry downloads the file again.",
+    "RoughyInterruptedError": "Nothing: a person or Airflow has stopped the task. A retry starts from the beginning.",
+    "RoughyNotReadyError": "Put a sensor before the task, or use an operator that waits.",
+    "RoughyFailedError": "Read Roughy's reason in the message: the same request fails again.",
+    "RoughyAssetFailedError": (
+        "Read Roughy's reason, correct the recording, then clear its upload. A batch with a `ledger` uploads the "
+        "corrected file by itself."
+    ),
+    "RoughyWebhookError": "Refuse the request. If Roughy sent it, check whether the secret is that of the endpoint.",
     "RoughyPaymentRequiredError": "Top up within 30 days: see [credits](guides/credits.md).",
-    "RoughyTimeoutError": "See whether a triggerer runs; raise `timeout`, then clear the task, which looks again.",
+    "RoughyTimeoutError": "Check whether a triggerer runs, raise `timeout`, then clear the task, which polls again.",
 }
 
 #: What an outcome means to a reader.
 MEANING: dict[Outcome, str] = {
-    Outcome.WAITING: "still in work",
+    Outcome.WAITING: "in progress",
     Outcome.SUCCEEDED: "done",
-    Outcome.FAILED: "it ended at Roughy without a result, for good",
+    Outcome.FAILED: "Roughy could not do it, and will not try again",
     Outcome.PAYMENT_REQUIRED: "uploaded and measured, but the credits did not cover it",
     Outcome.TIMED_OUT: "the task's `timeout` came first",
-    Outcome.REFUSED: "Roughy refused to tell: no such resource, or a refused key",
+    Outcome.UNAVAILABLE: "the state cannot be read: no such resource, or a rejected key",
 }
 
 
@@ -115,7 +125,7 @@ def errors() -> str:
     """List every error: when it is raised, whether it is tried again, what to do."""
     rows = []
     for depth, error in of_the_tree():
-        name = f"{{py:exc}}`~{error.__module__}.{error.__name__}`"
+        name = f"`{error.__name__}`"
         text = markdown(inspect.getdoc(error) or "")
         codes = answers(error) if issubclass(error, RoughyApiError) else ""
         met = f" *Answers: {codes}.*" if codes else ""
@@ -172,7 +182,7 @@ def _ended(kind: str, state: str, policy: OnPendingPayment) -> str:
     verdict = Verdict("id", outcome, kind=kind, state=state)
     if not verdict.is_final(policy):
         late = Verdict.timed_out(KINDS[kind], "id", state=state, error=None)
-        return f"waits on; at `timeout` it {_raised(late, policy)}"
+        return f"keeps waiting; at `timeout` it {_raised(late, policy)}"
     return _raised(verdict, policy)
 
 
@@ -182,8 +192,7 @@ def _raised(verdict: Verdict, policy: OnPendingPayment) -> str:
     except AirflowSkipException:
         return "is skipped"
     except RoughyError as error:
-        name = type(error).__name__
-        return f"fails with {{py:exc}}`~{type(error).__module__}.{name}`, {who_retries(type(error))}"
+        return f"fails with `{type(error).__name__}`, {who_retries(type(error))}"
     if verdict.outcome is Outcome.PAYMENT_REQUIRED:
         return f"succeeds; the result has `state` `{verdict.state}` for a branch to look at"
     return "succeeds"
@@ -191,9 +200,67 @@ def _raised(verdict: Verdict, policy: OnPendingPayment) -> str:
 
 def batch_xcoms() -> str:
     """List what a batch leaves in XComs."""
-    told = re.findall(r":param (\w+): ((?:.|\n    )*)", inspect.getdoc(Report) or "")
-    rows = [(f"`{name}`", markdown(text)) for name, text in told if name in Report().to_dict()]
+    listed = (inspect.getdoc(RoughyIngestOperator) or "").partition("\n===")[2].partition("\n===")[0]
+    documented = re.findall(r"^``(\w+)`` +((?:.|\n {5,})*)", listed, re.MULTILINE)
+    rows = [
+        (f"`{name}`", markdown(re.sub(r"\s+", " ", text)))
+        for name, text in documented
+        if name in BatchResults().xcoms()
+    ]
     return table(("XCom", "What it holds"), rows)
+
+
+def left_out() -> str:
+    """List when a batch leaves a file out: the table in the docstring of ``ingest``."""
+    rows = rows_of(ingest.__doc__ or "")
+    return table(("A file that …", "is", "A later run"), ([markdown(cell) for cell in row] for row in rows))
+
+
+def statuses() -> str:
+    """List the statuses of a recording in a batch."""
+    rows = rows_of(inspect.getdoc(Status) or "")
+    return table(("Status", "Meaning"), ([markdown(cell) for cell in row] for row in rows))
+
+
+#: What the ledger may have about a recording, and by which run, as arguments of :func:`decide`.
+STANDINGS: tuple[tuple[str, str, dict[str, bool]], ...] = (
+    ("nothing", "", {}),
+    ("its result, which was reported", "an earlier try of this run", {"done": True, "reported": True}),
+    ("its result, which was reported", "another run", {"done": True}),
+    ("its result, not reported yet", "an earlier try of this run", {"done": True, "open": True, "mine": True}),
+    ("its result, not reported yet", "another run, alive", {"done": True, "open": True, "owner_alive": True}),
+    ("its result, not reported yet", "a dead run of this task", {"done": True, "open": True, "same_task": True}),
+    ("its result, not reported yet", "a dead run of another task", {"done": True, "open": True}),
+    ("a claim: uploading, uploaded or unpaid", "an earlier try of this run", {"open": True, "mine": True}),
+    ("a claim: uploading, uploaded or unpaid", "another run, alive", {"open": True, "owner_alive": True}),
+    ("a claim: uploading, uploaded or unpaid", "a dead run of this task", {"open": True, "same_task": True}),
+    ("a claim: uploading, uploaded or unpaid", "a dead run of another task", {"open": True}),
+)
+
+#: What a run does, in words.
+ACTIONS: dict[Action, str] = {
+    Action.UPLOAD: "uploads it",
+    Action.GO_ON: "continues it",
+    Action.REPORT: "reports the result",
+    Action.LEAVE: "leaves it out, and counts it",
+    Action.IGNORE: "does nothing",
+}
+
+
+def decisions() -> str:
+    """List what a batch does about each recording, by having ``ingest/decide.py`` decide it."""
+    names = ("done", "open", "reported", "mine", "same_task", "owner_alive")
+    rows = []
+    for has, whose, flags in STANDINGS:
+        known = {name: flags.get(name, False) for name in names}
+        rows.append((has, whose, *(ACTIONS[decide(found=found, **known)] for found in (True, False))))
+    head = ("The ledger has", "written by", "The file is in the source: the run …", "It is not: the run …")
+    return table(head, rows)
+
+
+def media_names() -> str:
+    """List the extensions of audio and video."""
+    return ", ".join(f"`{name.removeprefix('*')}`" for name in MEDIA)
 
 
 def connection() -> str:
@@ -221,13 +288,16 @@ def settings() -> str:
 
 
 def versions() -> str:
-    """List the releases of Airflow that the suite runs on."""
+    """List the releases of Airflow that the suite runs on, and the Pythons of each."""
     rows = []
+    pythons = dict(re.findall(r"^pythons_(\S+) *:= (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for path in (ROOT / "tests" / "constraints").glob("airflow-*.txt"):
         (release,) = re.findall(r"^apache-airflow==(\S+)", path.read_text(), re.MULTILINE)
-        rows.append((path.stem.removeprefix("airflow-"), release))
+        line = path.stem.removeprefix("airflow-")
+        first, *others = pythons[line].split()
+        rows.append((line, release, first, ", ".join(sorted(others, key=lambda version: int(version[2:])))))
     newest_first = sorted(rows, key=lambda row: [int(part) for part in row[0].split(".")], reverse=True)
-    return table(("Airflow", "Tested with"), newest_first)
+    return table(("Airflow", "Tested with", "under Python", "also supported"), newest_first)
 
 
 def emulator_options() -> str:
@@ -246,6 +316,14 @@ def emulator_routes() -> str:
     return table(("Request", "Does"), rows)
 
 
+def batches() -> str:
+    """Repeat what a batch costs as one task and as many, which the page on scale has measured."""
+    (measured,) = re.findall(
+        r"(?ms)^## Batches\n\n(\|.*?)\n\n", (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    )
+    return str(measured)
+
+
 def _sentence(words: str) -> str:
     return f"{words[0].upper()}{words[1:]}."
 
@@ -257,10 +335,29 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def rows_of(docstring: str) -> list[list[str]]:
+    """Return the rows of the first simple table of reST in a docstring, without its head."""
+    lines = docstring.splitlines()
+    edge = next(line for line in lines if line.startswith("==="))
+    edges = [number for number, line in enumerate(lines) if line == edge]
+    first, last = edges[-2:]
+    starts = [match.start() for match in re.finditer(r"=+", edge)]
+    columns = [slice(start, end) for start, end in zip(starts, [*starts[1:], None], strict=True)]
+    rows: list[list[str]] = []
+    for line in lines[first + 1 : last]:
+        cells = [line[column].strip() for column in columns]
+        # Every row has a second cell; a line without one continues the row above it.
+        if cells[1]:
+            rows.append(cells)
+        else:
+            rows[-1] = [" ".join(filter(None, pair)) for pair in zip(rows[-1], cells, strict=True)]
+    return rows
+
+
 def markdown(docstring: str) -> str:
     """Turn the words of a docstring, up to its fields, into Markdown."""
     words = docstring.partition("\n:")[0].strip()
-    words = re.sub(r":(\w+):`([^`]+)`", r"{py:\1}`\2`", words)
+    words = re.sub(r":\w+:`(?:~[\w.]*\.)?([^`]+)`", r"`\1`", words)
     return re.sub(r"``([^`]+)``", r"`\1`", words)
 
 
@@ -272,6 +369,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "connection": connection,
     "settings": settings,
     "batch-xcoms": batch_xcoms,
+    "batches": batches,
+    "decisions": decisions,
+    "left-out": left_out,
+    "media-names": media_names,
+    "statuses": statuses,
     "versions": versions,
     "emulator-options": emulator_options,
     "emulator-routes": emulator_routes,
