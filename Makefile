@@ -46,7 +46,7 @@ ifdef PIP_EXTRA_INDEX_URL
 export UV_INDEX ?= $(PIP_EXTRA_INDEX_URL)
 endif
 
-.PHONY: help pages test test-fast test-httpx2 test-all lint format docs demo bench soak dist constraints clean $(foreach each,test test-fast python pythons,$(AIRFLOWS:%=$(each)-%))
+.PHONY: help pages test test-fast test-httpx2 test-all lint format docs demo bench soak dist constraints clean $(foreach each,test test-fast test-live python pythons,$(AIRFLOWS:%=$(each)-%))
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -112,7 +112,7 @@ run_tests = home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && \
 WHOLE := $(MAIN) 3.4
 # Live tests wait more than they compute: three processes (tests/conftest.py).
 live_3.4 = -n 0
-live_3.3 = -n 3 --dist loadgroup
+live_3.3 = -n 3 --dist loadgroup --no-loadscope-reorder
 live_3.0 = -n 0
 
 # Print the interpreter of a line.
@@ -120,8 +120,10 @@ python = .ci/python $(1) $(or $(PYTHON:python3.%=3.%),$(pythons_$(1)))
 
 # __init__.py has the version, which the installed metadata has as well.
 define line_rules
-test-$(1): test-fast-$(1)
-$(if $(live_$(1)),	@$$(call run_tests,$(1),-m live $(live_$(1))))
+test-$(1): test-fast-$(1) $(if $(live_$(1)),test-live-$(1))
+
+test-live-$(1): $(call venv,$(1))/.installed
+	@$$(call run_tests,$(1),-m live $(or $(live_$(1)),-n 0))
 
 test-fast-$(1): $(call venv,$(1))/.installed
 	@$$(call run_tests,$(1),-m 'not live$(if $(filter $(WHOLE),$(1)),, and not once)' -n $(WORKERS) --dist worksteal)

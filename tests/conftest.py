@@ -72,30 +72,47 @@ ONCE = {
 }
 
 
+#: Live tests that run in one process, one after another: those of a group share an Airflow or have one of their own. The
+#: longest group is first; a process that is done with one takes the next. All other live tests are one group, the first.
+LIVE_GROUPS = [
+    ("test_odd_replies", "test_two_triggerers", "live/test_watching"),
+    ("test_demo",),
+    ("test_nobody_waits",),
+    ("test_kills",),
+    ("test_celery",),
+    ("test_bursts",),
+    ("test_harness",),
+]
+
+
+def live_group(nodeid: str) -> int:
+    """Tell the group of a live test, in the order of :data:`LIVE_GROUPS`; 0 is that of all others."""
+    found = (number for number, names in enumerate(LIVE_GROUPS, 1) if any(name in nodeid for name in names))
+    return next(found, 0)
+
+
 class _ByAirflow(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist is untyped.
-    """Deals the live tests to three processes that take about as long; most tests share an Airflow with others.
+    """Gives the live tests of a group to one process.
 
     By pytest-xdist's own groups they are not kept together: it writes those into ids that pytest 9.2 does not read.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        if any(name in nodeid for name in ("test_two_triggerers", "live/test_watching", "test_nobody_waits")):
-            return "the long ones"
-        others = ("test_harness", "test_demo", "test_celery", "live/test_ingest", "live/test_making")
-        return "what came later" if any(name in nodeid for name in others) else "what came first"
+        return str(live_group(nodeid))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
-    """Choose how the tests are dealt to processes: ``loadgroup`` is for the live ones."""
+    """Choose how the tests are distributed to processes: ``loadgroup`` is for the live ones."""
     return _ByAirflow(config, log) if config.getoption("dist") == "loadgroup" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark those tests, so that the older lines can leave them out."""
+    """Mark the tests that the older lines leave out, and sort the live ones by group."""
     here = Path(__file__).parent
     for item in items:
         if item.path.relative_to(here).parts[0] in ONCE:
             item.add_marker("once")
+    items.sort(key=lambda item: live_group(item.nodeid))
 
 
 @pytest.fixture

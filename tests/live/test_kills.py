@@ -149,6 +149,7 @@ def connect(airflow: LocalAirflow, server: dict[str, Any], port: int) -> str:
 
 def test_a_worker_may_die_anywhere(start_upload: StartUpload, roughy: Emulator) -> None:
     assert sum(map(len, KILLS.values())) >= 20
+    roughy.reset()
     uploads = {name: start_upload(roughy.airflow_connection, stops[0]) for name, stops in KILLS.items()}
     assert len(uploads) <= PARALLELISM
     with ThreadPoolExecutor(len(uploads)) as pool:
