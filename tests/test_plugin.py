@@ -294,15 +294,19 @@ def test_burst_starts_a_run_for_each_asset_once(scheduled_url: str, schedules: S
 
 @takes_webhooks
 @pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize("by", ["configuration", "timetable"])
 def test_batch_asset_events_decides_how_many_runs_a_burst_starts(
-    scheduled_url: str, schedules: Schedules, roughy: Emulator, batch: bool
+    scheduled_url: str, schedules: Schedules, roughy: Emulator, monkeypatch: pytest.MonkeyPatch, by: str, batch: bool
 ) -> None:
     if not QUEUES_EACH_EVENT:
         pytest.skip("[scheduler] batch_asset_events is of Airflow 3.4")
-    path = "airflow.sdk.definitions.timetables.assets"
-    scheduler = schedules.add(
-        f"__import__({path!r}, fromlist='x').AssetTriggeredTimetable(Asset({{asset!r}}), batch_asset_events={batch})"
-    )
+    if by == "configuration":
+        monkeypatch.setenv("AIRFLOW__SCHEDULER__BATCH_ASSET_EVENTS", str(batch))
+        scheduler = schedules.add()
+    else:
+        path = "airflow.sdk.definitions.timetables.assets"
+        timetable = f"AssetTriggeredTimetable(Asset({{asset!r}}), batch_asset_events={batch})"
+        scheduler = schedules.add(f"__import__({path!r}, fromlist='x').{timetable}")
     ids = [roughy.seed_asset(state="ready") for _ in range(4)]
     for number, id in enumerate(ids):
         assert post(scheduled_url, about(id), id=f"msg_{number}").status_code == 204
