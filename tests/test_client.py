@@ -295,6 +295,7 @@ NO_PROXY = [
     ("roughy.internal:8443", "roughy.internal", False),
     ("https://roughy.internal", "roughy.internal", True),
     ("b\u00fccher.example", "roughy.internal", False),
+    ("b\u00fccher.example", "xn--bcher-kva.example", True),
     ("*", "roughy.internal", True),
     ("", "roughy.internal", False),
 ]  # fmt: skip

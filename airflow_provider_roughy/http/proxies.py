@@ -90,9 +90,11 @@ def _no_proxy_patterns(entry: str, host: str) -> list[str]:
     name = re.sub(r"^\*?\.", "*.", address.lower().rstrip("."))
     if not re.fullmatch(r"(\*\.)?[\w.-]+", name):
         raise ValueError("not a host name")
-    name = name if name.isascii() else name.encode("idna").decode()
-    pattern = f"{scheme}://{name if name == 'localhost' or name.startswith('*.') else f'*{name}'}{port}"
-    httpx.URL(pattern)
+    # httpx2 accepts no wildcard before an international name, so that its subdomains need entries of their own.
+    wildcard = "" if name == "localhost" or name.startswith("*.") or not name.isascii() else "*"
+    pattern = f"{scheme}://{wildcard}{name if name.isascii() else name.encode('idna').decode()}{port}"
+    # Raises for a pattern that httpx would not accept as the key of a mount.
+    _ = httpx.URL(pattern).host
     return [pattern]
 
 
