@@ -72,8 +72,8 @@ ONCE = {
 }
 
 
-#: Live tests that run in one process, one after another: those of a group share an Airflow or have one of their own. The
-#: longest group is first; a process that is done with one takes the next. All other live tests are one group, the first.
+#: Live tests that run in one process, one after another: those of a group share an Airflow, or each has its own. The
+#: longest groups are first; a process that has finished one takes the next. All other live tests are the first group.
 LIVE_GROUPS = [
     ("test_odd_replies", "test_two_triggerers", "live/test_watching"),
     ("test_demo",),
