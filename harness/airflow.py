@@ -73,7 +73,8 @@ SETTINGS = {
     # A dead component is noticed within seconds, and its work taken over by the one that replaces it.
     "SCHEDULER__JOB_HEARTBEAT_SEC": "2",
     "SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "2",
-    "SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "15",
+    # But for the scheduler: one that a busy machine holds up for so long would reset its own tasks when it goes on.
+    "SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "90",
     "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "15",
     "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
     "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
@@ -85,6 +86,10 @@ FINISHED = frozenset({"success", "failed"})
 
 #: Seconds that anything of Airflow's may take. A machine with other work can be slow by itself; what hangs still ends.
 PATIENCE = 240
+
+
+#: Settings for a test that kills the scheduler: after so many seconds another one takes over its tasks.
+FAST_SCHEDULER_TAKEOVER = {"SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "15"}
 
 
 class LocalAirflow:

@@ -31,7 +31,7 @@ import av
 import httpx
 
 from airflow_provider_roughy.emulator import Emulator
-from harness.airflow import FINISHED, Component, LocalAirflow
+from harness.airflow import FAST_SCHEDULER_TAKEOVER, FINISHED, Component, LocalAirflow
 from harness.postgres import postgres
 from soak.judge import Finding, Night, judge
 from soak.world import Death, Life, Weather, memory_of, sha256_of
@@ -113,6 +113,7 @@ class Soak:
                 connections={"roughy_default": roughy.airflow_connection},
                 home=self._folder / "airflow",
                 sql_alchemy_conn=stack.enter_context(postgres()),
+                settings=FAST_SCHEDULER_TAKEOVER,
                 environment={"ROUGHY_SOAK": str(self._folder)},
             )
             say(f"Starting Airflow at {airflow.url}; the emulator is at {roughy.url}")

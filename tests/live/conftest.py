@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_roughy.emulator import Emulator
-from harness.airflow import LocalAirflow
+from harness.airflow import FAST_SCHEDULER_TAKEOVER, LocalAirflow
 from harness.postgres import postgres
 from tests.live.running import PARALLELISM, Run
 
@@ -89,6 +89,7 @@ def two_triggerers(two_triggerers_roughy: Emulator, tmp_path_factory: pytest.Tem
             home=home,
             connections={"roughy_default": two_triggerers_roughy.airflow_connection},
             sql_alchemy_conn=url,
+            settings=FAST_SCHEDULER_TAKEOVER,
             environment={"WATCHED_TAKEN": str(home / "taken"), "WATCHED_DONE": str(home / "done")},
         ) as running,
     ):
