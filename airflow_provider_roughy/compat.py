@@ -20,8 +20,6 @@ from airflow import __version__ as AIRFLOW_VERSION
 from airflow_provider_roughy import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from airflow.plugins_manager import AirflowPlugin
     from airflow.sdk import (
         DAG,
@@ -86,12 +84,12 @@ __all__ = [
     "TaskDeferred",
     "TriggerEvent",
     "XCom",
-    "add_lineage",
     "aget_connection",
     "attach",
     "check_airflow",
     "conf",
     "get_hook_lineage_collector",
+    "is_lineage_read",
     "task",
     "task_group",
 ]
@@ -146,15 +144,20 @@ _HOMES: dict[str, dict[tuple[int, int], str]] = {
     "task_group": {(2, 11): "airflow.decorators", (3, 0): "airflow.sdk"},
 }
 
-#: Names of this module in earlier releases, which are in ``airflow_db`` now.
-_MOVED = {"Announced", "aget_task_state", "announce"}
+#: Names of this module in earlier releases, and the modules that they are in now.
+_MOVED = {
+    "Announced": "airflow_db",
+    "add_lineage": "observability.lineage",
+    "aget_task_state": "airflow_db",
+    "announce": "airflow_db",
+}
 
 
 if not TYPE_CHECKING:  # To whom a module with __getattr__ has any name.
 
     def __getattr__(name: str) -> Any:
         if name in _MOVED:
-            return getattr(import_module("airflow_provider_roughy.airflow_db"), name)
+            return getattr(import_module(f"airflow_provider_roughy.{_MOVED[name]}"), name)
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         homes = _HOMES[name]
@@ -164,27 +167,8 @@ if not TYPE_CHECKING:  # To whom a module with __getattr__ has any name.
         return value
 
 
-def add_lineage(hook: BaseHook, *, read: Iterable[str], written: Iterable[str]) -> None:
-    """Tell Airflow's lineage collector what was read and written, if a reader of it is installed.
-
-    :param hook: Who did.
-    :param read: URIs of assets.
-    :param written: Likewise.
-    """
-    # Airflow has a collector for nobody, too; but to make it, Airflow 3 imports a part of every provider: 1.1 s on 3.0.
-    if not _lineage_is_read():
-        return
-    from airflow_provider_roughy.compat import get_hook_lineage_collector
-
-    collector = get_hook_lineage_collector()
-    what = "asset" if _LINE >= (3, 0) else "dataset"
-    for direction, uris in (("input", read), ("output", written)):
-        add = getattr(collector, f"add_{direction}_{what}")
-        for uri in uris:
-            add(context=hook, uri=uri)
-
-
-def _lineage_is_read() -> bool:
+def is_lineage_read() -> bool:
+    """Tell whether a plugin reads what tasks report to Airflow's lineage."""
     if _LINE >= (3, 2):
         return bool(import_module("airflow.sdk.plugins_manager").get_hook_lineage_readers_plugins())
     plugins: Any = import_module("airflow.plugins_manager")

@@ -1,6 +1,6 @@
 """The states of Roughy's resources, what each means, and the verdict on one resource.
 
-Only this module knows the names of states. A resource moves from a waiting state to a final one::
+Only this module says what each state means to a task that waits. A resource moves from a waiting state to a final one::
 
     asset:  pending_upload -> processing -> ready
                                         |-> pending_payment -> ready     (by itself, on the next top-up)
@@ -204,6 +204,21 @@ def check_on_pending_payment(value: str) -> None:
         raise ValueError(f"on_pending_payment must be one of {get_args(OnPendingPayment)}, not {value!r}")
 
 
+def end_unpaid(on_pending_payment: OnPendingPayment, error: RoughyError, *, why_skipped: str | None = None) -> None:
+    """End a task because of unpaid assets, as ``on_pending_payment`` says; return if the task may continue.
+
+    :param on_pending_payment: The policy.
+    :param error: The error to raise if it is ``"fail"``.
+    :param why_skipped: The message of the skip; by default that of the error.
+    :raises RoughyError: The error, if the policy is ``"fail"``.
+    :raises AirflowSkipException: If the policy is ``"skip"``.
+    """
+    if on_pending_payment == "fail":
+        raise error
+    if on_pending_payment == "skip":
+        raise AirflowSkipException(why_skipped or str(error))
+
+
 @dataclass(frozen=True)
 class Verdict:
     """The result of waiting for one resource, as sensors, triggers, events and operators pass it on.
@@ -299,11 +314,8 @@ class Verdict:
             raise RoughyTimeoutError(self.id, kind=self.kind, state=self.state, reason=reason)
         if self.outcome is Outcome.UNAVAILABLE:
             raise _error_from_dict(self.error or {})
-        if self.outcome is Outcome.PAYMENT_REQUIRED and kind.unpaid and on_pending_payment in ("fail", "skip"):
-            error = kind.unpaid(self.id, request_id=self.request_id)
-            if on_pending_payment == "fail":
-                raise error
-            raise AirflowSkipException(str(error))
+        if self.outcome is Outcome.PAYMENT_REQUIRED and kind.unpaid:
+            end_unpaid(on_pending_payment, kind.unpaid(self.id, request_id=self.request_id))
 
     def brief(self) -> Verdict:
         """Return it for a batch: of the resource's fields, only the duration or the reason of a failure stay."""

@@ -200,6 +200,7 @@ PUBLIC_IN_0_1: dict[str, str] = {
 #: What could be imported from 0.2, by module that has moved since.
 PUBLIC_IN_0_2: dict[str, str] = {
     "operators.making": "MakingOperator",
+    "compat": "Announced add_lineage aget_task_state announce",
     "receiver": "Receiver build_app",
     "client": "DEFAULT_BASE_URL AsyncClient Backoff Client Download Settings",
     "retry": "Backoff Tries TransferTries was_not_processed",
@@ -289,6 +290,17 @@ def test_the_architecture_page_shows_the_layers() -> None:
     assert dict(re.findall(r"^\| `(\w+)` \| `(\w+)` \|$", page, re.MULTILINE)) == RE_EXPORTS
 
 
+def test_the_architecture_page_asks_a_question_of_every_file_in_the_larger_folders() -> None:
+    page = (ROOT.parent / "docs" / "architecture.md").read_text()
+    named: dict[str, set[str]] = {}
+    for folder, rest in re.findall(r"^\| `(\w+)/(\w+\.py`(?:, `\w+\.py`)*) \|", page, re.MULTILINE):
+        named.setdefault(folder, set()).update(re.findall(r"(\w+)\.py", rest))
+    assert len(named) > 7
+    for folder, names in named.items():
+        told = {path.stem for path in (ROOT / folder).glob("*.py")} - {"__init__"}
+        assert names == told - ({"making"} if folder == "operators" else set()), folder
+
+
 @pytest.mark.once
 def test_only_http_imports_httpx_and_only_the_uploader_tuspy() -> None:
     users = {
@@ -334,8 +346,8 @@ def test_compat_names_are_told_to_type_checkers_too() -> None:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
     )
     names = {alias.name for node in told.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    made_here = {"AIRFLOW_VERSION", "add_lineage", "aget_connection", "check_airflow"}
-    assert names - {"Iterable"} == set(compat._HOMES) == set(compat.__all__) - made_here
+    made_here = {"AIRFLOW_VERSION", "aget_connection", "check_airflow", "is_lineage_read"}
+    assert names == set(compat._HOMES) == set(compat.__all__) - made_here
 
 
 @pytest.mark.parametrize("module", ["hooks", "operators", "sensors", "triggers", "exceptions"])
@@ -369,6 +381,12 @@ def test_the_pure_modules_use_neither_network_nor_clock() -> None:
             f"{compat}.AirflowSensorTimeout",
             f"{compat}.AirflowSkipException",
         }
+
+
+def test_only_lifecycle_decides_what_an_unpaid_asset_does_to_a_task() -> None:
+    compares = re.compile(r"on_pending_payment\)? *(==|!=|not in|in) ")
+    users = {str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py") if compares.search(path.read_text())}
+    assert users == {"lifecycle.py"}
 
 
 def test_the_emulator_shares_nothing_with_the_client() -> None:

@@ -24,7 +24,7 @@ from airflow_provider_roughy.ingest.batch import Batch
 from airflow_provider_roughy.ingest.discover import MEDIA, discover, list_of
 from airflow_provider_roughy.ingest.result import BatchResults, Status
 from airflow_provider_roughy.ledger import ClaimOwner, Ledger
-from airflow_provider_roughy.lifecycle import ASSET, batch_from_event
+from airflow_provider_roughy.lifecycle import ASSET, batch_from_event, end_unpaid
 from airflow_provider_roughy.logs import counted
 from airflow_provider_roughy.observability import lineage
 from airflow_provider_roughy.observability.outlets import Product, announce, ids_by_outcome
@@ -378,14 +378,13 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
                 )
             raise (RoughyIngestError if again else RoughyIngestFailedError)(text, outcomes=results.xcoms())
         unpaid = [result for result in results.of(Status.PENDING_PAYMENT) if not result.earlier]
-        if self.on_pending_payment in ("fail", "skip") and (unpaid or fatal):
+        if unpaid or fatal:
             message = (
                 f"The credits do not cover everything. {text}\nTop up at Roughy within 30 days: what is uploaded "
                 "becomes ready by itself, and the next run reports it"
             )
-            if self.on_pending_payment == "skip":
-                raise AirflowSkipException(message)
-            raise fatal or RoughyIngestFailedError(message, outcomes=results.xcoms())
+            error = fatal or RoughyIngestFailedError(message, outcomes=results.xcoms())
+            end_unpaid(self.on_pending_payment, error, why_skipped=message)
         self._announce(context, results)
         return results.ids(Status.READY)
 
