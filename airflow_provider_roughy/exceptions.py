@@ -341,7 +341,7 @@ class RoughyUnusableSourceError(RoughySourceError, AirflowFailException):
 
 
 class RoughyLedgerError(RoughyError):
-    """The ledger could not be read or written. No bytes of an upload are sent that is not in the ledger."""
+    """The ledger could not be read or written. No bytes are sent for a recording that is not in the ledger."""
 
 
 class RoughyUnusableLedgerError(RoughyLedgerError, AirflowFailException):

@@ -19,7 +19,7 @@ CONN_FIELDS: dict[str, dict[str, Any]] = {
     },
     "timeout": {
         "label": "Timeout (seconds)",
-        "description": "How long a request may take, or an upload stand still. Leave empty for the usual values.",
+        "description": "How long a request may take, or an upload may stall. Leave empty for the usual values.",
         "schema": {"type": ["number", "null"], "minimum": 0},
     },
     "verify": {
@@ -34,12 +34,12 @@ CONN_FIELDS: dict[str, dict[str, Any]] = {
     },
     "webhook_secret": {
         "label": "Webhook signing secret",
-        "description": "whsec_…; with it, Airflow 3 takes Roughy's webhooks at /roughy/webhooks. Several: with spaces.",
+        "description": "whsec_…; Airflow 3 then takes webhooks at /roughy/webhooks. Separate several by spaces.",
         "schema": {"type": ["string", "null"], "format": "password"},
     },
     "webhook_asset": {
         "label": "Webhook asset",
-        "description": "The name of the Airflow asset that webhooks make events of. Leave empty for roughy_media.",
+        "description": "The Airflow asset that gets an event for each webhook. Leave empty for roughy_media.",
         "schema": {"type": ["string", "null"]},
     },
 }
@@ -58,7 +58,8 @@ CONFIG: dict[str, Any] = {
                 "default": "roughy_default",
             },
             "asset_link": {
-                "description": "Where people look at an asset: tasks about one link there. Read when Airflow starts.",
+                "description": "The address of a page that shows an asset, with ``{asset_id}`` in it: tasks have a "
+                "link to it. Airflow reads this when it starts.",
                 "version_added": "0.2.0",
                 "type": "string",
                 "example": "https://media.example.org/assets/{asset_id}",

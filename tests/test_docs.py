@@ -164,12 +164,13 @@ def test_the_site_builds_and_holds_what_the_code_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.once
-def test_the_guide_to_a_new_resource_names_files_that_exist() -> None:
+@pytest.mark.parametrize(("title", "at_least"), [("Add a resource", 30), ("Add a field", 9)])
+def test_the_guides_to_a_new_resource_and_field_name_files_that_exist(title: str, at_least: int) -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    guide = text.partition("## Add a resource")[2].partition("\n## ")[0]
+    guide = text.partition(f"## {title}\n")[2].partition("\n## ")[0]
     rows = re.findall(r"(?m)^\| ((?:`[^`]+`(?:, )?)+)(?: \(new\))? \|", guide)
     named = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
-    assert len(named) > 30
+    assert len(named) > at_least
     # The new ones stand beside those of cuts.
     existing = [name.replace("transcripts.py", "cuts.py") for name in named]
     folders = (ROOT, ROOT / "airflow_provider_roughy")

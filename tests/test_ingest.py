@@ -185,11 +185,17 @@ def test_files_are_left_out_as_the_table_says(
     reported = {status: names(nights.xcoms[status]) for status in ("rejected", "deferred", "interrupted")}
     assert nights.xcoms["already_ingested"] == {"ready": 3}
     assert "Skipped 1 file that `pattern` does not match: notes.txt" in log()
-    rows = [re.split(r" {2,}", row) for row in (ingest.__doc__ or "").splitlines()]
+    from from_code.tables import rows_of
+
+    rows = rows_of(ingest.__doc__ or "")
+    for *_, decided_in in rows:
+        module, _, function = decided_in.partition(".")
+        text = Path(ingest.__file__).with_name(f"{module}.py").read_text()
+        assert re.search(rf"^ *def {function}\(", text, re.MULTILINE), decided_in
 
     def documented(condition: str) -> str:
         (row,) = (row for row in rows if row[0].startswith(condition))
-        return row[1].strip("`")
+        return str(row[1]).strip("`")
 
     for file, condition in files.items():
         status = next((status for status, reported_names in reported.items() if file.name in reported_names), None)
@@ -531,6 +537,18 @@ def test_single_upload_with_ledger_uploads_anew_after_asset_was_deleted(
     second = upload_one(folder / "a.mp3", tmp_path / "ledger", run="night 2").result
     assert second != first
     assert upload_one(folder / "a.mp3", tmp_path / "ledger", run="night 3").result == second
+
+
+@once
+def test_batch_counts_what_a_single_upload_has_sent_whatever_becomes_of_it(
+    roughy: Emulator, folder: Path, tmp_path: Path, nights: Nights
+) -> None:
+    roughy.progression = "manual"
+    alone = upload_one(folder / "a.mp3", tmp_path / "ledger").result
+    roughy.set_state(alone, "failed")
+    nights.options["source"] = str(folder / "a.mp3")
+    ended = nights.run()
+    assert (ended.state, nights.xcoms["failed"], nights.xcoms["already_ingested"]) == ("success", {}, {"ready": 1})
 
 
 # ---- Ledger maintenance

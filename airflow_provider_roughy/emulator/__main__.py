@@ -75,13 +75,16 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m airflow_provider_roughy.emulator", description="A local Roughy: no account, no credits."
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 takes a free one (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 is any free port (default: %(default)s)")
     parser.add_argument(
-        "--storage-port", type=int, help="where download URLs lead to (default: the next one; a free one with --port 0)"
+        "--storage-port", type=int, help="port of download URLs (default: the one after --port, or any free one)"
     )
     parser.add_argument("--data-dir", help="keep state and bytes here (default: a temporary folder)")
     parser.add_argument(
-        "--api-key", action="append", metavar="KEY", help="may be repeated: each is an account (default: sk_emulator)"
+        "--api-key",
+        action="append",
+        metavar="KEY",
+        help="may be repeated: one account each (default: sk_emulator)",
     )
     parser.add_argument("--balance", type=int, default=1000, help="credits at the start (default: %(default)s)")
     parser.add_argument(
@@ -94,14 +97,14 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="an answer where the documentation is silent; may be repeated (see emulator/choices.py)",
+        help="what to do where Roughy's documentation is silent; may be repeated (see emulator/choices.py)",
     )
-    parser.add_argument("--webhook-secret", help="what webhooks are signed with, whsec_… (default: one of its own)")
+    parser.add_argument("--webhook-secret", help="the secret that signs webhooks, whsec_… (default: a random one)")
     parser.add_argument(
         "--webhook-verify",
         default="true",
         metavar="true|false|FILE",
-        help="whether certificates of webhook endpoints are checked, or by which authorities (default: %(default)s)",
+        help="whether to check certificates of webhook endpoints, or a file of CAs (default: %(default)s)",
     )
     return parser
 

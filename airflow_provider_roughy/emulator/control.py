@@ -35,31 +35,51 @@ class Control:
     def __init__(self, steering: Steering) -> None:
         self._steering = steering
         self._table: list[tuple[str, str, str, Action]] = [
-            ("GET", "/", "this index", self._index),
-            ("GET", "/state", "settings, clock, balance, faults", lambda _: steering.state),
+            ("GET", "/", "list these requests", self._index),
+            ("GET", "/state", "show settings, clock, balance and faults", lambda _: steering.state),
             *self._about("asset", lambda: steering.assets, steering.asset, steering.seed_asset),
             *self._about("cut", lambda: steering.cuts, steering.cut, steering.seed_cut),
             *self._about("render", lambda: steering.renders, steering.render, steering.seed_render),
-            ("GET", "/requests", "the request log, oldest first", self._requests),
-            ("DELETE", "/requests", "forget the request log", lambda _: steering.clear_requests()),
-            ("GET", "/faults", "the faults in force", lambda _: steering.state["faults"]),
+            ("GET", "/requests", "show the log of requests, the oldest first", self._requests),
+            ("DELETE", "/requests", "empty the log of requests", lambda _: steering.clear_requests()),
+            ("GET", "/faults", "show the faults that are set", lambda _: steering.state["faults"]),
             ("POST", "/faults", "inject a fault: the fields of Fault", self._inject),
-            ("DELETE", "/faults", "forget all faults", lambda _: steering.clear_faults()),
+            ("DELETE", "/faults", "remove all faults", lambda _: steering.clear_faults()),
             (
                 "POST",
                 "/clock",
-                "{advance: seconds}",
+                "{advance: seconds}: move the clock",
                 lambda v: steering.advance(_take(v, "advance", _SECONDS)),
             ),
-            ("PUT", "/progression", "{progression: immediate|manual|seconds=2|polls=3}", self._progression),
-            ("POST", "/settle", "{id?}: let Roughy finish its work now", self._settle),
-            ("POST", "/credits/top-up", "{credits}", lambda v: steering.top_up(_take(v, "credits"))),
-            ("PUT", "/credits/balance", "{balance}: by an adjustment entry", self._balance),
-            ("GET", "/webhooks", "the signing secret, and every endpoint", self._webhooks),
-            ("GET", "/webhooks/deliveries", "every event and what came of it", lambda _: steering.webhook_deliveries),
-            ("POST", "/webhooks/flush", "wait until all that is due was tried", lambda _: steering.flush_webhooks()),
-            ("POST", "/webhooks/{id}/resend", "once more, by svix-id", self._resend),
-            ("POST", "/reset", "back to the start", lambda _: steering.reset()),
+            (
+                "PUT",
+                "/progression",
+                "{progression: …}: immediate, manual, seconds=2 or polls=3",
+                self._progression,
+            ),
+            ("POST", "/settle", "{id?}: finish the work on one resource, or on all, now", self._settle),
+            ("POST", "/credits/top-up", "{credits}: add credits", lambda v: steering.top_up(_take(v, "credits"))),
+            ("PUT", "/credits/balance", "{balance}: set the balance, with an entry for the difference", self._balance),
+            ("GET", "/webhooks", "show the signing secret and all endpoints", self._webhooks),
+            (
+                "GET",
+                "/webhooks/deliveries",
+                "show all events and their deliveries",
+                lambda _: steering.webhook_deliveries,
+            ),
+            (
+                "POST",
+                "/webhooks/flush",
+                "wait until each due delivery was tried",
+                lambda _: steering.flush_webhooks(),
+            ),
+            ("POST", "/webhooks/{id}/resend", "send a message again, by its svix-id", self._resend),
+            (
+                "POST",
+                "/reset",
+                "remove all resources, faults and requests",
+                lambda _: steering.reset(),
+            ),
         ]
 
     def routes(self) -> list[Route]:
@@ -91,10 +111,10 @@ class Control:
             return read(resource_id)
 
         return [
-            ("GET", f"/{kind}s", f"every {kind} with its internal facts", lambda _: read_all()),
-            ("POST", f"/{kind}s", "seed one: {state, ...fields}", lambda values: read(seed(**values))),
-            ("GET", f"/{kind}s/{{id}}", "one of them", lambda values: read(values["id"])),
-            ("POST", f"/{kind}s/{{id}}/state", "{state, error_code?, error_message?, ...}", set_state),
+            ("GET", f"/{kind}s", f"show all {kind}s, with facts that the API does not show", lambda _: read_all()),
+            ("POST", f"/{kind}s", "create one in a state: {state, ...fields}", lambda values: read(seed(**values))),
+            ("GET", f"/{kind}s/{{id}}", "show one of them", lambda values: read(values["id"])),
+            ("POST", f"/{kind}s/{{id}}/state", "{state, error_code?, error_message?, ...}: set its state", set_state),
         ]
 
     def _requests(self, values: dict[str, Any]) -> Any:

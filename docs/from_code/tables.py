@@ -194,7 +194,7 @@ def _raised(verdict: Verdict, policy: OnPendingPayment) -> str:
     except RoughyError as error:
         return f"fails with `{type(error).__name__}`, {who_retries(type(error))}"
     if verdict.outcome is Outcome.PAYMENT_REQUIRED:
-        return f"succeeds; the result has `state` `{verdict.state}` for a branch to look at"
+        return f"succeeds; the result of a sensor has `state` `{verdict.state}`, for a branch to look at"
     return "succeeds"
 
 
@@ -213,7 +213,8 @@ def batch_xcoms() -> str:
 def left_out() -> str:
     """List when a batch leaves a file out: the table in the docstring of ``ingest``."""
     rows = rows_of(ingest.__doc__ or "")
-    return table(("A file that …", "is", "A later run"), ([markdown(cell) for cell in row] for row in rows))
+    head = ("A file that …", "is", "A later run", "Decided in `ingest/`")
+    return table(head, ([*map(markdown, row[:3]), f"`{row[3]}`"] for row in rows))
 
 
 def statuses() -> str:
