@@ -1,11 +1,11 @@
-"""Roughy on a laptop: the API's paths, states, errors and upload rules over a real socket, with steerable faults.
+"""A local emulator of Roughy: the API's paths, states, errors and upload rules over a real socket, with faults.
 
 Start it with ``python -m airflow_provider_roughy.emulator``, or in a test::
 
     with Emulator() as roughy:
         ...  # roughy.url, roughy.api_key, roughy.inject(Fault(...)), roughy.assets
 
-It imports nothing from the rest of the package: a wrong constant would otherwise be right on both sides.
+It imports nothing from the rest of the package, so that a wrong constant of the client fails against it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Choices", "Emulator", "Fault", "Request"]
 
-#: Top-level packages of the extra.
+#: The packages of the extra ``emulator``.
 _EXTRA = ("starlette", "uvicorn", "h11", "av")
 
 
 def __getattr__(name: str) -> Any:
-    """Import the server on first use: only it needs the packages of the extra."""
+    """Import the server on first use, since only it needs the packages of the extra."""
     if name not in ("Emulator", "Request"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

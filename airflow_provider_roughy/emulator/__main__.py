@@ -1,4 +1,4 @@
-"""Command line: ``python -m airflow_provider_roughy.emulator``."""
+"""The command line ``python -m airflow_provider_roughy.emulator``."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ DEFAULT_PORT = 8321
 def main(arguments: list[str] | None = None) -> int:
     """Run the emulator until SIGINT or SIGTERM.
 
-    :param arguments: command line without the program's name.
-    :returns: exit status.
+    :param arguments: The command line without the program's name.
+    :returns: The exit status.
     """
     options = _parser().parse_args(arguments)
     if options.storage_port is None:
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"Project {emulator.project_id}")
         print(f"export AIRFLOW_CONN_ROUGHY_DEFAULT={shlex.quote(connection)}")
         print(f"Webhooks are signed with {emulator.webhook_secret}", flush=True)
-        # A plain wait() on the main thread would not be woken by a signal on Windows.
+        # On Windows, a signal does not interrupt a wait() without a timeout on the main thread.
         while not stopped.wait(1.0):
             pass
     finally:
@@ -114,7 +114,7 @@ def _verify(text: str) -> bool | str:
 
 
 def _print_request(request: Request) -> None:
-    """Print one line; never headers or queries, which hold the key and signatures."""
+    """Print one line without headers and query, which contain the key and signatures."""
     status = "cut" if request.status is None else request.status
     size = f" {request.body_bytes} bytes" if request.body_bytes else ""
     line = f"{request.method} {request.path} {status}{size} {request.seconds * 1000:.0f} ms {request.request_id}"

@@ -1,4 +1,4 @@
-"""The applications: the API, every resource's endpoints behind the key, and the object store."""
+"""The applications: the API, whose endpoints need the key, and the object store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .wire import ApiError
 class _Served:
     """An endpoint as an ASGI application.
 
-    :param authorise: returns the account of a request, or raises the 401.
+    :param authorise: Returns the account of a request, or raises the 401.
     """
 
     def __init__(self, endpoint: Endpoint, authorise: Callable[[Request], int]) -> None:
@@ -77,11 +77,11 @@ def authoriser(keys: Mapping[str, int]) -> Callable[[Request], int]:
 
 
 def build_api(store: Store, keys: Mapping[str, int], links: Links, extra_routes: list[Route]) -> Router:
-    """Return the API. A new resource is its file in ``routes/`` and a place in the list here.
+    """Return the API. To add a resource, add its module to ``routes/`` and its class to the list here.
 
     :param keys: API key -> account.
-    :param links: what makes the download URLs.
-    :param extra_routes: the control routes.
+    :param links: Creates the download URLs.
+    :param extra_routes: The control routes.
     """
     resources = (
         Projects(store),
@@ -98,7 +98,7 @@ def build_api(store: Store, keys: Mapping[str, int], links: Links, extra_routes:
 
 
 def build_storage(store: Store, links: Links) -> Router:
-    """Return the object store, which knows no keys."""
+    """Return the object store, which needs no API key."""
     return _router(Storage(store, links).endpoints(), authoriser({}), [])
 
 

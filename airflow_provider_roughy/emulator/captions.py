@@ -1,7 +1,7 @@
-"""Caption files of a cut: SRT and WebVTT, a caption a segment, in the time of the cut.
+"""Caption files of a cut: SRT and WebVTT, one caption for each segment, in the time of the cut.
 
-There is nothing here that understands speech: a caption is the share of the script's words that falls to its
-segment, and without a script the segment's number.
+The emulator does not recognise speech. A caption is the segment's share of the script's words; without a script, it is
+the segment's number.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from xml.sax.saxutils import escape
 
 from .editing import Segment
 
-#: Begin and end in seconds, and the words.
+#: Start and end in seconds, and the words.
 Caption = tuple[Fraction, Fraction, str]
 
 
 def captions(segments: Sequence[Segment], script: str | None) -> Iterator[Caption]:
-    """Yield the captions of a cut; a segment for which there are too few words has none."""
+    """Yield the captions of a cut. With fewer words than segments, some segments have no caption."""
     words = (script or "").split()
     whole = sum(end - begin for begin, end in segments)
     at, said = Fraction(0), 0
@@ -44,7 +44,7 @@ def vtt(shown: Iterator[Caption]) -> str:
     return "\n".join(["WEBVTT\n", *cues])
 
 
-#: Format -> what writes it, and its content type.
+#: Format -> its writer and content type.
 WRITERS: Mapping[str, tuple[Callable[[Iterator[Caption]], str], str]] = {
     "srt": (srt, "application/x-subrip"),
     "vtt": (vtt, "text/vtt; charset=utf-8"),

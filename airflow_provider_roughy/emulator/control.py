@@ -1,4 +1,4 @@
-"""Steering the emulator over HTTP, below ``/_emulator/``: what the Python API does, by the same functions."""
+"""Control of the emulator over HTTP, below ``/_emulator/``: the functions of the Python API."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from .steering import Steering
 from .store import UnknownId
 from .wire import ApiError, Reader, as_number, as_text, parse_object
 
-#: Gets the fields of the body, and the id in the path as ``id``; what it returns is the reply.
+#: Gets the fields of the body, and the id in the path as ``id``; returns the content of the reply.
 Action = Callable[[dict[str, Any]], Any]
 
-#: More than the clock can be moved by, either way.
+#: Beyond the range by which the clock can be moved, in both directions.
 _SECONDS = as_number(-1e12, 1e12)
 _WORD = as_text(1, 256)
 
 
 class Control:
-    """The control routes of one emulator. Every action runs in a thread, since it may wait for media.
+    """The control routes of one emulator. Every action runs in a thread, since it may wait for work on media.
 
-    :param steering: what is steered.
+    :param steering: The emulator to control.
     """
 
     def __init__(self, steering: Steering) -> None:
@@ -129,7 +129,7 @@ class Control:
         self._steering.progression = _take(values, "progression", _WORD)
 
     def _settle(self, values: dict[str, Any]) -> Any:
-        # 0.1 knew nothing but assets.
+        # 0.1 had assets only, as `asset_id`.
         given = next((name for name in ("id", "asset_id") if name in values), None)
         chosen = _take(values, given, _WORD) if given else None
         return {"settled": self._steering.settle(chosen)}
@@ -145,7 +145,7 @@ class Control:
 
 
 def _take(values: dict[str, Any], name: str, reader: Reader[Any] = lambda value: value) -> Any:
-    """Take a field that must be there out of a body."""
+    """Remove a required field from a body and return its value."""
     if name not in values:
         raise ValueError(f"Missing field {name!r}.")
     try:
@@ -171,7 +171,7 @@ class _Actions:
             return _problem(405, f"Use {', '.join(self._actions)}.")
         try:
             if request.method in ("POST", "PUT"):
-                # A browser sends JSON to another origin only after asking, so no web page can steer.
+                # A browser sends JSON to another origin only after a preflight request, so no web page can control it.
                 require_json(request)
             raw = await request.body()
             values = parse_object(raw, malformed_status=422) if raw else {}
@@ -190,5 +190,5 @@ def _problem(status: int, message: str) -> Response:
 
 
 def _reply(content: Any, status: int = 200) -> Response:
-    # A fault may be about text that UTF-8 cannot hold, or numbers that JSON has not.
+    # Escaped: a fault may contain text that UTF-8 cannot encode, and JSON has no word for some numbers.
     return Response(json.dumps(content), status, media_type="application/json")

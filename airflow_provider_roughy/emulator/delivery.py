@@ -1,4 +1,4 @@
-"""Sends webhooks, as Svix does for Roughy: signed, again and again until they are taken, in a thread of its own."""
+"""Sends webhooks from a thread of its own, as Svix does for Roughy: signed, with retries until they are accepted."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ import h11
 
 from .store import Delivery, Store, WebhookEndpoint
 
-#: Attempts under way at the same time, in all and to one endpoint: one that hangs must not hold up the others.
-ATTEMPTS_AT_ONCE = 64
-ATTEMPTS_PER_ENDPOINT = 10
+#: Concurrent attempts, in all and to one endpoint, so that an endpoint that hangs does not delay the others.
+MAX_ATTEMPTS = 64
+MAX_ATTEMPTS_PER_ENDPOINT = 10
 
-#: Seconds after which it is looked what time has brought about, as long as there are endpoints.
+#: Seconds between two sweeps of the store, as long as there are endpoints.
 TICK_SECONDS = 0.1
 
-#: How much of the answer is read, and for how long, once its status is known: so that few receivers see a reset.
+#: How many bytes of the reply are read after its status, and for how long, so that few receivers see a reset.
 REST_BYTES = 65536
 REST_SECONDS = 0.5
 
@@ -35,8 +35,8 @@ _log = logging.getLogger(__name__)
 def secret_keys(secret: str) -> list[bytes]:
     """Return the keys in a signing secret: base64 after ``whsec_``, of 24 to 64 bytes (Standard Webhooks).
 
-    :param secret: one, or several with spaces between them, as while a secret is being changed.
-    :raises ValueError: when one of them is none.
+    :param secret: One secret, or several separated by spaces, as during a rotation.
+    :raises ValueError: If one of them is not a secret.
     """
     keys = []
     for word in secret.split() or [""]:
@@ -53,7 +53,7 @@ def secret_keys(secret: str) -> list[bytes]:
 def sign(secret: str, svix_id: str, seconds: int, body: bytes) -> str:
     """Return the value of ``svix-signature``, a signature for each key (Svix, "Verifying webhooks manually").
 
-    :param seconds: time since the epoch, as in ``svix-timestamp``.
+    :param seconds: The time since the epoch, as in ``svix-timestamp``.
     """
     signed = b".".join((svix_id.encode(), str(seconds).encode(), body))
     digests = [hmac.digest(key, signed, hashlib.sha256) for key in secret_keys(secret)]
@@ -61,13 +61,13 @@ def sign(secret: str, svix_id: str, seconds: int, body: bytes) -> str:
 
 
 class Deliverer:
-    """Tells the endpoints what they are to be told.
+    """Sends the deliveries that are due.
 
-    What is due is in the store; here is only what is under way. The thread begins with the first :meth:`wake`.
+    The store has the deliveries; this object has only the attempts under way. The first :meth:`wake` starts its thread.
 
-    :param store: whose webhooks are sent.
-    :param secret: what they are signed with.
-    :param verify: whether certificates are checked, or a file of authorities that are trusted.
+    :param store: The store with the webhooks.
+    :param secret: The signing secret.
+    :param verify: Whether to check certificates, or a file of trusted authorities.
     """
 
     def __init__(self, store: Store, secret: str, verify: bool | str | Path) -> None:
@@ -76,8 +76,8 @@ class Deliverer:
         self._verify = verify
         self._context: ssl.SSLContext | None = None
         if not isinstance(verify, bool):
-            # Now rather than at the first webhook, where nobody would see that there is no such file.
-            self._trust()
+            # Loaded now, since a missing file would go unnoticed at the first webhook.
+            self._tls_context()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._woken = asyncio.Event()
         self._lock = threading.Lock()
@@ -90,7 +90,7 @@ class Deliverer:
             self.wake()
 
     def wake(self) -> None:
-        """Look now at what is due."""
+        """Send what is due without waiting for the next sweep."""
         with self._lock:
             if self._closing:
                 return
@@ -101,25 +101,25 @@ class Deliverer:
             self._loop.call_soon_threadsafe(self._woken.set)
 
     def flush(self, timeout: float) -> bool:
-        """Wait until all that is due has been tried.
+        """Wait until every delivery that is due has been attempted.
 
-        :param timeout: seconds to wait at most.
-        :returns: whether it has.
+        :param timeout: The maximum number of seconds to wait.
+        :returns: Whether that is so.
         """
         with self._progress:
             return self._progress.wait_for(lambda: self._closing or not self._store.webhooks.is_due(), timeout)
 
     def close(self) -> None:
-        """Break off what is under way, and end the thread."""
+        """Cancel the attempts under way, and end the thread."""
         with self._lock:
             self._closing = True
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(self._woken.set)
         if self._thread is not None:
             self._thread.join()
-        self._tell_progress()
+        self._notify_progress()
 
-    def _tell_progress(self) -> None:
+    def _notify_progress(self) -> None:
         with self._progress:
             self._progress.notify_all()
 
@@ -128,7 +128,7 @@ class Deliverer:
         try:
             self._loop.run_until_complete(self._serve())
         finally:
-            # Not asyncio.run(), which would wait for a name that is still being looked up.
+            # Not asyncio.run(), which would wait for a host name that is still being resolved.
             self._loop.close()
 
     async def _serve(self) -> None:
@@ -141,10 +141,10 @@ class Deliverer:
                 if endpoints:
                     self._store.sweep()
                 for endpoint in endpoints:
-                    self._begin(endpoint)
+                    self._start(endpoint)
             except Exception:
                 _log.exception("webhooks")
-            self._tell_progress()
+            self._notify_progress()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), None if idle else TICK_SECONDS)
         tasks = list(self._tasks.values())
@@ -152,9 +152,9 @@ class Deliverer:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _begin(self, endpoint: WebhookEndpoint) -> None:
-        for delivery in self._store.webhooks.due(endpoint.id, ATTEMPTS_PER_ENDPOINT):
-            if delivery.id not in self._tasks and len(self._tasks) < ATTEMPTS_AT_ONCE:
+    def _start(self, endpoint: WebhookEndpoint) -> None:
+        for delivery in self._store.webhooks.due(endpoint.id, MAX_ATTEMPTS_PER_ENDPOINT):
+            if delivery.id not in self._tasks and len(self._tasks) < MAX_ATTEMPTS:
                 self._tasks[delivery.id] = asyncio.ensure_future(self._attempt(endpoint.url, delivery))
 
     async def _attempt(self, url: str, delivery: Delivery) -> None:
@@ -165,7 +165,7 @@ class Deliverer:
                 problem = f"status {status}"
         except TimeoutError:
             problem = f"no answer within {self._store.choices.webhook_timeout_seconds:g} s"
-        except Exception as error:  # Whatever it is, the next attempt comes after a pause and not at once.
+        except Exception as error:  # Any error: the next attempt follows after a pause and not immediately.
             problem = f"{type(error).__name__}: {error}"
         try:
             self._store.webhooks.note_attempt(delivery, time.monotonic() - started, status, problem)
@@ -174,10 +174,10 @@ class Deliverer:
             self._woken.set()
 
     async def _post(self, url: str, delivery: Delivery) -> int:
-        """Send one webhook, and return the status of the answer."""
+        """Send one webhook, and return the status of the reply."""
         parts = urlsplit(url)
         secure = parts.scheme == "https"
-        context = self._trust() if secure else None
+        context = self._tls_context() if secure else None
         port = parts.port or (443 if secure else 80)
         writer = None
         connection = h11.Connection(h11.CLIENT)
@@ -200,7 +200,7 @@ class Deliverer:
 
     def _request(self, url: str, delivery: Delivery) -> h11.Request:
         parts, body = urlsplit(url), delivery.payload.encode()
-        # Real time, whatever the emulator's clock says: a receiver compares it with its own.
+        # Real time, not the emulator's clock, since the receiver compares it with its own clock.
         seconds = int(time.time())
         headers = {
             "Host": parts.netloc,
@@ -215,7 +215,7 @@ class Deliverer:
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         return h11.Request(method="POST", target=target, headers=list(headers.items()))
 
-    def _trust(self) -> ssl.SSLContext:
+    def _tls_context(self) -> ssl.SSLContext:
         if self._context is None:
             self._context = ssl.create_default_context(
                 cafile=None if isinstance(self._verify, bool) else str(self._verify)
@@ -234,7 +234,7 @@ async def _read_status(connection: h11.Connection, reader: asyncio.StreamReader)
 
 
 async def _read_rest(connection: h11.Connection, reader: asyncio.StreamReader) -> None:
-    """Throw away what follows the status, of which nothing counts any more."""
+    """Discard the reply after its status."""
     size = 0
     with contextlib.suppress(TimeoutError, OSError, h11.RemoteProtocolError):
         async with asyncio.timeout(REST_SECONDS):

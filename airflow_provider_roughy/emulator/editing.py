@@ -1,7 +1,7 @@
-"""Cutting: which stretches of a recording are worth keeping. Silence goes, and a script changes what is left.
+"""Cutting: the emulator removes silence, and a script changes the rest.
 
-There is nothing here that understands speech. A script has its effect through its hash: it decides which of the
-stretches stay and how much of the last one, so that two scripts make two cuts, and one script always the same.
+The emulator does not recognise speech. The script's hash decides which segments are kept and how much of the last one,
+so that two scripts make two different cuts, and one script always the same cut.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ import av
 
 from .media import LENIENT, MediaProblem, Stopped, is_cover, length_of
 
-#: Begin and end in seconds from the start of the recording.
+#: Start and end in seconds from the start of the recording.
 Segment = tuple[Fraction, Fraction]
 
-#: Silence is what stays this far below the loudest moment, as a share of its amplitude (-40 dB), for so long.
+#: Silence is sound below this share of the maximum amplitude (-40 dB), for so long.
 QUIET_SHARE = 0.01
 SILENCE_SECONDS = Fraction(1, 2)
 
-#: Sound keeps so much of the silence around it, so that no word is clipped.
+#: So much of the silence around sound is kept, so that no word is clipped.
 MARGIN_SECONDS = Fraction(1, 10)
 
 #: Loudness is measured in windows of 20 ms at 8 kHz.
 _RATE, _WINDOW = 8000, 160
 
-#: Cuts of a recording without a picture fall on whole milliseconds.
+#: Cuts of an audio recording are aligned to whole milliseconds.
 _MILLISECOND = Fraction(1, 1000)
 
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
-    """What is kept of a recording.
+    """The kept parts of a recording.
 
-    :param segments: in order, on whole frames, or milliseconds if there is no picture.
-    :param frame_rate: of the picture, in frames a second; ``None`` if there is none.
+    :param segments: In order, aligned to whole frames, or to milliseconds if there is no video.
+    :param frame_rate: The frame rate of the video, in frames per second; ``None`` if there is no video.
     """
 
     segments: list[Segment]
@@ -51,11 +51,11 @@ class Edit:
 def edit(path: Path, script: str | None, stop: Callable[[], bool]) -> Edit:
     """Cut a recording. Blocks; call it in a thread.
 
-    :param path: the recording.
-    :param script: changes what is kept.
-    :param stop: asked now and then; true ends the work.
-    :raises MediaProblem: when it cannot be read.
-    :raises Stopped: when ``stop`` said so.
+    :param path: The recording.
+    :param script: Changes what is kept.
+    :param stop: Called regularly; if it returns true, the work ends.
+    :raises MediaProblem: If it cannot be read.
+    :raises Stopped: If ``stop`` returned true.
     """
     try:
         with av.open(f"file:{path}", **LENIENT) as container:
@@ -70,34 +70,34 @@ def edit(path: Path, script: str | None, stop: Callable[[], bool]) -> Edit:
     step = _MILLISECOND if frame_rate is None else 1 / frame_rate
     duration = whole_steps(max(duration, Fraction(len(loudness) * _WINDOW, _RATE)), step)
     stretches = ((begin + late, end + late) for begin, end in _stretches(loudness))
-    # Where nothing is louder than the rest, or there is no sound, all is kept.
+    # If there is no audio, or all of it is equally loud, everything is kept.
     segments = _snapped(stretches, step, duration) or [(Fraction(0), duration)]
     return Edit(segments if script is None else _by_script(segments, script, step), frame_rate)
 
 
 def picture_rate(stream: av.VideoStream) -> Fraction:
-    """Return the frames a second of a picture."""
+    """Return the frame rate of a video stream, in frames per second."""
     return Fraction(stream.average_rate or stream.guessed_rate or 25).limit_denominator(1001)
 
 
 def whole_steps(duration: Fraction, step: Fraction) -> Fraction:
-    """Return a duration without its last, incomplete step, but one step at least.
+    """Return a duration without its last, incomplete step, but at least one step.
 
-    :param duration: in seconds.
-    :param step: length of a frame or millisecond, in seconds.
+    :param duration: In seconds.
+    :param step: The length of a frame or millisecond, in seconds.
     """
     # Containers round their durations, to a microsecond at best.
     return max(1, math.floor((duration + Fraction(1, 10_000)) / step)) * step
 
 
 def start_of(container: av.container.InputContainer) -> Fraction:
-    """Return the time stamp of a recording's first moment, in seconds."""
-    # Before zero is what an encoder needs to begin and nobody hears; FFmpeg 8.1 no longer counts it.
+    """Return the timestamp of a recording's start, in seconds."""
+    # Negative timestamps are encoder delay, which is not audible; FFmpeg 8.1 no longer counts it.
     return Fraction(max(0, container.start_time or 0), av.time_base)
 
 
 def _late(container: av.container.InputContainer, sound: av.AudioStream) -> Fraction:
-    """Return how long after the recording's first moment its sound begins, in seconds."""
+    """Return how many seconds after the recording's start its audio starts."""
     if sound.start_time is None or sound.time_base is None:
         return Fraction(0)
     return sound.start_time * sound.time_base - start_of(container)
@@ -106,7 +106,7 @@ def _late(container: av.container.InputContainer, sound: av.AudioStream) -> Frac
 def _loudness(
     container: av.container.InputContainer, sound: av.AudioStream, stop: Callable[[], bool]
 ) -> Iterator[float]:
-    """Yield the root mean square of each window of the sound."""
+    """Yield the root mean square of each window of the audio."""
     resampler = av.AudioResampler(format="s16", layout="mono", rate=_RATE)
     waiting: array.array[int] = array.array("h")
     for number, packet in enumerate(container.demux(sound)):
@@ -126,7 +126,7 @@ def _loudness(
 
 
 def _stretches(loudness: list[float]) -> Iterator[Segment]:
-    """Yield what lies between silences, with its margins."""
+    """Yield the segments between silences, with their margins."""
     limit = max(loudness, default=0.0) * QUIET_SHARE
     window = Fraction(_WINDOW, _RATE)
     begin: Fraction | None = None
@@ -161,6 +161,6 @@ def _by_script(segments: list[Segment], script: str, step: Fraction) -> list[Seg
         segments[digest[0] % len(segments)]
     ]
     begin, end = kept[-1]
-    # From a third of it to two thirds.
+    # Between a third of it and two thirds.
     steps = math.ceil((end - begin) / step * Fraction(256 + digest[31], 3 * 256))
     return [*kept[:-1], (begin, begin + max(1, steps) * step)]

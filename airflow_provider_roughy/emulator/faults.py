@@ -1,8 +1,8 @@
-"""Faults as data: which request is to go wrong, and how.
+"""Faults as data: which request fails, and how.
 
-A rule counts the requests that its method and path match, from its injection on, whether or not another rule
-answers them; it strikes from the ``nth`` of them, ``times`` times. When several rules would strike one request,
-the one injected first does. Nothing is random, so a test sees the same faults every time.
+A rule counts the requests that match its method and path from its injection on, including requests that another rule
+answers. It applies to the ``nth`` of them and the following ones, ``times`` in all. If several rules apply to a
+request, the one injected first is used. Nothing is random, so a test sees the same faults every time.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from .wire import header_problem
 
-#: More than any request or byte is counted to.
-_MOST = 1 << 60
+#: Beyond any count of requests or bytes.
+_MAX = 1 << 60
 
 #: Key of an ASGI scope: the request must not complete an upload (:attr:`Fault.miss_end`).
 MISS_END = "roughy.miss_end"
@@ -29,34 +29,34 @@ class Fault:
     """One rule.
 
     ``delay`` comes first, alone or with any of the others. Then the first of ``drop``, ``hang``, ``garbage``,
-    ``swallow``, ``status`` that is set answers instead of the emulator: the request is not processed. Otherwise it
-    is processed, subject to the rest.
+    ``swallow``, ``status`` that is set replies instead of the emulator: the request is not processed. Otherwise the
+    request is processed, subject to the rest.
 
     :param method: HTTP method, or ``*``.
-    :param path: glob on the path without its query, for example ``/v1/uploads/*``.
-    :param nth: the first matching request that is struck, counted from 1.
-    :param times: how many requests in a row are struck; ``None`` for ever.
-    :param status: reply with this status.
-    :param headers: headers of that reply, for example ``{"Retry-After": "1"}``.
-    :param body: its body: text, or an object sent as JSON; by default the error envelope that fits the status.
-    :param delay: seconds to wait before anything else.
-    :param cut_after: the connection is reset once exactly so many bytes of the request's body were read. Bytes
-        read before count as arrived (see ``Choices.keep_partial``). A body that is shorter passes unharmed.
-    :param cut_reply_after: the connection is closed once exactly so many bytes of the reply's body were sent. A body
-        that is shorter passes unharmed.
-    :param reply_rate: the reply's body is sent at so many bytes a second.
-    :param miss_end: of an upload: take the bytes, and do not notice that they are the last ones, as a server that is
-        killed at that moment. The asset stays in ``pending_upload``, and ``HEAD`` tells the full offset, until another
-        ``PATCH`` ends there, which may be empty.
-    :param lose_reply: process the request wholly, then reset the connection instead of replying.
-    :param garbage: reply 200 with an HTML page, as a captive portal does.
-    :param hang: never answer; the body is read and thrown away, and the request ends when the client leaves.
-    :param drop: reset the connection at once.
-    :param swallow: read the body, store nothing, and reply 204: with the ``Upload-Offset`` that success would
-        have (``True``), or with the one the request came with (``"unchanged"``).
-    :param request_headers: set these headers on the request before it is processed; a value ``None`` removes the
-        header: ``{"Range": None}`` gets the whole instead of a part.
-    :param reply_headers: set these headers on whatever reply goes out; a value ``None`` removes the header.
+    :param path: Glob on the path without its query, for example ``/v1/uploads/*``.
+    :param nth: The first matching request that fails, counted from 1.
+    :param times: How many requests in a row fail; ``None`` for all.
+    :param status: Reply with this status.
+    :param headers: Headers of that reply, for example ``{"Retry-After": "1"}``.
+    :param body: Its body: text, or an object sent as JSON; by default the error envelope that fits the status.
+    :param delay: Seconds to wait before anything else.
+    :param cut_after: Reset the connection after exactly so many bytes of the request's body were read. Bytes
+        read before count as arrived (see ``Choices.keep_partial``). A shorter body is not affected.
+    :param cut_reply_after: Close the connection after exactly so many bytes of the reply's body were sent. A shorter
+        body is not affected.
+    :param reply_rate: Send the reply's body at so many bytes per second.
+    :param miss_end: Of an upload: store the bytes without completing the upload, like a server that is killed at that
+        moment. The asset stays in ``pending_upload``, and ``HEAD`` returns the full offset, until another ``PATCH``
+        ends there, which may be empty.
+    :param lose_reply: Process the request completely, then reset the connection instead of replying.
+    :param garbage: Reply 200 with an HTML page, as a captive portal does.
+    :param hang: Never reply; read and discard the body until the client disconnects.
+    :param drop: Reset the connection immediately.
+    :param swallow: Read the body, store nothing, and reply 204: with the ``Upload-Offset`` that success would
+        have (``True``), or with that of the request (``"unchanged"``).
+    :param request_headers: Set these headers on the request before it is processed; a value ``None`` removes the
+        header: ``{"Range": None}`` returns the whole file instead of a part.
+    :param reply_headers: Set these headers on the reply, whatever it is; a value ``None`` removes the header.
     """
 
     method: str = "*"
@@ -80,12 +80,12 @@ class Fault:
     reply_headers: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse what could never work, so that a typing error is no silent "no fault"."""
+        """Reject a rule that can never apply, so that a typing error does not silently mean "no fault"."""
         for problem in self._problems():
             raise ValueError(problem)
 
     def _problems(self) -> Iterator[str]:
-        """Yield what is wrong; what comes later may rely on what comes first."""
+        """Yield the problems of the rule; later checks may rely on earlier ones."""
         if not isinstance(self.method, str) or not isinstance(self.path, str):
             yield "method and path must be text"
         if self.method != self.method.upper():
@@ -96,24 +96,24 @@ class Fault:
             yield from filter(None, itertools.starmap(header_problem, fields.items()))
         if any(value is None for value in self.headers.values()):
             yield "headers must be text"
-        for name, least, most in (
-            ("nth", 1, _MOST),
-            ("times", 1, _MOST),
+        for name, minimum, maximum in (
+            ("nth", 1, _MAX),
+            ("times", 1, _MAX),
             ("status", 200, 599),
-            ("cut_after", 0, _MOST),
-            ("cut_reply_after", 0, _MOST),
+            ("cut_after", 0, _MAX),
+            ("cut_reply_after", 0, _MAX),
         ):
             value = getattr(self, name)
             if value is None and name != "nth":
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-                yield f"{name} must be a whole number from {least} to {most}"
-        for name, least in (("delay", 0), ("reply_rate", 1)):
+            if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= maximum:
+                yield f"{name} must be a whole number from {minimum} to {maximum}"
+        for name, minimum in (("delay", 0), ("reply_rate", 1)):
             value = getattr(self, name)
             if value is None and name == "reply_rate":
                 continue
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value <= 1e9:
-                yield f"{name} must be a number from {least} to 1e9"
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not minimum <= value <= 1e9:
+                yield f"{name} must be a number from {minimum} to 1e9"
         for name in ("miss_end", "lose_reply", "garbage", "hang", "drop"):
             if not isinstance(getattr(self, name), bool):
                 yield f"{name} must be true or false"
@@ -128,10 +128,10 @@ class Fault:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Fault:
-        """Make a rule from JSON.
+        """Create a rule from JSON.
 
-        :param values: the fields by name.
-        :raises ValueError: for an unknown field or a value of a wrong type.
+        :param values: The fields by name.
+        :raises ValueError: If a field is unknown, or a value has the wrong type.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := set(values) - known:
@@ -150,18 +150,18 @@ class Fault:
         }
 
     def matches(self, method: str, path: str) -> bool:
-        """Tell whether the rule is about such a request."""
+        """Return whether the rule matches a request."""
         return self.method in ("*", method) and fnmatch.fnmatchcase(path, self.path)
 
     @property
     def answers(self) -> bool:
-        """Whether the rule answers instead of the emulator."""
+        """Whether the rule replies instead of the emulator."""
         return bool(self.drop or self.hang or self.garbage or self.swallow or self.status is not None)
 
     def reply_body(self, code: str) -> tuple[bytes, str]:
         """Return the body of the ``status`` reply and its content type.
 
-        :param code: the error code to use in the default envelope.
+        :param code: The error code to use in the default envelope.
         """
         if isinstance(self.body, str):
             return self.body.encode(), "text/plain; charset=utf-8"
@@ -172,16 +172,16 @@ class Fault:
 
 
 class FaultBook:
-    """The rules in force and how many requests each of them has seen."""
+    """The rules in force, and how many requests each of them has matched."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._rules: list[tuple[Fault, list[int]]] = []
 
     def inject(self, fault: Fault) -> None:
-        """Put a rule in force, after those already there.
+        """Add a rule, after the existing ones.
 
-        :raises TypeError: for what is no rule, which would strike nothing but the emulator.
+        :raises TypeError: If it is not a :class:`Fault`.
         """
         if not isinstance(fault, Fault):
             raise TypeError(f"a fault is a Fault, such as Fault(status=503), not {fault!r}")
@@ -189,12 +189,12 @@ class FaultBook:
             self._rules.append((fault, [0]))
 
     def clear(self) -> None:
-        """Forget all rules."""
+        """Remove all rules."""
         with self._lock:
             self._rules.clear()
 
     def strike(self, method: str, path: str) -> Fault | None:
-        """Count a request and return the rule that strikes it, if any."""
+        """Count a request and return the rule that applies to it, if any."""
         struck: Fault | None = None
         with self._lock:
             for fault, seen in self._rules:

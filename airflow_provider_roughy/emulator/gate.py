@@ -1,6 +1,6 @@
-"""The outermost layer: every request passes it. Request ids, the request log, and the faults.
+"""The outermost layer, which every request passes: request ids, the request log, and the faults.
 
-What a fault does to a connection is done here too, so that no route knows of faults.
+It applies faults to connections as well, so that no route depends on faults.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
-#: Paths below this one steer the emulator: no faults, no log.
+#: Paths below this one control the emulator: no faults, no log.
 CONTROL = "/_emulator"
 
 #: How many requests the log keeps.
@@ -42,18 +42,18 @@ _HTML = b"<!DOCTYPE html><html><body><h1>Welcome to the airport WiFi</h1></body>
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One request as the emulator saw it.
+    """One request as the emulator received it.
 
     :param method: HTTP method.
-    :param path: path without the query.
-    :param query: query without the question mark.
-    :param headers: by lower-case name, as they were sent, Authorization too.
-    :param status: of the reply; ``None`` when there was none (yet).
-    :param request_id: as in the reply's ``X-Request-Id``.
-    :param body_bytes: how many bytes of the body were read.
-    :param started_at: real time since the epoch in seconds.
-    :param seconds: from the request's head to the end of the reply.
-    :param connection: the client's port: requests on one connection share it.
+    :param path: The path without the query.
+    :param query: The query without the question mark.
+    :param headers: By lower-case name, as they were sent, including Authorization.
+    :param status: The status of the reply; ``None`` if there is none (yet).
+    :param request_id: As in the reply's ``X-Request-Id``.
+    :param body_bytes: How many bytes of the body were read.
+    :param started_at: Real time since the epoch in seconds.
+    :param seconds: From the request's head to the end of the reply.
+    :param connection: The client's port: requests on one connection share it.
     """
 
     method: str
@@ -77,7 +77,7 @@ class Request:
 class RequestLog:
     """The requests so far, oldest first. Thread-safe.
 
-    :param on_finished: called with each request that is over.
+    :param on_finished: Called with each request that has ended.
     """
 
     def __init__(self, on_finished: Callable[[Request], None] | None = None) -> None:
@@ -87,7 +87,7 @@ class RequestLog:
         self._on_finished = on_finished
 
     def open(self, request: Request) -> int:
-        """Note a request that has begun."""
+        """Add a request that has started."""
         with self._lock:
             number = next(self._numbers)
             self._entries[number] = request
@@ -96,7 +96,7 @@ class RequestLog:
             return number
 
     def update(self, number: int, request: Request, *, finished: bool = False) -> None:
-        """Replace what is known of a request, unless the log was cleared since."""
+        """Replace a request in the log, unless the log was cleared since."""
         with self._lock:
             if number in self._entries:
                 self._entries[number] = request
@@ -104,7 +104,7 @@ class RequestLog:
             self._on_finished(request)
 
     def clear(self) -> None:
-        """Forget all requests."""
+        """Remove all requests."""
         with self._lock:
             self._entries.clear()
 
@@ -116,9 +116,9 @@ class RequestLog:
 
 
 class _Connection:
-    """The only place that reaches into uvicorn: through the bound ``receive`` to its request cycle.
+    """Access to the internals of uvicorn, through the bound ``receive`` to its request cycle, in this class only.
 
-    ASGI has no way to cut a connection, nor to get at body bytes that came in right before the client left.
+    ASGI can neither reset a connection nor return body bytes that arrived right before the client disconnected.
     uvicorn's ``RequestResponseCycle`` has both as ``transport`` and ``body``, since long before 0.30.
     """
 
@@ -126,7 +126,7 @@ class _Connection:
         self._cycle: Any = receive.__self__  # type: ignore[attr-defined]
 
     def reset(self) -> None:
-        """Cut the connection so that the client gets a RST: with a zero linger, closing discards and resets."""
+        """Reset the connection: with a zero linger, closing it discards all data and sends a RST."""
         transport = self._cycle.transport
         raw = transport.get_extra_info("socket")
         with contextlib.suppress(OSError):
@@ -134,26 +134,26 @@ class _Connection:
         transport.abort()
 
     def finish(self) -> None:
-        """Close the connection once all that was sent has gone out."""
+        """Close the connection after all data was sent."""
         self._cycle.transport.close()
 
     def take_rest(self) -> bytes:
-        """Return the body bytes that arrived but that ``receive`` withholds once the client has left."""
+        """Return the body bytes that arrived but that ``receive`` withholds after the client has disconnected."""
         rest = bytes(self._cycle.body)
         self._cycle.body = type(self._cycle.body)()
         return rest
 
 
 class _ReplyCut(Exception):
-    """The reply ends here, by a fault."""
+    """A fault ends the reply here."""
 
 
 class Gate:
     """Wraps the application.
 
-    :param app: what answers when no fault does.
-    :param faults: the rules in force.
-    :param log: where requests are noted.
+    :param app: The application, which replies unless a fault does.
+    :param faults: The rules in force.
+    :param log: The request log.
     """
 
     def __init__(self, app: App, faults: FaultBook, log: RequestLog) -> None:
@@ -186,7 +186,7 @@ class Gate:
             exchange.close()
 
     async def _pause(self, seconds: float) -> None:
-        """Wait, though not for longer than the emulator is open."""
+        """Wait, but not after the emulator starts to close."""
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self.closing.wait(), seconds)
 
@@ -196,7 +196,7 @@ class Gate:
         except _ReplyCut:
             raise
         except ClientDisconnect:
-            pass  # Whoever asked is gone, and nobody is left to answer.
+            pass  # The client has disconnected.
         except Exception:
             _log.exception("%s %s", exchange.scope["method"], exchange.scope["path"])
             if exchange.status is None:
@@ -230,7 +230,7 @@ class Gate:
 
 
 class _Exchange:
-    """One request and its reply on their way through the gate."""
+    """One request and its reply."""
 
     def __init__(
         self,
@@ -271,7 +271,7 @@ class _Exchange:
         )
 
     def open(self, fault: Fault | None) -> None:
-        """Begin: note the request and the fault that is upon it."""
+        """Start: log the request, and apply its fault."""
         self._fault = fault
         if fault is not None and fault.request_headers:
             changes = {name.lower(): value for name, value in fault.request_headers.items()}
@@ -282,7 +282,7 @@ class _Exchange:
         self._number = self._log.open(self._request)
 
     def close(self) -> None:
-        """End: note what became of the request."""
+        """End: log the result of the request."""
         if not self._over:
             self._over = True
             self._log.update(self._number, self._snapshot(), finished=True)
@@ -293,7 +293,7 @@ class _Exchange:
         return dataclasses.replace(self._request, status=status, body_bytes=self.body_bytes, seconds=seconds)
 
     async def receive(self) -> Message:
-        """Receive for the application: counts, cuts, and delivers the last bytes of a client that left."""
+        """Receive for the application: count and cut the body, and return the last bytes of a disconnected client."""
         if self._left or self.cut:
             return {"type": "http.disconnect"}
         limit = self._fault.cut_after if self._fault is not None else None
@@ -320,7 +320,7 @@ class _Exchange:
         return self._longer or (length.isdecimal() and int(length) > limit)
 
     async def send(self, message: Message) -> None:
-        """Send for the application: adds the request id, and withholds what a fault withholds."""
+        """Send for the application: add the request id, and withhold what a fault withholds."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message = {**message, "headers": self._reply_headers(message.get("headers", ()))}
@@ -338,7 +338,7 @@ class _Exchange:
         if self._fault is not None and self._fault.reply_rate is not None:
             await self._pause(len(body) / self._fault.reply_rate)
         if last or cut:
-            # Before the last byte goes out: a client that has its reply finds the request in the log.
+            # Logged before the last byte is sent: a client that has its reply finds the request in the log.
             self.close()
         await self._send({**message, "body": body, "more_body": cut or not last})
         if cut:
@@ -357,10 +357,10 @@ class _Exchange:
         content_type: str | None = "application/json",
         headers: dict[str, str] | None = None,
     ) -> None:
-        """Send a whole reply."""
+        """Send a complete reply."""
         fields = {name.lower(): value for name, value in (headers or {}).items()}
         if status in (204, 304):
-            # Neither has a body, nor may anything of it be announced.
+            # These replies have neither a body nor headers that describe one.
             body = b""
             fields.pop("content-length", None)
         elif "transfer-encoding" not in fields:
@@ -372,27 +372,27 @@ class _Exchange:
         await self.send({"type": "http.response.body", "body": body})
 
     async def drain(self) -> None:
-        """Read the body to its end and throw it away."""
+        """Read the rest of the body and discard it."""
         more = True
         while more:
             message = await self.receive()
             more = message["type"] == "http.request" and message.get("more_body", False)
 
     async def left(self) -> None:
-        """Wait until the client has left."""
+        """Wait until the client has disconnected."""
         while not self._left and (await self._receive())["type"] != "http.disconnect":
             pass
         self._left = True
 
     async def reset(self) -> None:
-        """Cut the connection, and wait until uvicorn knows."""
+        """Reset the connection, and wait until uvicorn has noticed."""
         self.close()
         _Connection(self._receive).reset()
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
     async def finish(self) -> None:
-        """Close the connection after what was sent, and wait until uvicorn knows."""
+        """Close the connection after all data was sent, and wait until uvicorn has noticed."""
         _Connection(self._receive).finish()
         while (await self._receive())["type"] != "http.disconnect":
             pass
@@ -401,7 +401,7 @@ class _Exchange:
 def _changed(headers: Any, changes: dict[str, str | None]) -> list[tuple[bytes, bytes]]:
     """Return headers with some set or, where the new value is ``None``, removed.
 
-    :param changes: by lower-case name.
+    :param changes: By lower-case name.
     """
     kept = [(name, value) for name, value in headers if name.decode("latin-1").lower() not in changes]
     return kept + [(k.encode("latin-1"), v.encode("latin-1")) for k, v in changes.items() if v is not None]

@@ -1,8 +1,8 @@
-"""Looking at media: what it is from its first bytes, how long it is and whether it is whole from all of them.
+"""Media detection: the type from the first bytes; duration and completeness from the whole file.
 
-The type comes from a table of signatures. Duration and corruption are judged by FFmpeg's own demuxers (PyAV), as
-``ffprobe`` does for Roughy; what FFmpeg forgives and a user would not, a file cut short, is found by comparing
-what the container declares with what is there.
+The type is looked up in a table of signatures. Duration and corruption are found by FFmpeg's own demuxers (PyAV), as
+``ffprobe`` does for Roughy. FFmpeg accepts truncated files; they are found by comparing the size that the container
+declares with that of the file.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from typing import Any, BinaryIO
 
 import av
 
-#: For ``av.open``, to read media whose titles are in another encoding than they declare; PyAV 19 always does.
+#: For ``av.open``: read media whose titles are not in the encoding that they declare. PyAV 19 always does.
 LENIENT: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
 
 
 class MediaProblem(Exception):
-    """Nothing can be made of this media: one line for the user."""
+    """The media cannot be used: one line for the user."""
 
 
 class Stopped(Exception):
-    """The work was given up half way."""
+    """The work was stopped before its end."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What a file is.
+    """The type of a file.
 
     :param type: ``audio`` or ``video``.
-    :param extension: without a dot.
+    :param extension: Without a dot.
     :param content_type: MIME type.
     """
 
@@ -46,10 +46,10 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What a look at the whole file found: a duration, or a problem.
+    """The result of reading the whole file: a duration, or a problem.
 
-    :param seconds: decimal number with three digits.
-    :param problem: one line for the user.
+    :param seconds: A decimal number with three digits.
+    :param problem: One line for the user.
     """
 
     seconds: str | None = None
@@ -61,7 +61,7 @@ _AAC = Kind("audio", "aac", "audio/aac")
 _WAV = Kind("audio", "wav", "audio/wav")
 _TS = Kind("video", "ts", "video/mp2t")
 
-#: Signature at the very start -> kind; those that need a closer look are in :func:`sniff`.
+#: Signature at the very start -> kind; :func:`sniff` has those that need more than a prefix.
 _SIGNATURES: tuple[tuple[bytes, Kind], ...] = (
     (b"fLaC", Kind("audio", "flac", "audio/flac")),
     (b"caff", Kind("audio", "caf", "audio/x-caf")),
@@ -82,9 +82,9 @@ _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
 def sniff(head: bytes) -> Kind | None:
-    """Tell what a file is from its first bytes; ``None`` when it is neither audio nor video.
+    """Return the type of a file by its first bytes; ``None`` if it is neither audio nor video.
 
-    :param head: at least 64 bytes; more of them tell audio-only containers apart more surely.
+    :param head: At least 64 bytes; with more, audio-only containers are recognised more reliably.
     """
     for signature, kind in _SIGNATURES:
         if head.startswith(signature):
@@ -109,7 +109,7 @@ def sniff(head: bytes) -> Kind | None:
 
 
 def _iso_kind(head: bytes) -> Kind | None:
-    """Tell the members of the MP4 family apart (ISO 14496-12: brand of ``ftyp``, handlers of ``moov``)."""
+    """Distinguish the members of the MP4 family (ISO 14496-12: brand of ``ftyp``, handlers of ``moov``)."""
     brand = head[8:12] if head[4:8] == b"ftyp" else b"qt  "
     if brand in _IMAGE_BRANDS:
         return None
@@ -128,7 +128,7 @@ def _iso_kind(head: bytes) -> Kind | None:
 
 
 def _matroska_kind(head: bytes) -> Kind | None:
-    """Tell WebM from Matroska, and audio from video by the CodecID elements (RFC 9559)."""
+    """Distinguish WebM from Matroska, and audio from video by the CodecID elements (RFC 9559)."""
     codecs = set(re.findall(rb"\x86[\x81-\xff]([AV])_[A-Z]", head))
     audio = codecs == {b"A"}
     if b"webm" in head[:64]:
@@ -146,7 +146,7 @@ def _ogg_kind(head: bytes) -> Kind:
 
 
 def _frame_kind(head: bytes) -> Kind | None:
-    """Recognise formats without a file header by two frames in a row, or one if there is room for no more."""
+    """Recognise formats without a file header by two consecutive frames, or by one if there is no room for two."""
     if length := _mp3_frame_length(head):
         following = head[length : length + 4]
         return _MP3 if len(following) < 4 or _mp3_frame_length(following) else None
@@ -155,7 +155,7 @@ def _frame_kind(head: bytes) -> Kind | None:
         return _AAC if len(following) < 7 or _adts_frame_length(following) else None
     for first, stride in ((0, 188), (4, 192)):
         marks = head[first : 5 * stride : stride]
-        # One lonely mark is too little to believe, unless a table that opens streams follows (PAT or SDT).
+        # A single sync byte is not enough, unless a table that starts streams follows (PAT or SDT).
         program = int.from_bytes(head[first + 1 : first + 3], "big") & 0x1FFF
         if marks and set(marks) == {0x47} and (len(marks) > 1 or program in (0x00, 0x11)):
             return _TS
@@ -202,12 +202,12 @@ def _adts_frame_length(head: bytes) -> int:
     return length if length > 7 else 0
 
 
-#: Demuxers whose duration is always read from the container; of others, :func:`_says_length` tells.
+#: Demuxers whose duration is always read from the container; :func:`_declares_length` checks the others.
 _DECLARING = ("mov,mp4,m4a,3gp,3g2,mj2", "w64", "caf", "ogg")
-#: Demuxers of containers whose end cannot be told by their structure (:func:`_cut_short`).
+#: Demuxers of containers whose structure does not show where they end (:func:`_cut_short`).
 _DURATION_ONLY = ("flac", "flv", "mp3")
 
-#: How many packets are decoded to see that they hold anything.
+#: How many packets are decoded to check that they have content.
 _DECODED_PACKETS = 60
 
 _MILLI = Decimal("0.001")
@@ -217,10 +217,10 @@ _TRUNCATED = "The media ends before its declared end: it is truncated."
 
 
 def measure(path: Path, *, stop: Callable[[], bool] = lambda: False) -> Measured:
-    """Read a whole file and return its duration or what is wrong with it. Blocks; call it in a thread.
+    """Read a whole file and return its duration or its problem. Blocks; call it in a thread.
 
-    :param path: the file.
-    :param stop: asked now and then; true ends the work with whatever result.
+    :param path: The file.
+    :param stop: Called regularly; if it returns true, the work ends, and the result is meaningless.
     """
     try:
         with path.open("rb") as file:
@@ -237,24 +237,24 @@ def measure(path: Path, *, stop: Callable[[], bool] = lambda: False) -> Measured
 
 
 def length_of(path: Path, *, stop: Callable[[], bool] = lambda: False) -> Fraction:
-    """Return how long a recording is, in seconds, as :func:`measure` does. Blocks; call it in a thread.
+    """Return the duration of a recording, in seconds, as :func:`measure` does. Blocks; call it in a thread.
 
-    FFmpeg's own figure is a guess, or missing, where the container does not say it: live WebM, FLAC from a pipe, ADTS.
+    FFmpeg estimates or omits the duration if the container does not declare it: live WebM, FLAC from a pipe, ADTS.
 
-    :param path: the file.
-    :param stop: asked now and then; true ends the work.
-    :raises MediaProblem: when it has none.
-    :raises Stopped: when ``stop`` said so.
+    :param path: The file.
+    :param stop: Called regularly; if it returns true, the work ends.
+    :raises MediaProblem: If it has no duration.
+    :raises Stopped: If ``stop`` returned true.
     """
     return _demux(path, stop, decode=False).length
 
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """What the demuxer found.
+    """What the demuxer has found.
 
-    :param present: seconds from the first packet to the end of the last one.
-    :param declared: seconds that the container says, if it does.
+    :param present: Seconds from the first packet to the end of the last one.
+    :param declared: Seconds that the container declares, if it does.
     :param format: FFmpeg's name of the container.
     """
 
@@ -264,7 +264,7 @@ class _Found:
 
     @property
     def length(self) -> Fraction:
-        """How long the media is, in seconds."""
+        """The duration of the media, in seconds."""
         found = self.present if self.declared is None else self.declared
         if found <= 0:
             raise MediaProblem("The media has no duration.")
@@ -272,15 +272,15 @@ class _Found:
 
     @property
     def is_cut_short(self) -> bool:
-        """Whether it has an end that is not there."""
+        """Whether the file ends before its declared end."""
         known = self.declared is not None and self.format in _DURATION_ONLY
         return known and _is_short(float(self.present), float(self.declared or 0))
 
 
 def _demux(path: Path, stop: Callable[[], bool], *, decode: bool) -> _Found:
-    """Go through all packets of a file.
+    """Read all packets of a file.
 
-    :param decode: whether some are decoded, to see that they hold anything.
+    :param decode: Whether to decode some, to check that they have content.
     """
     with av.open(f"file:{path}", **LENIENT) as container:
         media = [s for s in container.streams if s.type in ("audio", "video") and not is_cover(s)]
@@ -315,7 +315,7 @@ def _demux(path: Path, stop: Callable[[], bool], *, decode: bool) -> _Found:
         begins, ends = ([at * bases[index] for index, at in found.items()] for found in (first, last))
         present = max(ends, default=Fraction(0)) - max(Fraction(0), min(begins, default=Fraction(0)))
         name, duration = container.format.name, container.duration
-    declares = duration is not None and duration > 0 and _says_length(path, name)
+    declares = duration is not None and duration > 0 and _declares_length(path, name)
     return _Found(present, Fraction(duration or 0, av.time_base) if declares else None, name)
 
 
@@ -324,14 +324,14 @@ def _is_short(present: float, declared: float) -> bool:
 
 
 def is_cover(stream: av.stream.Stream) -> bool:
-    """Tell a cover picture, which a container shows as a video stream, from a film."""
+    """Return whether a video stream is only a cover image."""
     disposition = getattr(stream, "disposition", 0)
-    # A flag of an enumeration, in some releases no integer.
+    # An enumeration; in some releases of PyAV, its members are not integers.
     return bool(int(getattr(disposition, "value", disposition)) & 0x400)
 
 
-def _says_length(path: Path, format: str) -> bool:
-    """Tell whether a file says how long it is, so that FFmpeg had not to guess by its bit rate or its last packet.
+def _declares_length(path: Path, format: str) -> bool:
+    """Return whether a file declares its duration, so that FFmpeg has not estimated it by bit rate or last packet.
 
     :param format: FFmpeg's name of the container.
     """
@@ -340,11 +340,11 @@ def _says_length(path: Path, format: str) -> bool:
             return _has_frame_count(file)
         head = file.read(65536)
     if format == "matroska,webm":
-        # The Duration element (RFC 9559), a float of four or eight bytes.
+        # The Duration element (RFC 9559) is a float of four or eight bytes.
         found = re.search(rb"\x44\x89(?:\x84.{4}|\x88.{8})", head, re.DOTALL)
         return found is not None and any(found[0][3:])
     if format == "flac":
-        # The last 36 bits before the checksum of STREAMINFO, which comes first, are the number of samples (RFC 9639).
+        # STREAMINFO comes first. Its last 36 bits before the checksum are the number of samples (RFC 9639).
         at = _id3_length(head) if head.startswith(b"ID3") else 0
         return bool(int.from_bytes(head[at + 21 : at + 26], "big") & (1 << 36) - 1)
     if format in ("wav", "aiff", "avi"):
@@ -359,12 +359,12 @@ def _says_length(path: Path, format: str) -> bool:
 
 
 def _has_frame_count(file: BinaryIO) -> bool:
-    """Tell whether an MP3 declares its number of frames: a Xing, Info or VBRI tag in its first frame."""
+    """Return whether an MP3 declares its number of frames: a Xing, Info or VBRI tag in its first frame."""
     file.seek(0)
     head = file.read(10)
     file.seek(_id3_length(head) if head.startswith(b"ID3") and len(head) == 10 else 0)
     frame = file.read(256)
-    # A writer to a pipe leaves out the number, or leaves it at zero.
+    # A program that writes to a pipe omits the number, or leaves it at zero.
     if xing := re.search(rb"(?:Xing|Info)...([\x00-\xff])(.{4})", frame, re.DOTALL):
         return bool(xing[1][0] & 1) and any(xing[2])
     vbri = re.search(rb"VBRI.{10}(.{4})", frame, re.DOTALL)
@@ -372,10 +372,10 @@ def _has_frame_count(file: BinaryIO) -> bool:
 
 
 def _riff_size(head: bytes) -> int | None:
-    """Return how many bytes a RIFF or AIFF file says it has; ``None`` if it does not say.
+    """Return the size in bytes that a RIFF or AIFF file declares; ``None`` if it does not.
 
-    A writer to a pipe cannot know: it writes zeros, all ones, or about as much as fits (SoX 0x7ffff000 bytes of samples
-    and 0x7f000000 in an AIFF, arecord 0x80000000), each with the length of its headers added or not.
+    A program that writes to a pipe cannot know the size: it writes zeros, all ones, or about the maximum (SoX
+    0x7ffff000 bytes of samples and 0x7f000000 in an AIFF, arecord 0x80000000), with or without the length of headers.
     """
     if head[:4] in (b"RF64", b"BW64"):
         size = int.from_bytes(head[20:28], "little") if head[12:16] == b"ds64" else 0
@@ -389,10 +389,10 @@ def _riff_size(head: bytes) -> int | None:
 
 
 def _cut_short(file: BinaryIO, size: int) -> bool:
-    """Tell whether a container says that it is longer than its file.
+    """Return whether a container declares more bytes than its file has.
 
-    :param file: opened for reading; its position is changed.
-    :param size: of the file in bytes.
+    :param file: Opened for reading; its position is changed.
+    :param size: The size of the file in bytes.
     """
     file.seek(0)
     head = file.read(4096)
@@ -443,7 +443,7 @@ def _segment_cut_short(head: bytes, size: int) -> bool:
 
 
 def _page_cut_short(file: BinaryIO, size: int) -> bool:
-    """Look whether the last Ogg page (RFC 3533: at most 65307 bytes) is whole."""
+    """Return whether the last Ogg page (RFC 3533: at most 65307 bytes) is incomplete."""
     start = max(0, size - 65307)
     file.seek(start)
     tail = file.read()

@@ -1,4 +1,4 @@
-"""A fixture of pytest, to test DAGs of one's own without an account.
+"""A pytest fixture to test your own DAGs without an account.
 
 In ``conftest.py``::
 
@@ -10,11 +10,11 @@ Then a test of a DAG is three lines::
         assert my_dag.test(run_conf={"source": "tests/data/interview.mp3"}).state == "success"
         assert [request.method for request in roughy.requests].count("PATCH") == 1  # one upload
 
-What :class:`~airflow_provider_roughy.emulator.Emulator` takes, a mark gives::
+A mark passes arguments to :class:`~airflow_provider_roughy.emulator.Emulator`::
 
     @pytest.mark.roughy(balance=0, progression="polls=3")
 
-No entry point loads it: who does not name it has neither the fixture nor the mark.
+There is no entry point: without the line in ``conftest.py``, there is neither the fixture nor the mark.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ __all__ = ["roughy"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Say what the mark is for."""
+    """Register the mark."""
     config.addinivalue_line("markers", "roughy(**options): what the Emulator of the fixture `roughy` is made with.")
 
 
 @pytest.fixture
 def roughy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-    """Give a test a Roughy of its own, as the Airflow connection ``roughy_default``; its work is done at once."""
+    """Give a test its own emulator, as the Airflow connection ``roughy_default``; processing takes no time."""
     options: dict[str, Any] = {"progression": "immediate"}
-    # The closest mark comes first, and counts.
+    # The closest mark comes first, and takes precedence.
     for mark in reversed(list(request.node.iter_markers("roughy"))):
         if mark.args:
             raise TypeError(f"the mark `roughy` takes names, such as balance=0, not {mark.args[0]!r}")

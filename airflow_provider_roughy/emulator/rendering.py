@@ -1,4 +1,4 @@
-"""Rendering: a media file of a recording, whole or as a cut of it (render page)."""
+"""Rendering: a media file of a whole recording, or of a cut of it (render page)."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import av
 from .editing import Segment, picture_rate, start_of, whole_steps
 from .media import LENIENT, MediaProblem, Stopped, is_cover, length_of
 
-#: Format -> the muxer's name, its options, the codec of the sound.
+#: Format -> the muxer's name, its options, the audio codec.
 _CONTAINERS: Mapping[str, tuple[str, dict[str, str], str]] = {
     "mp4": ("mp4", {"movflags": "faststart"}, "aac"),
     "mov": ("mov", {"movflags": "faststart"}, "aac"),
     "m4a": ("ipod", {"movflags": "faststart"}, "aac"),
     "mp3": ("mp3", {}, "libmp3lame"),
 }
-#: Length of the shorter edge.
+#: The length of the shorter edge in pixels.
 _EDGES = {"720p": 720, "1080p": 1080, "4k": 2160}
 
-#: Bits a second of sound when nothing is asked for.
+#: Bits per second of audio if the request does not say.
 _AUDIO_BITRATE = 192_000
 
-#: Samples of a frame that goes to the encoder, which makes its own of them.
+#: Samples of a frame for the encoder, which splits them into its own frames.
 _BLOCK = 4096
 
 
@@ -36,13 +36,13 @@ def render(
 ) -> None:
     """Write a media file. Blocks; call it in a thread.
 
-    :param source: the recording.
-    :param target: the file to write.
-    :param segments: what is kept, in order; ``None`` for all.
-    :param output: as the API has it: ``format``, ``resolution``, ``video_bitrate``, ``audio_bitrate``, ``frame_rate``.
-    :param stop: asked now and then; true ends the work.
-    :raises MediaProblem: when the recording cannot be read, or has nothing of what is asked for.
-    :raises Stopped: when ``stop`` said so.
+    :param source: The recording.
+    :param target: The file to write.
+    :param segments: The segments to keep, in order; ``None`` for all.
+    :param output: As in the API: ``format``, ``resolution``, ``video_bitrate``, ``audio_bitrate``, ``frame_rate``.
+    :param stop: Called regularly; if it returns true, the work ends.
+    :raises MediaProblem: If the recording cannot be read, or has no stream that the format can hold.
+    :raises Stopped: If ``stop`` returned true.
     """
     muxer, options, codec = _CONTAINERS[output["format"]]
     try:
@@ -80,8 +80,8 @@ def _render(
         tracks[sound.index] = _Sound(sound, container, codec, segments, start, output)
     if not tracks:
         raise MediaProblem("The recording has no sound.")
-    wanted = [recording.streams[index] for index in tracks]
-    for number, packet in enumerate(recording.demux(wanted)):
+    streams = [recording.streams[index] for index in tracks]
+    for number, packet in enumerate(recording.demux(streams)):
         if number % 100 == 0 and stop():
             raise Stopped
         try:
@@ -99,9 +99,9 @@ def _render(
 
 
 class _Picture:
-    """The picture: every moment of the result shows what the recording shows at the moment that it comes from.
+    """The video: every moment of the result shows the frame of the recording at the corresponding moment.
 
-    :param start: time stamp of the recording's first moment, in seconds.
+    :param start: The timestamp of the recording's start, in seconds.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class _Picture:
         self._container = container
         self._time_base = 1 / rate
         self._start = start
-        # Time stamps may be rounded: a frame counts from half a frame before.
+        # Timestamps may be rounded: a frame is used from half a frame before its timestamp.
         self._early = 1 / picture_rate(source) / 2
         self._moments = _moments(segments, 1 / rate)
         self._due = next(self._moments, None)
@@ -126,18 +126,18 @@ class _Picture:
         self._stream: av.VideoStream = container.add_stream("libx264", rate=rate)
         self._stream.width, self._stream.height = _size(*self._turn.size, output["resolution"])
         self._stream.pix_fmt = "yuv420p"
-        # Speed before size: this is no studio.
+        # Tests need speed, not small files.
         self._stream.options = {"preset": "ultrafast"}
         if output["video_bitrate"]:
             self._stream.bit_rate = min(output["video_bitrate"] * 1_000_000, source.bit_rate or math.inf)
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing more of the recording is needed."""
+        """Whether no more frames of the recording are needed."""
         return self._due is None
 
     def take(self, frame: Any) -> None:
-        """Take the next frame of the recording."""
+        """Add the next frame of the recording."""
         if frame.pts is None or frame.time_base is None:
             return
         at = frame.pts * frame.time_base - self._start - self._early
@@ -148,14 +148,14 @@ class _Picture:
     def _show(self, shown: av.VideoFrame) -> None:
         frame = self._turn(shown).reformat(self._stream.width, self._stream.height, "yuv420p")
         frame.pts, frame.time_base = self.made, self._time_base
-        # The encoder decides.
+        # Let the encoder decide.
         frame.pict_type = av.video.frame.PictureType.NONE
         self._container.mux(self._stream.encode(frame))
         self.made += 1
         self._due = next(self._moments, None)
 
     def finish(self) -> None:
-        """Show the last frame until the end."""
+        """Repeat the last frame until the end."""
         if self._shown is None:
             raise MediaProblem("The picture could not be decoded.")
         while self._due is not None:
@@ -164,7 +164,7 @@ class _Picture:
 
 
 class _Turn:
-    """Turns pictures upright: a phone only notes how it was held."""
+    """Rotates frames upright: a phone stores only in which orientation it was held."""
 
     def __init__(self, source: av.VideoStream) -> None:
         with av.open(source.container.name, **LENIENT) as recording:
@@ -178,7 +178,7 @@ class _Turn:
             self.size = (source.height, source.width)
 
     def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
-        """Return a picture as it is to be seen."""
+        """Return a frame in the orientation in which it is to be displayed."""
         if not self._turns:
             return frame
         if self._graph is None:
@@ -192,10 +192,10 @@ class _Turn:
 
 
 def _rotation(frame: Any) -> int:
-    """Return by how many degrees a picture is to be turned, counterclockwise."""
+    """Return by how many degrees to rotate a frame, counterclockwise."""
     if hasattr(frame, "rotation"):
         return int(frame.rotation)
-    # PyAV 13 and 14 have the matrix only (libavutil/display.h).
+    # PyAV 13 and 14 have only the matrix (libavutil/display.h).
     matrix = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
     if matrix is None:
         return 0
@@ -204,7 +204,7 @@ def _rotation(frame: Any) -> int:
 
 
 class _Sound:
-    """The sound: the samples of the segments, one after the other; silence where the recording has none."""
+    """The audio: the samples of the segments, one after the other; silence where the recording has none."""
 
     def __init__(
         self,
@@ -230,17 +230,17 @@ class _Sound:
         asked = output["audio_bitrate"] * 1000 if output["audio_bitrate"] else _AUDIO_BITRATE
         stream.bit_rate = min(asked, source.bit_rate or asked)
         if codec == "libmp3lame":
-            # LAME's own scale, from 0 for the best to 9 for the fastest.
+            # LAME's scale, from 0 for the best to 9 for the fastest.
             stream.options = {"compression_level": "8"}
         self._stream: av.AudioStream = stream
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing more of the recording is needed."""
+        """Whether no more frames of the recording are needed."""
         return not self._segments
 
     def take(self, frame: Any) -> None:
-        """Take the next frame of the recording."""
+        """Add the next frame of the recording."""
         if self._at is None and frame.pts is not None and frame.time_base is not None:
             self._at = round((frame.pts * frame.time_base - self._start) * self._rate)
         for each in self._resampler.resample(frame):
@@ -252,7 +252,7 @@ class _Sound:
         while self._segments and self._segments[0][0] < self._at:
             begin, end = self._segments[0]
             if begin < at:
-                # Nothing was recorded before.
+                # The recording has no samples before this frame.
                 self._waiting += bytes((min(at, end) - begin) * self._bytes)
                 begin = min(at, end)
             stop = min(end, self._at)
@@ -274,7 +274,7 @@ class _Sound:
         self.made += samples
 
     def finish(self) -> None:
-        """Fill what the recording lacks with silence."""
+        """Pad with silence up to the end of the segments."""
         for each in self._resampler.resample(None):
             self._take(each)
         self._waiting += bytes(sum(end - begin for begin, end in self._segments) * self._bytes)
@@ -296,7 +296,7 @@ def _moments(segments: Sequence[Segment], step: Fraction) -> Iterator[Fraction]:
 
 
 def _size(width: int, height: int, resolution: str | None) -> tuple[int, int]:
-    """Return width and height, even numbers: the shorter edge as asked for, and never longer than it was."""
+    """Return width and height, even numbers: the shorter edge as requested, but never longer than the original."""
     shorter = min(width, height)
     scale = Fraction(min(shorter, _EDGES[resolution]) if resolution else shorter, shorter)
     return max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)

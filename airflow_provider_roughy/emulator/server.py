@@ -1,4 +1,4 @@
-"""The emulator as an object: a server in a thread, and everything a test steers it by."""
+"""The emulator as an object: a server in a thread, and the methods with which tests control it."""
 
 from __future__ import annotations
 
@@ -29,36 +29,36 @@ from .store import Store
 
 DEFAULT_KEY = "sk_emulator"
 
-#: What a client can send in a header as it is.
+#: The keys that a client can send in a header unchanged.
 _KEY = re.compile(r"sk_[!-~]{0,500}")
 
-#: How long :meth:`Emulator.close` waits for requests under way after it has cut their connections.
+#: How long :meth:`Emulator.close` waits for requests under way after it has reset their connections.
 CLOSE_SECONDS = 5.0
 
 
 class Emulator(Steering):
-    """A Roughy of one's own, on a real socket.
+    """An emulated Roughy on a real socket.
 
-    Use it as a context manager, or call :meth:`start` and :meth:`close`. Everything here may be called from any
-    thread, and the same can be done over HTTP below ``/_emulator/``.
+    Use it as a context manager, or call :meth:`start` and :meth:`close`. All methods may be called from any thread,
+    and have counterparts over HTTP below ``/_emulator/``.
 
     :param port: TCP port; 0 takes a free one, which is kept over :meth:`close` and :meth:`start`.
-    :param host: address to listen on.
-    :param data_dir: where state and bytes live, to be taken up again later; by default a temporary folder that is
-        removed by :meth:`close`.
-    :param api_key: the API key, or several: each is an account of its own, the first is the default.
-    :param balance: credits that every account starts with.
-    :param progression: how long Roughy works on an asset, a cut or a render: ``immediate``, ``seconds=2``,
+    :param host: Address to listen on.
+    :param data_dir: Folder of state and media, from which a later emulator resumes; by default a temporary folder that
+        :meth:`close` removes.
+    :param api_key: The API key, or several: each is a separate account, the first is the default.
+    :param balance: Initial credits of every account.
+    :param progression: How long Roughy processes an asset, a cut or a render: ``immediate``, ``seconds=2``,
         ``polls=3`` (so many GETs or list appearances still find it unfinished), or ``manual`` (until
-        :meth:`settle`). Media that takes longer than that is finished when it is.
-    :param choices: answers where Roughy's documentation is silent.
-    :param faults: rules in force from the start.
-    :param on_request: called with each request that is over, from the server's thread.
-    :param storage_port: TCP port of the object store that download URLs lead to, as ``port``.
-    :param webhook_secret: what webhooks are signed with (``whsec_…``), or two with a space between them, as while one
-        is being changed; by default one of its own, which is kept as long as ``data_dir`` is. If it is given, it is
+        :meth:`settle`). If the work on the media takes longer, it finishes later.
+    :param choices: The behaviour where Roughy's documentation is silent.
+    :param faults: Rules in force from the start.
+    :param on_request: Called with each request that has ended, from the server's thread.
+    :param storage_port: TCP port of the object store that download URLs point to, as ``port``.
+    :param webhook_secret: The signing secret of webhooks (``whsec_…``), or two separated by a space, as during a
+        rotation; by default a generated one, which is kept as long as ``data_dir`` is. If it is given, it is
         also in :attr:`airflow_connection`.
-    :param webhook_verify: whether the certificates of webhook endpoints are checked; or a file of authorities.
+    :param webhook_verify: Whether to check the certificates of webhook endpoints; or a file of authorities.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Emulator(Steering):
         self.close()
 
     def start(self) -> None:
-        """Listen; returns when requests are answered."""
+        """Start to listen; return once requests are served."""
         if self._server is not None:
             raise RuntimeError("the emulator is running")
         listeners: list[socket.socket] = []
@@ -158,7 +158,7 @@ class Emulator(Steering):
             raise
 
     def close(self) -> None:
-        """Cut all connections, stop listening, and remove the temporary folder if there is one."""
+        """Reset all connections, stop listening, and remove the temporary folder if there is one."""
         if self._server is not None:
             self._server.stop()
             self._server = None
@@ -174,15 +174,15 @@ class Emulator(Steering):
 
     @property
     def url(self) -> str:
-        """Scheme and authority, without a slash at the end.
+        """Scheme and authority, without a trailing slash.
 
-        :raises RuntimeError: before the first start, if the port is a free one.
+        :raises RuntimeError: Before the first start, if the port is a free one.
         """
         return self._at(self._port)
 
     @property
     def storage_url(self) -> str:
-        """The same of the object store that download URLs lead to."""
+        """Scheme and authority of the object store that download URLs point to."""
         return self._at(self._storage_port)
 
     def _at(self, port: int) -> str:
@@ -192,10 +192,10 @@ class Emulator(Steering):
 
     @property
     def airflow_connection(self) -> dict[str, Any]:
-        """What to put, as JSON, into ``AIRFLOW_CONN_ROUGHY_DEFAULT``."""
+        """The value, as JSON, for ``AIRFLOW_CONN_ROUGHY_DEFAULT``."""
         extra: dict[str, Any] = {"project_id": self.project_id}
         if not self.is_loopback:
-            # The provider sends no key over plain http elsewhere.
+            # Elsewhere, the provider sends no key over plain http.
             extra["allow_http"] = True
         if self._webhook_secret is not None:
             extra["webhook_secret"] = self._webhook_secret
@@ -203,7 +203,7 @@ class Emulator(Steering):
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach it."""
+        """Whether only this machine can connect to it."""
         try:
             return ipaddress.ip_address(self._host).is_loopback
         except ValueError:
@@ -211,12 +211,12 @@ class Emulator(Steering):
 
     @property
     def state(self) -> dict[str, Any]:
-        """Settings, clock, credits and faults in one look; without the key."""
+        """Settings, clock, credits and faults at one moment; without the key."""
         return {"url": self.url, "storage_url": self.storage_url, **super().state}
 
 
 def _by_port(apps: dict[int, App]) -> App:
-    """Return an application that is one or another, by the port a request came to."""
+    """Return an application that dispatches by the port of a request."""
 
     async def choose(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         await apps[scope["server"][1]](scope, receive, send)
@@ -225,25 +225,25 @@ def _by_port(apps: dict[int, App]) -> App:
 
 
 class _Uvicorn(uvicorn.Server):
-    """uvicorn that tells when it listens."""
+    """uvicorn with an event that is set once it listens."""
 
     def __init__(self, config: uvicorn.Config, ready: threading.Event) -> None:
         super().__init__(config)
         self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and say so."""
+        """Start, and set the event."""
         await super().startup(sockets=sockets)
         self._ready.set()
 
 
 class _Server:
-    """uvicorn on listening sockets, in a thread with a loop of its own."""
+    """uvicorn on listening sockets, in a thread with its own event loop."""
 
     def __init__(self, gate: Gate, listeners: list[socket.socket]) -> None:
         self._gate = gate
         self._listeners = listeners
-        # h11 and asyncio whatever else is installed: gate._Connection is tested with these.
+        # h11 and asyncio, whatever else is installed: gate._Connection is tested with these.
         config = uvicorn.Config(
             gate,
             http="h11",
@@ -263,15 +263,15 @@ class _Server:
 
     def start(self) -> None:
         """Start the thread and wait until the socket is served."""
-        # uvicorn tells of each start and stop at INFO, which is of no use to who runs tests.
+        # uvicorn logs each start and stop at INFO, which does not help in tests.
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-        # It would show signed queries, and nobody asked for it.
+        # It would log signed queries.
         logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
         self._thread.start()
         self._ready.wait()
 
     def stop(self) -> None:
-        """Cut all connections and end the thread."""
+        """Reset all connections and end the thread."""
         if self._loop is not None and self._stopping is not None:
             self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join()
@@ -288,7 +288,7 @@ class _Server:
         serving = asyncio.ensure_future(self._uvicorn.serve(sockets=self._listeners))
         stopping = asyncio.ensure_future(self._stopping.wait())
         await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
-        # uvicorn's own shutdown waits for clients and ticks in tenths of a second; tests stop hundreds of servers.
+        # uvicorn's own shutdown waits for clients and polls every 0.1 s, which adds up in tests that stop many servers.
         self._gate.closing.set()
         for server in self._uvicorn.servers:
             server.close()
@@ -303,12 +303,12 @@ class _Server:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    # With the protocol left out (as socket.create_server does) asyncio would not set TCP_NODELAY on what it
-    # accepts, and every reply would wait 40 ms for a delayed acknowledgement.
+    # Without an explicit protocol (as in socket.create_server), asyncio would not set TCP_NODELAY on accepted
+    # connections, and every reply would wait 40 ms for a delayed acknowledgement.
     listener = socket.socket(_family(host), socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if os.name == "posix":
-            # Elsewhere it would let two servers share a port.
+            # On Windows, it would let two servers share a port.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.listen(512)

@@ -1,4 +1,4 @@
-"""What a test steers an emulator by: one object, used from Python and, by ``control.py``, over HTTP."""
+"""The methods with which tests control an emulator, from Python and, by ``control.py``, over HTTP."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .wire import as_id, as_number, timestamp
 class Steering:
     """State, faults and request log of an emulator, whether it is being served or not.
 
-    :param choices: answers where Roughy's documentation is silent.
-    :param progression: how long Roughy's work lasts.
-    :param faults: rules in force from the start.
-    :param on_request: called with each request that is over.
-    :param webhook_secret: what webhooks are signed with; ``None`` for the store's own.
+    :param choices: The behaviour where Roughy's documentation is silent.
+    :param progression: How long Roughy's work takes.
+    :param faults: Rules in force from the start.
+    :param on_request: Called with each request that has ended.
+    :param webhook_secret: The signing secret of webhooks; ``None`` for the store's own.
     """
 
     def __init__(
@@ -59,24 +59,24 @@ class Steering:
         return self._log.requests
 
     def clear_requests(self) -> None:
-        """Forget the requests so far."""
+        """Clear the request log."""
         self._log.clear()
 
     def inject(self, fault: Fault) -> None:
-        """Put a fault in force.
+        """Add a fault.
 
-        :raises TypeError: for anything but a :class:`Fault`.
+        :raises TypeError: If it is not a :class:`Fault`.
         """
         self._faults.inject(fault)
 
     def clear_faults(self) -> None:
-        """Forget all faults."""
+        """Remove all faults."""
         self._faults.clear()
 
     @property
     def balance(self) -> int:
         """Credits of the default account; setting it writes an ``adjustment`` entry and activates nothing."""
-        self._store.look()
+        self._store.refresh()
         return self._store.credits.balance(1)
 
     @balance.setter
@@ -86,21 +86,21 @@ class Steering:
     def top_up(self, credits: int) -> None:
         """Add credits to the default account; unpaid assets become ready, oldest first.
 
-        :param credits: how many.
+        :param credits: The number of credits.
         """
-        self._store.look()
+        self._store.refresh()
         self._store.top_up(as_credits(credits))
 
     def advance(self, seconds: float) -> None:
-        """Move the emulator's clock on, and let happen what is due by then.
+        """Move the emulator's clock on, and apply what is due by then.
 
-        :param seconds: how far.
+        :param seconds: How far.
         """
         self._store.advance(seconds)
 
     @property
     def progression(self) -> str:
-        """How long Roughy's work lasts; setting it concerns what is being worked on, too."""
+        """How long Roughy's work takes; a new value applies to unfinished work, too."""
         return str(self._store.clock.progression)
 
     @progression.setter
@@ -110,57 +110,57 @@ class Steering:
     def settle(self, resource_id: str | None = None) -> list[str]:
         """Let Roughy finish its work now, whatever the progression.
 
-        :param resource_id: an asset, cut or render, or ``None`` for all.
-        :returns: the ids that were being worked on.
-        :raises KeyError: when there is nothing of that id.
+        :param resource_id: An asset, cut or render, or ``None`` for all.
+        :returns: The ids that were being processed.
+        :raises KeyError: If there is no resource of that id.
         """
         return self._store.settle(None if resource_id is None else as_id(resource_id))
 
     @property
     def assets(self) -> list[dict[str, Any]]:
         """Every asset of every account, oldest first, as :meth:`asset` returns it."""
-        self._store.look()
+        self._store.refresh()
         return [self._facts(asset) for asset in self._store.assets.all()]
 
     @property
     def cuts(self) -> list[dict[str, Any]]:
         """Every cut, oldest first, as :meth:`cut` returns it."""
-        self._store.look()
+        self._store.refresh()
         return [self._facts(cut) for cut in self._store.cuts.all()]
 
     @property
     def renders(self) -> list[dict[str, Any]]:
         """Every render, oldest first, as :meth:`render` returns it."""
-        self._store.look()
+        self._store.refresh()
         return [self._facts(render) for render in self._store.renders.all()]
 
     def asset(self, asset_id: str) -> dict[str, Any]:
-        """Return what the emulator knows of an asset, the API's fields and more; does not count as a poll.
+        """Return the state of an asset, the API's fields and more; does not count as a poll.
 
-        ``size_bytes`` is what was declared; ``stored_bytes`` and ``sha256`` are of the bytes on disk; ``states``
+        ``size_bytes`` is the declared size; ``stored_bytes`` and ``sha256`` are those of the bytes on disk; ``states``
         is the history: pairs of state and time.
 
-        :raises KeyError: when there is no such asset.
+        :raises KeyError: If there is no such asset.
         """
-        self._store.look()
+        self._store.refresh()
         return self._facts(self._store.assets.known(as_id(asset_id)))
 
     def cut(self, cut_id: str) -> dict[str, Any]:
-        """Return what the emulator knows of a cut, as :meth:`asset` does.
+        """Return the state of a cut, as :meth:`asset` does.
 
-        ``segments`` is what is kept of the recording: begin and end of each stretch in seconds, once it is known.
+        ``segments`` are the kept parts of the recording: start and end of each in seconds, once they are known.
 
-        :raises KeyError: when there is no such cut.
+        :raises KeyError: If there is no such cut.
         """
-        self._store.look()
+        self._store.refresh()
         return self._facts(self._store.cuts.known(as_id(cut_id)))
 
     def render(self, render_id: str) -> dict[str, Any]:
-        """Return what the emulator knows of a render, as :meth:`asset` does.
+        """Return the state of a render, as :meth:`asset` does.
 
-        :raises KeyError: when there is no such render.
+        :raises KeyError: If there is no such render.
         """
-        self._store.look()
+        self._store.refresh()
         return self._facts(self._store.renders.known(as_id(render_id)))
 
     def _facts(self, row: Asset | Job) -> dict[str, Any]:
@@ -170,12 +170,12 @@ class Steering:
         else:
             facts |= {"stored_bytes": self._store.files.size(row.id), "sha256": self._store.files.sha256(row.id)}
         if isinstance(row, Render):
-            facts["output"] = row.wanted
+            facts["output"] = row.output_options
         return facts | {"states": self._store.history.of(row.id)}
 
     @staticmethod
     def _times(row: Asset | Job | Delivery | WebhookEndpoint) -> dict[str, Any]:
-        """Return the columns of a row, with times as the API writes them."""
+        """Return the columns of a row, with times in the format of the API."""
         facts = dataclasses.asdict(row)
         for name in facts:
             if name.endswith(("_at", "_since")) and facts[name] is not None:
@@ -185,32 +185,32 @@ class Steering:
     def seed_asset(
         self, /, state: str = "ready", *, account: int = 1, content: bytes | None = None, **fields: Any
     ) -> str:
-        """Put a new asset straight into a state: no upload, no charge.
+        """Create an asset in a given state: no upload, no charge.
 
-        :param state: any word; the API's own states get the fields that belong to them.
-        :param account: whose it is: 1 belongs to the first API key.
-        :param content: bytes to store; without them the asset has none and cannot be downloaded.
+        :param state: Any word; a state of the API sets the fields that belong to it.
+        :param account: The account it belongs to; 1 is that of the first API key.
+        :param content: Bytes to store; without them, the asset cannot be downloaded.
         :param fields: ``project_id``, ``size_bytes``, ``language``, ``type``, ``extension``, ``content_type``,
             ``duration_seconds``, ``error_code``, ``error_message``.
-        :returns: its id.
-        :raises KeyError: when there is no such project.
-        :raises ValueError: for another field, or a value of a wrong type.
+        :returns: Its id.
+        :raises KeyError: If there is no such project.
+        :raises ValueError: If there is another field, or a value has the wrong type.
         """
         return self._store.assets.seed(state, fields, account=account, content=content).id
 
     def seed_cut(
         self, /, state: str = "completed", *, asset_id: str | None = None, script: str | None = None, **fields: Any
     ) -> str:
-        """Put a new cut straight into a state; unless told otherwise, it keeps the whole recording.
+        """Create a cut in a given state; by default, it keeps the whole recording.
 
-        :param state: any word; the API's own states get the fields that belong to them.
-        :param asset_id: of which asset; by default a new one that is ready.
-        :param script: what it was made with.
-        :param fields: ``segments`` (pairs of begin and end in seconds), ``frame_rate``, ``error_code``,
+        :param state: Any word; a state of the API sets the fields that belong to it.
+        :param asset_id: The asset; by default a new one that is ready.
+        :param script: The script of the cut.
+        :param fields: ``segments`` (pairs of start and end in seconds), ``frame_rate``, ``error_code``,
             ``error_message``.
-        :returns: its id.
-        :raises KeyError: when there is no such asset.
-        :raises ValueError: for another field, or a value of a wrong type.
+        :returns: Its id.
+        :raises KeyError: If there is no such asset.
+        :raises ValueError: If there is another field, or a value has the wrong type.
         """
         asset_id = None if asset_id is None else as_id(asset_id)
         return self._store.cuts.seed(state, fields, asset_id=asset_id, script=script).id
@@ -226,17 +226,17 @@ class Steering:
         content: bytes | None = None,
         **fields: Any,
     ) -> str:
-        """Put a new render straight into a state; nothing is rendered.
+        """Create a render in a given state; nothing is rendered.
 
-        :param state: any word; the API's own states get the fields that belong to them.
-        :param asset_id: of which asset; by default that of the cut, or a new one that is ready.
-        :param cut_id: of which cut, if of any.
-        :param output: what was asked for; by default ``{"format": "mp4"}``.
-        :param content: bytes to store; without them the render has none and cannot be downloaded.
+        :param state: Any word; a state of the API sets the fields that belong to it.
+        :param asset_id: The asset; by default that of the cut, or a new one that is ready.
+        :param cut_id: The cut, if it is the render of one.
+        :param output: The output options; by default ``{"format": "mp4"}``.
+        :param content: Bytes to store; without them, the render cannot be downloaded.
         :param fields: ``size_bytes``, ``error_code``, ``error_message``.
-        :returns: its id.
-        :raises KeyError: when there is no such asset or cut.
-        :raises ValueError: for another field, or a value of a wrong type.
+        :returns: Its id.
+        :raises KeyError: If there is no such asset or cut.
+        :raises ValueError: If there is another field, or a value has the wrong type.
         """
         render = self._store.renders.seed(
             state,
@@ -249,36 +249,36 @@ class Steering:
         return render.id
 
     def set_state(self, resource_id: str, /, state: str, **fields: Any) -> None:
-        """Put an asset, cut or render into a state by decree: nothing is charged, no work is done.
+        """Put an asset, cut or render into a given state: nothing is charged, no work is done.
 
-        :param state: any word, also one that the API does not know.
-        :param fields: as of :meth:`seed_asset`, :meth:`seed_cut`, :meth:`seed_render`: those that describe the media
+        :param state: Any word, also one that the API does not know.
+        :param fields: As of :meth:`seed_asset`, :meth:`seed_cut`, :meth:`seed_render`: those that describe the media
             or the error.
-        :raises KeyError: when there is nothing of that id.
-        :raises ValueError: for another field, or a value of a wrong type.
+        :raises KeyError: If there is no resource of that id.
+        :raises ValueError: If there is another field, or a value has the wrong type.
         """
         resource_id = as_id(resource_id)
-        self._store.room_of(resource_id).set_state(resource_id, state, fields)
+        self._store.collection_of(resource_id).set_state(resource_id, state, fields)
 
     # Webhooks
 
     @property
     def webhook_secret(self) -> str:
-        """What webhooks are signed with."""
+        """The signing secret of webhooks."""
         return self._webhook_secret or self._store.webhook_secret
 
     @property
     def webhook_endpoints(self) -> list[dict[str, Any]]:
-        """Every webhook endpoint of every account, oldest first: the API's fields, and whether it was switched off."""
-        return [self._times(endpoint) | {"event_types": endpoint.wanted} for endpoint in self._store.webhooks.all()]
+        """Every webhook endpoint of every account, oldest first: the API's fields, and when it was disabled."""
+        return [self._times(endpoint) | {"event_types": endpoint.subscribed} for endpoint in self._store.webhooks.all()]
 
     @property
     def webhook_deliveries(self) -> list[dict[str, Any]]:
-        """Every event and the endpoint it was meant for, oldest first.
+        """Every delivery of an event to an endpoint, oldest first.
 
         ``state`` is ``pending``, ``delivered``, ``given_up`` (the last attempt has failed) or ``stopped`` (the endpoint
-        was removed or switched off). ``attempts`` tells of each when its answer came or was given up, by the emulator's
-        clock, the HTTP ``status`` and, if it failed, the ``problem``; the last 50 are kept.
+        was removed or disabled). ``attempts`` has for each attempt when it ended, by the emulator's clock, the HTTP
+        ``status`` and, if it failed, the ``problem``; the last 50 are kept.
         """
         deliveries = self._store.webhooks.deliveries()
         return [
@@ -287,28 +287,28 @@ class Steering:
         ]
 
     def resend_webhook(self, svix_id: str) -> int:
-        """Send an event once more to every endpoint that it was meant for, with retries as for a new one.
+        """Send an event again to every endpoint that it was sent to, with the retries of a new event.
 
-        :param svix_id: of the event, as in its header.
-        :returns: how many endpoints it goes to.
-        :raises KeyError: when no endpoint that is there and not switched off was meant.
+        :param svix_id: The id of the event, as in its header.
+        :returns: To how many endpoints it is sent.
+        :raises KeyError: If it was sent to no endpoint that still exists and is not disabled.
         """
         return self._store.webhooks.resend(as_id(svix_id))
 
     def flush_webhooks(self, timeout: float = 20.0) -> None:
-        """Wait until every webhook that is due by now has been tried, well or not.
+        """Wait until every webhook that is due by now has been attempted, with or without success.
 
-        :param timeout: seconds to wait at most.
-        :raises TimeoutError: when it takes longer.
+        :param timeout: The maximum number of seconds to wait.
+        :raises TimeoutError: If it takes longer.
         """
         timeout = as_number(0, 1_000_000)(timeout)
-        self._store.look()
+        self._store.refresh()
         if self._deliverer is not None and not self._deliverer.flush(timeout):
             raise TimeoutError(f"webhooks are still under way after {timeout:g} s")
 
     @property
     def state(self) -> dict[str, Any]:
-        """Settings, clock, credits and faults in one look; without the key."""
+        """Settings, clock, credits and faults at one moment; without the key."""
         return {
             "project_id": self.project_id,
             "now": timestamp(self._store.clock.now()),
@@ -320,7 +320,7 @@ class Steering:
         }
 
     def reset(self) -> None:
-        """Go back to the start: only the first project, balance, clock, progression and faults as given."""
+        """Restore the initial state: only the first project; balance, clock, progression and faults as given."""
         self._store.reset(progression=self._start_progression)
         self._faults.clear()
         for fault in self._start_faults:

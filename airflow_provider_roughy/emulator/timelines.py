@@ -1,7 +1,7 @@
 """Timeline files of a cut, for editing programs: EDL (CMX 3600), FCPXML and OpenTimelineIO.
 
-Written by hand, since each is a page of text, and the libraries for them are wheels of compiled code that do not
-come for every Python. The tests read them back with those libraries.
+There is no library: each format is a page of text, and the libraries for them are compiled and not available for every
+Python. The tests parse the files with those libraries.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from xml.sax.saxutils import quoteattr
 from .editing import Segment
 from .wire import as_fraction
 
-#: Rates for which editing programs know a timecode.
+#: The frame rates for which editing programs have a timecode.
 _TIMECODE_RATES = (
     *(Fraction(rate) for rate in (24, 25, 30, 48, 50, 60)),
     *(Fraction(rate * 1000, 1001) for rate in (24, 30, 48, 60)),
 )
 
-#: Units a second where nothing has frames.
+#: Units per second if there are no frames.
 _MILLISECONDS = Fraction(1000)
 
 
 class RateNeeded(Exception):
-    """The recording has no frame rate of its own, and the format cannot do without."""
+    """The recording has no frame rate, and the format needs one."""
 
 
 class RateUnknown(Exception):
@@ -35,14 +35,14 @@ class RateUnknown(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Timeline:
-    """What there is to tell an editing program.
+    """The content of a timeline file.
 
-    :param name: of the cut.
-    :param media: file name of the recording.
-    :param segments: what is kept of it.
-    :param duration: of the recording in seconds.
-    :param has_picture: whether there is more than sound.
-    :param frame_rate: in frames a second, of the recording or as asked for; ``None`` if there is none.
+    :param name: The name of the cut.
+    :param media: The file name of the recording.
+    :param segments: The kept segments.
+    :param duration: The duration of the recording in seconds.
+    :param has_picture: Whether it has video.
+    :param frame_rate: In frames per second, that of the recording or of the request; ``None`` if there is none.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Timeline:
     frame_rate: Fraction | None
 
     def clips(self, rate: Fraction) -> list[tuple[int, int, int]]:
-        """Return the segments in frames: begin in the recording, length, begin in the cut."""
+        """Return the segments in frames: start in the recording, length, start in the cut."""
         clips, at = [], 0
         for begin, end in self.segments:
             first = round(begin * rate)
@@ -64,9 +64,9 @@ class Timeline:
 
 
 def parse_rate(text: str) -> Fraction:
-    """Read frames a second: ``25``, ``30000/1001``, or ``29.97`` and its like, which mean the same.
+    """Read frames per second: ``25``, ``30000/1001``, or ``29.97`` and the like, which mean the same.
 
-    :raises ValueError: when it is none, or not from 1 to 120.
+    :raises ValueError: If it is not a frame rate from 1 to 120.
     """
     try:
         rate = as_fraction(text)
@@ -79,10 +79,10 @@ def parse_rate(text: str) -> Fraction:
 
 
 def edl(timeline: Timeline) -> str:
-    """Return the timeline as CMX 3600, with a non-drop timecode that begins at zero.
+    """Return the timeline as CMX 3600, with a non-drop timecode that starts at zero.
 
-    :raises RateNeeded: when there is no frame rate.
-    :raises RateUnknown: when there is no timecode for it.
+    :raises RateNeeded: If there is no frame rate.
+    :raises RateUnknown: If there is no timecode for it.
     """
     rate = _required(timeline)
     if rate not in _TIMECODE_RATES:
@@ -96,9 +96,9 @@ def edl(timeline: Timeline) -> str:
 
 
 def fcpxml(timeline: Timeline) -> str:
-    """Return the timeline as FCPXML 1.8, which every program reads.
+    """Return the timeline as FCPXML 1.8, which every editing program reads.
 
-    :raises RateNeeded: when there is no frame rate.
+    :raises RateNeeded: If there is no frame rate.
     """
     rate = _required(timeline)
     name, media = quoteattr(timeline.name), quoteattr(timeline.media)
@@ -133,7 +133,7 @@ def fcpxml(timeline: Timeline) -> str:
 
 
 def otio(timeline: Timeline) -> str:
-    """Return the timeline as OpenTimelineIO JSON; without a frame rate in milliseconds."""
+    """Return the timeline as OpenTimelineIO JSON; in milliseconds if there is no frame rate."""
     rate = timeline.frame_rate or _MILLISECONDS
 
     def time(value: int) -> dict[str, object]:
@@ -163,7 +163,7 @@ def otio(timeline: Timeline) -> str:
     return json.dumps(document, indent=2) + "\n"
 
 
-#: Format -> what writes it, and its content type.
+#: Format -> its writer and content type.
 WRITERS: Mapping[str, tuple[Callable[[Timeline], str], str]] = {
     "edl": (edl, "text/plain; charset=utf-8"),
     "fcpxml": (fcpxml, "application/xml"),

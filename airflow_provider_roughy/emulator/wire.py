@@ -1,4 +1,4 @@
-"""What every reply shares: errors, ids, timestamps, and the reading of request values.
+"""Common parts of requests and replies: errors, ids, timestamps, and the reading of request values.
 
 Sources: the error envelope, paging and field rules are those of Roughy's "List assets" page.
 """
@@ -17,13 +17,13 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-#: Makes a value of a request what it should be, or raises ``ValueError`` with the reason.
+#: Converts a value of a request, or raises ``ValueError`` with the reason.
 Reader = Callable[[object], T]
 
 #: A problem of one request field: dotted path, message.
 Problem = tuple[str, str]
 
-#: Which code of the closed ``ErrorCode`` enum a bare status stands for.
+#: The code of the closed ``ErrorCode`` enum for a status without a more specific one.
 CODE_OF_STATUS: Mapping[int, str] = {
     400: "bad_request",
     401: "unauthenticated",
@@ -46,13 +46,13 @@ CODE_OF_STATUS: Mapping[int, str] = {
 
 
 class ApiError(Exception):
-    """A refusal, as the client gets it.
+    """An error reply.
 
     :param status: HTTP status.
-    :param message: one line, safe to show to users.
-    :param code: of the ``ErrorCode`` enum; by default the one that belongs to the status.
-    :param fields: the fields at fault, of a 422.
-    :param headers: further reply headers.
+    :param message: One line, safe to show to users.
+    :param code: Of the ``ErrorCode`` enum; by default the one of the status.
+    :param fields: The invalid fields, of a 422.
+    :param headers: Further reply headers.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class ApiError(Exception):
 
 
 def code_of(status: int) -> str:
-    """Return the error code that belongs to a status when nothing finer is known."""
+    """Return the error code of a status that has no more specific one."""
     return CODE_OF_STATUS.get(status, "internal_error" if status >= 500 else "bad_request")
 
 
@@ -90,9 +90,9 @@ def invalid(*problems: Problem) -> ApiError:
 
 
 def uuid7(microseconds: int) -> str:
-    """Return a version 7 UUID (RFC 9562, method 1): ids made later sort later.
+    """Return a version 7 UUID (RFC 9562, method 1): ids that are created later sort later.
 
-    :param microseconds: time of creation since the epoch; the part below a millisecond goes to ``rand_a``.
+    :param microseconds: The time of creation since the epoch; the part below a millisecond goes to ``rand_a``.
     """
     milliseconds, rest = divmod(microseconds, 1000)
     value = (milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | (rest * 4096 // 1000) << 64
@@ -119,14 +119,14 @@ def as_uuid(value: object) -> str:
         raise ValueError("Input should be a valid UUID") from None
 
 
-def as_text(least: int, most: int) -> Reader[str]:
-    """Return a reader of strings of so many characters."""
+def as_text(minimum: int, maximum: int) -> Reader[str]:
+    """Return a reader of strings with a number of characters within bounds."""
 
     def read(value: object) -> str:
         if not isinstance(value, str):
             raise ValueError("Input should be a valid string")
-        if not least <= len(value) <= most:
-            raise ValueError(f"String should have {least} to {most} characters")
+        if not minimum <= len(value) <= maximum:
+            raise ValueError(f"String should have {minimum} to {maximum} characters")
         try:
             value.encode()
         except UnicodeEncodeError:
@@ -136,7 +136,7 @@ def as_text(least: int, most: int) -> Reader[str]:
     return read
 
 
-def as_integer(least: int, most: int | None = None) -> Reader[int]:
+def as_integer(minimum: int, maximum: int | None = None) -> Reader[int]:
     """Return a reader of integers within bounds; a string must be plain digits (a query value)."""
 
     def read(value: object) -> int:
@@ -144,24 +144,24 @@ def as_integer(least: int, most: int | None = None) -> Reader[int]:
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool):
             raise ValueError("Input should be a valid integer")
-        if value < least:
-            raise ValueError(f"Input should be greater than or equal to {least}")
-        if most is not None and value > most:
-            raise ValueError(f"Input should be less than or equal to {most}")
+        if value < minimum:
+            raise ValueError(f"Input should be greater than or equal to {minimum}")
+        if maximum is not None and value > maximum:
+            raise ValueError(f"Input should be less than or equal to {maximum}")
         return value
 
     return read
 
 
 def as_id(value: object) -> str:
-    """Return what may be an id: text."""
+    """Return an id: any text."""
     return as_text(1, 256)(value)
 
 
 def as_fraction(text: object) -> Fraction:
     """Return a number that is not negative, written as ``25``, ``29.97`` or ``30000/1001``.
 
-    Not every text that :class:`~fractions.Fraction` reads: ``1e999999999`` would keep it busy for hours.
+    It does not accept all that :class:`~fractions.Fraction` does: ``1e999999999`` would take hours.
     """
     if isinstance(text, (int, float, Fraction)) and not isinstance(text, bool) and 0 <= text <= 1e12:
         return Fraction(text)
@@ -191,7 +191,7 @@ def header_problem(name: object, value: object) -> str | None:
 
 
 def as_one_of(options: Sequence[str]) -> Reader[str]:
-    """Return a reader of one of these words."""
+    """Return a reader of one of the given words."""
 
     def read(value: object) -> str:
         if not isinstance(value, str) or value not in options:
@@ -216,19 +216,19 @@ def as_decimal(value: object) -> str:
     return text
 
 
-def as_number(least: float, most: float) -> Reader[float]:
+def as_number(minimum: float, maximum: float) -> Reader[float]:
     """Return a reader of numbers within bounds."""
 
     def read(value: object) -> float:
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value <= most:
-            raise ValueError(f"Input should be a number from {least:g} to {most:g}")
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not minimum <= value <= maximum:
+            raise ValueError(f"Input should be a number from {minimum:g} to {maximum:g}")
         return value
 
     return read
 
 
 def as_member(options: Sequence[int]) -> Reader[int]:
-    """Return a reader of one of these integers."""
+    """Return a reader of one of the given integers."""
 
     def read(value: object) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or value not in options:
@@ -246,9 +246,9 @@ def as_object(value: object) -> dict[str, Any]:
 
 
 def read(readers: Mapping[str, Reader[Any]], values: Mapping[str, object]) -> dict[str, Any]:
-    """Read all values by the readers of their names; null stays null.
+    """Read all values with the readers of their names; null stays null.
 
-    :raises ValueError: for a name without a reader, and with what a reader says.
+    :raises ValueError: If a name has no reader, or a reader raises it.
     """
     if unknown := set(values) - set(readers):
         raise ValueError(f"unknown field {', '.join(sorted(unknown))}; known: {', '.join(readers)}")
@@ -262,10 +262,10 @@ def read(readers: Mapping[str, Reader[Any]], values: Mapping[str, object]) -> di
 
 
 class Fields:
-    """Reads values from one part of a request and gathers what is wrong with them.
+    """Reads values from one part of a request and collects their problems.
 
     :param where: ``body``, ``query`` or ``path``: the root of the dotted field names.
-    :param values: the raw values.
+    :param values: The raw values.
     """
 
     def __init__(self, where: str, values: Mapping[str, object]) -> None:
@@ -274,7 +274,7 @@ class Fields:
         self.problems: list[Problem] = []
 
     def required(self, name: str, reader: Reader[T]) -> T:
-        """Read a value that must be there; after a problem the result is meaningless until :meth:`check`."""
+        """Read a required value; after a problem, the result is meaningless until :meth:`check`."""
         if name not in self.values:
             self.problems.append((f"{self.where}.{name}", "Field required"))
             return None  # type: ignore[return-value]
@@ -285,7 +285,7 @@ class Fields:
         return None if self.values.get(name) is None else self._read(name, reader)
 
     def check(self) -> None:
-        """Raise the 422 if anything was wrong."""
+        """Raise the 422 if there was a problem."""
         if self.problems:
             raise invalid(*self.problems)
 
@@ -300,8 +300,8 @@ class Fields:
 def parse_object(raw: bytes, *, malformed_status: int) -> dict[str, Any]:
     """Return the JSON object of a request body.
 
-    :param raw: the body.
-    :param malformed_status: status for a body that is no JSON (:attr:`Choices.malformed_json_status`).
+    :param raw: The body.
+    :param malformed_status: The status for a body that is not JSON (:attr:`Choices.malformed_json_status`).
     """
     try:
         value = json.loads(raw)

@@ -1,1 +1,1 @@
-"""The routes, a file a resource: what the API says over HTTP about what is in the store."""
+"""The routes, one module for each resource: the API over HTTP on top of the store."""

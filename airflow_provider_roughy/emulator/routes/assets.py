@@ -19,7 +19,7 @@ from airflow_provider_roughy.emulator.wire import (
     timestamp,
 )
 
-from .endpoint import Endpoint, base_url, look, page, page_fields, path_id, read_object
+from .endpoint import Endpoint, base_url, page, page_fields, path_id, read_object, refresh
 from .storage import ASSETS, Links
 from .uploads import TUS_VERSION
 
@@ -32,20 +32,20 @@ class Assets:
         self._links = links
 
     def endpoints(self) -> list[Endpoint]:
-        """Return the paths and who answers on them."""
+        """Return the paths and their handlers."""
         return [
             Endpoint("/v1/assets", {"GET": self.list, "POST": self.create}),
             Endpoint("/v1/assets/{asset_id}", {"GET": self.get, "DELETE": self.delete}),
         ]
 
     async def create(self, request: Request, account: int) -> Response:
-        """Make an asset and open its upload; ``Location`` and ``upload_url`` are the transfer URL."""
+        """Create an asset and open its upload; ``Location`` and ``upload_url`` are the transfer URL."""
         fields = Fields("body", await read_object(request, self._store))
         project_id = fields.required("project_id", as_uuid)
         size_bytes = fields.required("size_bytes", as_integer(self._store.choices.min_upload_bytes))
         language = fields.optional("language", as_language)
         fields.check()
-        await look(self._store)
+        await refresh(self._store)
         asset = self._store.assets.create(account, project_id, size_bytes, language)
         summary = asset_summary(asset, base_url(request))
         headers = {"Location": summary["upload_url"]}
@@ -55,19 +55,19 @@ class Assets:
         return JSONResponse(summary, 201, headers=headers)
 
     async def list(self, request: Request, account: int) -> Response:
-        """List assets, newest first; without ``state`` those of every state."""
+        """List assets, newest first; without ``state``, those of every state."""
         fields, limit, offset = page_fields(request)
         project_id = fields.optional("project_id", as_uuid)
         state = fields.optional("state", as_one_of(STATES))
         fields.check()
-        await look(self._store)
+        await refresh(self._store)
         items, total = self._store.assets.page(account, project_id, state, limit, offset)
         return page([asset_summary(asset, base_url(request)) for asset in items], total, limit, offset)
 
     async def get(self, request: Request, account: int) -> Response:
-        """Read an asset, with a fresh ``download_url`` when it is ready."""
+        """Read an asset, with a new ``download_url`` if it is ready."""
         asset_id = path_id(request, "asset_id")
-        await look(self._store)
+        await refresh(self._store)
         asset = self._store.assets.get(account, asset_id, poll=True)
         ready = asset.state == "ready"
         download_url = None
@@ -77,7 +77,7 @@ class Assets:
         return JSONResponse(detail)
 
     async def delete(self, request: Request, account: int) -> Response:
-        """Remove an asset and all that was derived from it."""
+        """Delete an asset and everything derived from it."""
         asset_id = path_id(request, "asset_id")
         self._store.sweep()
         self._store.assets.delete(account, asset_id)
@@ -85,9 +85,9 @@ class Assets:
 
 
 def asset_summary(asset: Asset, base: str) -> dict[str, Any]:
-    """Return an asset as lists and the create reply show it (AssetSummary).
+    """Return an asset as in lists and in the reply to its creation (AssetSummary).
 
-    :param base: scheme and authority for ``upload_url``.
+    :param base: Scheme and authority for ``upload_url``.
     """
     pending = asset.state == "pending_upload"
     return {

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from airflow_provider_roughy.emulator.store import LedgerEntry, Store
 from airflow_provider_roughy.emulator.wire import timestamp
 
-from .endpoint import Endpoint, look, page, page_fields
+from .endpoint import Endpoint, page, page_fields, refresh
 
 
 class Credits:
@@ -20,7 +20,7 @@ class Credits:
         self._store = store
 
     def endpoints(self) -> list[Endpoint]:
-        """Return the paths and who answers on them."""
+        """Return the paths and their handlers."""
         return [
             Endpoint("/v1/credits/balance", {"GET": self.balance}),
             Endpoint("/v1/credits/history", {"GET": self.history}),
@@ -28,14 +28,14 @@ class Credits:
 
     async def balance(self, request: Request, account: int) -> Response:
         """Read the spendable credits."""
-        await look(self._store)
+        await refresh(self._store)
         return JSONResponse({"balance": self._store.credits.balance(account)})
 
     async def history(self, request: Request, account: int) -> Response:
         """List the ledger, newest first."""
         fields, limit, offset = page_fields(request)
         fields.check()
-        await look(self._store)
+        await refresh(self._store)
         items, total = self._store.credits.page(account, limit, offset)
         return page([self._entry(entry) for entry in items], total, limit, offset)
 

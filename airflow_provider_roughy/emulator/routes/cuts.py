@@ -14,7 +14,7 @@ from airflow_provider_roughy.emulator.store import Cut, Store
 from airflow_provider_roughy.emulator.store.cuts import as_script
 from airflow_provider_roughy.emulator.wire import ApiError, Fields, as_text, as_uuid
 
-from .endpoint import Endpoint, base_url, look, look_at, page, path_id, read_object
+from .endpoint import Endpoint, base_url, page, path_id, read_object, refresh, refresh_job
 from .jobs import job_fields, job_filters
 
 
@@ -25,7 +25,7 @@ class Cuts:
         self._store = store
 
     def endpoints(self) -> list[Endpoint]:
-        """Return the paths and who answers on them."""
+        """Return the paths and their handlers."""
         return [
             Endpoint("/v1/cuts", {"GET": self.list, "POST": self.create}),
             Endpoint("/v1/cuts/{cut_id}", {"GET": self.get}),
@@ -34,27 +34,27 @@ class Cuts:
         ]
 
     async def create(self, request: Request, account: int) -> Response:
-        """Cut an asset: 201 and ``Location``, or 200 and the cut that there is (API page "Cut an asset")."""
+        """Cut an asset: 201 and ``Location``, or 200 and the existing cut (API page "Cut an asset")."""
         fields = Fields("body", await read_object(request, self._store))
         asset_id = fields.required("asset_id", as_uuid)
         script = fields.optional("script", as_script)
         fields.check()
-        await look(self._store)
+        await refresh(self._store)
         cut, new = self._store.cuts.create(account, asset_id, script)
         headers = {"Location": f"{base_url(request)}/v1/cuts/{cut.id}"} if new else {}
         return JSONResponse(self._detail(cut), 201 if new else 200, headers=headers)
 
     async def list(self, request: Request, account: int) -> Response:
         """List cuts, newest first."""
-        wanted, limit, offset = job_filters(request, self._store, account)
-        await look(self._store)
-        items, total = self._store.cuts.page(account, wanted, limit, offset)
+        filters, limit, offset = job_filters(request, self._store, account)
+        await refresh(self._store)
+        items, total = self._store.cuts.page(account, filters, limit, offset)
         return page([self._detail(cut) for cut in items], total, limit, offset)
 
     async def get(self, request: Request, account: int) -> Response:
         """Read a cut."""
         cut_id = path_id(request, "cut_id")
-        await look_at(self._store, self._store.cuts, cut_id)
+        await refresh_job(self._store, self._store.cuts, cut_id)
         return JSONResponse(self._detail(self._store.cuts.get(account, cut_id, poll=True)))
 
     async def export(self, request: Request, account: int) -> Response:
@@ -92,11 +92,11 @@ class Cuts:
     async def _for_export(
         self, request: Request, account: int, fields: Fields, formats: Container[str]
     ) -> tuple[Cut, str]:
-        """Return the completed cut and the format that are asked for, or raise what is wrong with them."""
+        """Return the completed cut and the requested format, or raise the error."""
         cut_id = path_id(request, "cut_id")
         format = fields.required("format", as_text(1, 64))
         fields.check()
-        await look_at(self._store, self._store.cuts, cut_id)
+        await refresh_job(self._store, self._store.cuts, cut_id)
         cut = self._store.cuts.get(account, cut_id)
         if format not in formats:
             raise ApiError(409, "The format is not available for this cut.", code="unsupported_format")

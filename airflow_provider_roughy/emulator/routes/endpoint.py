@@ -1,4 +1,4 @@
-"""What the routes of all resources share: endpoints, paging, reading of bodies and paths, the look at the store."""
+"""Common parts of all routes: endpoints, paging, reading of bodies and paths, and the refresh of the store."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from starlette.responses import JSONResponse, Response
 from airflow_provider_roughy.emulator.store import WORK_WAIT_SECONDS, Jobs, Store
 from airflow_provider_roughy.emulator.wire import ApiError, Fields, as_integer, as_uuid, parse_object
 
-#: How long a look at a cut or render waits for the work on it, if its result is due: less than clients have patience.
+#: How long a request for a cut or render waits for work whose result is due: less than the timeouts of clients.
 JOB_WAIT_SECONDS = 1.0
 
-#: Answers a request; the number is the account that the API key belongs to.
+#: Handles a request; the number is the account that the API key belongs to.
 Handler = Callable[[Request, int], Awaitable[Response]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
-    """One path and what answers each method on it.
+    """One path and the handler of each method on it.
 
-    :param path: as Starlette spells paths with parameters.
-    :param handlers: by method.
-    :param headers: set on every reply of the path.
-    :param open_methods: methods that need no key; their handlers get account 0.
+    :param path: As in Starlette, with parameters.
+    :param handlers: By method.
+    :param headers: Set on every reply of the path.
+    :param open_methods: Methods that need no key; their handlers get account 0.
     """
 
     path: str
@@ -38,21 +38,21 @@ class Endpoint:
 
 
 class ClientLeft(Exception):
-    """The connection broke before the request was whole; there is nobody to answer."""
+    """The client disconnected before the request was complete."""
 
 
-async def look(store: Store) -> None:
-    """Bring the store up to now without blocking the event loop while media is being measured."""
-    # Before the sweep, which then settles work that ends in between.
+async def refresh(store: Store) -> None:
+    """Refresh the store without blocking the event loop while media is being measured."""
+    # Collected before the sweep, which settles work that ends in between.
     work = store.assets.due_work()
     store.sweep()
     await _wait_for(store, work, WORK_WAIT_SECONDS)
 
 
-async def look_at(store: Store, jobs: Jobs[Any], job_id: str) -> None:
-    """As :func:`look`; waits a moment for one job, so that short media is finished at the first look when due."""
+async def refresh_job(store: Store, jobs: Jobs[Any], job_id: str) -> None:
+    """As :func:`refresh`, and wait a moment for one job, so that short media is finished at the first poll when due."""
     work = jobs.work_on(job_id)
-    await look(store)
+    await refresh(store)
     await _wait_for(store, work, JOB_WAIT_SECONDS)
 
 
@@ -63,7 +63,7 @@ async def _wait_for(store: Store, work: list[Future[None]], seconds: float) -> N
 
 
 def require_json(request: Request) -> None:
-    """Raise the 415 unless the body is said to be JSON."""
+    """Raise the 415 unless the content type of the body is JSON."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ApiError(415, "Content-Type must be application/json.")
 
@@ -96,5 +96,5 @@ def page(items: list[dict[str, Any]], total: int, limit: int, offset: int) -> Re
 
 
 def base_url(request: Request) -> str:
-    """Return scheme and authority as the client addressed them, so that its URLs keep one origin."""
+    """Return scheme and authority as the client addressed them, so that the URLs in replies have the same origin."""
     return f"{request.url.scheme}://{request.url.netloc}"

@@ -1,4 +1,4 @@
-"""What the routes of cuts and renders share."""
+"""Common parts of the routes of cuts and renders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .endpoint import page_fields
 def job_filters(request: Request, store: Store, account: int) -> tuple[dict[str, str | None], int, int]:
     """Read the filters of a list: ``asset_id``, ``project_id``, ``state``; and ``limit`` and ``offset``.
 
-    :raises ApiError: for an asset or project that is not the account's, as the list of assets documents it.
+    :raises ApiError: If the asset or project is not the account's, as documented for the list of assets.
     """
     fields, limit, offset = page_fields(request)
     asset_id = fields.optional("asset_id", as_uuid)
@@ -32,7 +32,7 @@ def job_filters(request: Request, store: Store, account: int) -> tuple[dict[str,
 
 
 def job_fields(job: Job) -> dict[str, Any]:
-    """Return the fields that cuts and renders have in common, as the API shows them."""
+    """Return the fields of both cuts and renders, as in the API."""
     return {
         "id": job.id,
         "asset_id": job.asset_id,

@@ -21,14 +21,14 @@ class Projects:
         self._store = store
 
     def endpoints(self) -> list[Endpoint]:
-        """Return the paths and who answers on them."""
+        """Return the paths and their handlers."""
         return [
             Endpoint("/v1/projects", {"GET": self.list, "POST": self.create}),
             Endpoint("/v1/projects/{project_id}", {"GET": self.get, "PATCH": self.update, "DELETE": self.delete}),
         ]
 
     async def create(self, request: Request, account: int) -> Response:
-        """Make a project."""
+        """Create a project."""
         fields = Fields("body", await read_object(request, self._store))
         name = fields.required("name", as_text(1, 256))
         fields.check()
@@ -47,7 +47,7 @@ class Projects:
         return JSONResponse(self._detail(self._store.projects.get(account, path_id(request, "project_id"))))
 
     async def update(self, request: Request, account: int) -> Response:
-        """Rename, archive or revive a project."""
+        """Rename, archive or restore a project."""
         project_id = path_id(request, "project_id")
         self._store.projects.get(account, project_id)
         fields = Fields("body", await read_object(request, self._store))
@@ -57,7 +57,7 @@ class Projects:
         return JSONResponse(self._detail(self._store.projects.update(account, project_id, name, state)))
 
     async def delete(self, request: Request, account: int) -> Response:
-        """Remove a project and all that is in it."""
+        """Delete a project and all its assets."""
         self._store.delete_project(account, path_id(request, "project_id"))
         return Response(status_code=self._store.choices.delete_status)
 

@@ -1,4 +1,4 @@
-"""The object store that every ``download_url`` leads to: an origin of its own, as at Roughy."""
+"""The object store that every ``download_url`` points to: a separate origin, as with Roughy."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from airflow_provider_roughy.emulator.wire import http_date
 
 from .endpoint import Endpoint
 
-#: What it holds, by the folder it is in.
+#: Its folders.
 ASSETS, RENDERS = "assets", "renders"
 
 #: Content type by format of renders.
 CONTENT_TYPES = {"mp4": "video/mp4", "mov": "video/quicktime", "m4a": "audio/mp4", "mp3": "audio/mpeg"}
 
-#: Bytes are read in pieces of this size, each in a thread.
+#: Files are read in blocks of this size, each in a thread.
 READ_BYTES = 1 << 20
 
 
 class Links:
-    """Makes download URLs and recognises them: shaped like S3's, with a signature of our own.
+    """Creates download URLs and verifies them: in the format of S3, with the emulator's own signature.
 
-    :param store: whose clock and secret they are signed with.
-    :param port: where the object store listens, at the address by which the client reached the API.
+    :param store: The store with the clock and the signing secret.
+    :param port: The port of the object store, at the host name by which the client reached the API.
     """
 
     def __init__(self, store: Store, port: int) -> None:
@@ -43,9 +43,9 @@ class Links:
         self._port = port
 
     def make(self, request: Request, folder: str, project_id: str, name: str) -> str:
-        """Return a fresh ``download_url``.
+        """Return a new ``download_url``.
 
-        :param request: to the API, in whose reply it goes.
+        :param request: The API request in whose reply it is sent.
         :param folder: :data:`ASSETS` or :data:`RENDERS`.
         """
         path = f"/storage/{folder}/{project_id}/{name}"
@@ -59,7 +59,7 @@ class Links:
         )
 
     def problem(self, request: Request) -> tuple[str, str] | None:
-        """Return why a download is forbidden, as S3's code and message; ``None`` if it is not."""
+        """Return why a download is forbidden, as S3's code and message; ``None`` if it is allowed."""
         query = request.query_params
         date, expires = query.get("X-Amz-Date", ""), query.get("X-Amz-Expires", "")
         signature = self._signature(request.url.path, date, expires)
@@ -75,9 +75,9 @@ class Links:
 
 
 class Storage:
-    """The bytes of assets and renders, as S3 serves them: no API key, XML errors, one range at a time.
+    """The bytes of assets and renders, as S3 serves them: no API key, XML errors, one range per request.
 
-    :param links: which recognises what it has signed.
+    :param links: Verifies the signatures.
     """
 
     def __init__(self, store: Store, links: Links) -> None:
@@ -85,12 +85,12 @@ class Storage:
         self._links = links
 
     def endpoints(self) -> list[Endpoint]:
-        """Return the paths and who answers on them."""
+        """Return the paths and their handlers."""
         path, handlers = "/storage/{folder}/{project_id}/{name}", {"GET": self.get, "HEAD": self.get}
         return [Endpoint(path, handlers, open_methods=("GET", "HEAD"))]
 
     async def get(self, request: Request, account: int) -> Response:
-        """Return the bytes, or a range of them, if the signature holds."""
+        """Return the bytes, or a range of them, if the signature is valid."""
         if "authorization" in request.headers:
             message = "Only one auth mechanism allowed; only the X-Amz-Algorithm query parameter, Signature query "
             return _xml_error(400, "InvalidArgument", message + "string parameter or the Authorization header.")
@@ -106,18 +106,18 @@ class Storage:
         return _serve(request, file, content_type)
 
     def _find(self, folder: str, name: str) -> tuple[Path | None, str | None]:
-        """Return where a file would be, and its content type."""
+        """Return the path of a file, whether or not it exists, and its content type."""
         if folder == RENDERS:
             render = self._store.renders.find(name.partition(".")[0])
             if render is not None and render.state == "completed":
-                return self._store.files.path(render.id), CONTENT_TYPES.get(str(render.wanted["format"]))
+                return self._store.files.path(render.id), CONTENT_TYPES.get(str(render.output_options["format"]))
         elif folder == ASSETS and (asset := self._store.assets.find(name)):
             return self._store.files.path(asset.id), asset.content_type
         return None, None
 
 
 def _serve(request: Request, file: BinaryIO, content_type: str | None) -> Response:
-    """Answer with an open file, which is closed in the end (RFC 9110, sections 13.1.5 and 14)."""
+    """Reply with an open file, and close it (RFC 9110, sections 13.1.5 and 14)."""
     facts = os.fstat(file.fileno())
     version = f"{facts.st_ino} {facts.st_size} {facts.st_mtime_ns}"
     headers = {
@@ -127,13 +127,13 @@ def _serve(request: Request, file: BinaryIO, content_type: str | None) -> Respon
     }
     begin, end, status = 0, facts.st_size, 200
     if request.headers.get("if-range") in (None, headers["ETag"], headers["Last-Modified"]):
-        wanted = _parse_range(request.headers.get("range", ""), facts.st_size)
-        if wanted is not None and wanted[0] >= wanted[1]:
+        byte_range = _parse_range(request.headers.get("range", ""), facts.st_size)
+        if byte_range is not None and byte_range[0] >= byte_range[1]:
             file.close()
             headers["Content-Range"] = f"bytes */{facts.st_size}"
             return _xml_error(416, "InvalidRange", "The requested range is not satisfiable", headers)
-        if wanted is not None:
-            (begin, end), status = wanted, 206
+        if byte_range is not None:
+            (begin, end), status = byte_range, 206
             headers["Content-Range"] = f"bytes {begin}-{end - 1}/{facts.st_size}"
     headers["Content-Length"] = str(end - begin)
     media_type = content_type or "application/octet-stream"
@@ -144,9 +144,9 @@ def _serve(request: Request, file: BinaryIO, content_type: str | None) -> Respon
 
 
 def _parse_range(text: str, size: int) -> tuple[int, int] | None:
-    """Return begin and end of the one range that is asked for, empty if there is nothing of it in the file.
+    """Return start and end of the requested range; they are equal if the file has nothing of it.
 
-    ``None``: all is sent, as for several ranges at once (S3) and what is no range (RFC 9110, section 14.2).
+    ``None``: send the whole file, as for several ranges (S3) and for an invalid range (RFC 9110, section 14.2).
     """
     match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", text.strip())
     if match is None or match[0] == "bytes=-":
@@ -158,10 +158,10 @@ def _parse_range(text: str, size: int) -> tuple[int, int] | None:
 
 
 class _Part(Response):
-    """A part of an open file, which is closed in the end.
+    """A part of an open file, which is closed at the end.
 
-    :param begin: offset of the first byte.
-    :param end: offset after the last one.
+    :param begin: The offset of the first byte.
+    :param end: The offset after the last byte.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class _Part(Response):
         self._end = end
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-        """Send it (ASGI)."""
+        """Send the reply (ASGI)."""
         request, at = Request(scope, receive), self._begin
         with self._file as file:
             file.seek(at)

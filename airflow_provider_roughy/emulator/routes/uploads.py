@@ -1,6 +1,6 @@
-"""The upload protocol: TUS 1.0.0 with Roughy's rules, by hand.
+"""The upload protocol: TUS 1.0.0 with Roughy's rules.
 
-Order of checks: key (401), ``Tus-Resumable`` (412, and nothing is processed, as TUS demands), the upload (404,
+Order of checks: key (401), ``Tus-Resumable`` (412, and nothing is processed, as TUS requires), the upload (404,
 410), ``Content-Type`` (415), header values (400), the offset (409), the length (413), the first chunk.
 """
 
@@ -25,7 +25,7 @@ from .endpoint import ClientLeft, Endpoint, Handler
 TUS_VERSION = "1.0.0"
 CONTENT_TYPE = "application/offset+octet-stream"
 
-#: Bytes are written in pieces of this size, each in a thread, so that a slow disk never stalls the event loop.
+#: Files are written in blocks of this size, each in a thread, so that a slow disk never blocks the event loop.
 WRITE_BYTES = 1 << 20
 
 #: Without it, Windows writes two bytes for each line feed.
@@ -35,7 +35,7 @@ _BINARY: int = getattr(os, "O_BINARY", 0)
 class Uploads:
     """The operations below ``/v1/uploads``.
 
-    :param store: where the bytes and the truth are.
+    :param store: The store with state and bytes.
     """
 
     def __init__(self, store: Store) -> None:
@@ -43,8 +43,8 @@ class Uploads:
         self._locks: dict[str, asyncio.Lock] = {}
 
     def endpoints(self) -> list[Endpoint]:
-        """Return the paths and who answers on them."""
-        # Every reply names the version (TUS), and no reply to HEAD may be cached.
+        """Return the paths and their handlers."""
+        # Every reply has the protocol version (TUS), and no reply to HEAD may be cached.
         headers = {"Tus-Resumable": TUS_VERSION, "Cache-Control": "no-store"}
         no_key = () if self._choices.options_needs_key else ("OPTIONS",)
         handlers: dict[str, Handler] = {"HEAD": self.head, "PATCH": self.patch, "DELETE": self.cancel}
@@ -60,7 +60,7 @@ class Uploads:
         return self._store.choices
 
     async def capabilities(self, request: Request, account: int) -> Response:
-        """``OPTIONS /v1/uploads``: what the server can do (TUS, section "OPTIONS")."""
+        """``OPTIONS /v1/uploads``: the capabilities of the server (TUS, section "OPTIONS")."""
         headers = {
             "Tus-Version": TUS_VERSION,
             "Tus-Max-Size": str(self._choices.max_upload_bytes),
@@ -69,7 +69,7 @@ class Uploads:
         return Response(status_code=self._choices.options_status, headers=headers)
 
     async def head(self, request: Request, account: int) -> Response:
-        """``HEAD /v1/uploads/{id}``: the authoritative offset. Never waits for a PATCH under way."""
+        """``HEAD /v1/uploads/{id}``: the authoritative offset. Never waits for a concurrent PATCH."""
         upload = self._find(request, account)
         offset = self._offset_when_over(upload)
         if offset is None:
@@ -78,7 +78,7 @@ class Uploads:
         return self._reply(200, upload, offset, headers)
 
     async def patch(self, request: Request, account: int) -> Response:
-        """``PATCH /v1/uploads/{id}``: take bytes at the offset."""
+        """``PATCH /v1/uploads/{id}``: store bytes at the offset."""
         upload = self._find(request, account)
         if request.headers.get("content-type", "").lower() != CONTENT_TYPE:
             raise ApiError(415, f"Content-Type must be {CONTENT_TYPE}.")
@@ -121,7 +121,7 @@ class Uploads:
         return await method(request, account)
 
     def _find(self, request: Request, account: int) -> Upload:
-        """Return the upload if it is open, or finished and still answering; raise what it answers otherwise."""
+        """Return the upload if it is open, or finished and still answering; raise the documented error otherwise."""
         if request.headers.get("tus-resumable") != TUS_VERSION:
             raise ApiError(412, "Tus-Resumable header missing or wrong version.", headers={"Tus-Version": TUS_VERSION})
         self._store.sweep()
@@ -155,7 +155,7 @@ class Uploads:
     async def _take(self, request: Request, upload: Upload, offset: int, length: int) -> None:
         """Store the body of a PATCH.
 
-        :raises ClientLeft: when it broke off; what arrived is kept, or not, as the choice says.
+        :raises ClientLeft: If the client disconnects; ``Choices.keep_partial`` decides whether its bytes are kept.
         """
         path = self._store.files.path(upload.asset_id)
         if not self._choices.keep_partial:
@@ -211,7 +211,7 @@ def _number(request: Request, name: str) -> int:
 
 
 async def _blocks(request: Request) -> AsyncIterator[bytearray]:
-    """Yield the body in pieces of about :data:`WRITE_BYTES`; ends early when the client leaves."""
+    """Yield the body in blocks of about :data:`WRITE_BYTES`; end early if the client disconnects."""
     block = bytearray()
     more = True
     while more:

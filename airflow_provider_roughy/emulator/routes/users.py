@@ -18,13 +18,13 @@ class Users:
         self._store = store
 
     def endpoints(self) -> list[Endpoint]:
-        """Return the paths and who answers on them."""
+        """Return the paths and their handlers."""
         return [
             Endpoint("/v1/users/me", {"GET": self.me}),
         ]
 
     async def me(self, request: Request, account: int) -> Response:
-        """Read the profile that belongs to the key."""
+        """Read the profile of the key's account."""
         since = timestamp(self._store.opened_at(account))
         return JSONResponse(
             {

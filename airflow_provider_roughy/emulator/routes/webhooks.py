@@ -21,14 +21,14 @@ class Webhooks:
         self._store = store
 
     def endpoints(self) -> list[Endpoint]:
-        """Return the paths and who answers on them."""
+        """Return the paths and their handlers."""
         return [
             Endpoint("/v1/webhook-endpoints", {"GET": self.list, "POST": self.create}),
             Endpoint("/v1/webhook-endpoints/{endpoint_id}", {"DELETE": self.delete}),
         ]
 
     async def create(self, request: Request, account: int) -> Response:
-        """Make an endpoint. The reply has no signing secret."""
+        """Create an endpoint. The reply has no signing secret."""
         choices = self._store.choices
         fields = Fields("body", await read_object(request, self._store))
         url = fields.required("url", as_url(choices))
@@ -58,6 +58,6 @@ class Webhooks:
         return {
             "id": endpoint.id,
             "url": endpoint.url,
-            "event_types": endpoint.wanted,
+            "event_types": endpoint.subscribed,
             "description": endpoint.description,
         }

@@ -1,13 +1,14 @@
-"""The truth: what there is, in SQLite; the media as files beside it.
+"""The emulator's state: rows in SQLite, and media as files beside the database.
 
-A room a resource, one above the other: ``database``, ``clock``, ``files``, ``background`` and ``history`` know no
-resource; ``projects``, ``credits`` and ``uploads`` stand on them, ``assets`` on those, and what is derived from
-assets above; ``webhooks`` hear of all of them. Both the HTTP routes and the Python API use the one :class:`Store`, from
-any thread. Nothing here runs on a timer: what time has brought about is worked out by :meth:`Store.sweep` before each
-look. As long as there are webhook endpoints, ``delivery.py`` looks all the time: they are told without asking.
+There is one module for each resource, in layers. ``database``, ``clock``, ``files``, ``background`` and ``history``
+know no resource. ``projects``, ``credits`` and ``uploads`` build on them, ``assets`` on those; ``cuts`` and
+``renders``, derived from assets, build on ``assets``. ``webhooks`` is notified of all of them. The HTTP routes and the
+Python API share one :class:`Store`, from any thread. The store has no timer: before each read, :meth:`Store.sweep`
+applies every change that is due by then. While there are webhook endpoints, ``delivery.py`` calls it continually, since
+webhooks are sent without a request.
 
-Killing the process at any moment loses nothing that was replied to: a change is one SQLite transaction, and the
-offset of an upload is the size of its file. (No ``fsync``: a power cut is not what this is for.)
+Killing the process at any moment loses nothing that was acknowledged: a change is one SQLite transaction, and the
+offset of an upload is the size of its file. There is no ``fsync``: the store does not survive a power cut.
 """
 
 from __future__ import annotations
@@ -52,21 +53,21 @@ __all__ = [
     "well_known_id",
 ]
 
-#: How long a look at something that is due waits for the work on its media.
+#: How long :meth:`Store.refresh` waits for work on media whose result is due.
 WORK_WAIT_SECONDS = 20.0
 
-#: All that :meth:`Store.reset` empties.
+#: The tables that :meth:`Store.reset` empties.
 _TABLES = ("projects", "assets", "states", "uploads", "ledger", "cuts", "renders", "webhook_endpoints", "deliveries")
 
 
 class Store:
     """All state of one emulator.
 
-    :param folder: where it lives; made if need be, and taken up again if it was used before.
-    :param accounts: number of accounts (API keys).
-    :param balance: credits each account starts with.
-    :param progression: see :class:`Progression`.
-    :param choices: answers where the documentation is silent.
+    :param folder: Where the state is stored; created if need be, and resumed if it was used before.
+    :param accounts: Number of accounts (API keys).
+    :param balance: Credits each account starts with.
+    :param progression: See :class:`Progression`.
+    :param choices: The behaviour where Roughy's documentation is silent.
     """
 
     def __init__(self, folder: Path, *, accounts: int, balance: int, progression: str, choices: Choices) -> None:
@@ -86,8 +87,8 @@ class Store:
             self.assets = Assets(*below, self.projects, self.credits, self.uploads, choices)
             self.cuts = Cuts(*below, self.assets, choices)
             self.renders = Renders(*below, self.assets, choices, cuts=self.cuts)
-            #: Everything that Roughy works on.
-            self.worked_on: tuple[Assets | Jobs[Any], ...] = (self.assets, self.cuts, self.renders)
+            #: The resources that Roughy processes.
+            self.collections: tuple[Assets | Jobs[Any], ...] = (self.assets, self.cuts, self.renders)
             kinds: dict[str, Assets | Jobs[Any]] = {"asset": self.assets, "cut": self.cuts, "render": self.renders}
             self.webhooks = Webhooks(self._database, self.clock, self.history, choices, kinds)
             self._open()
@@ -99,11 +100,11 @@ class Store:
             self.secret = bytes.fromhex(self._database.meta("secret", secrets.token_hex(32)))
             for account in range(1, self._accounts + 1):
                 self._open_account(account)
-            for each in self.worked_on:
-                each.take_up()
+            for collection in self.collections:
+                collection.resume()
 
     def _open_account(self, account: int) -> None:
-        """Give a new account its first project and credits; an account that is known keeps what it has."""
+        """Give a new account its first project and credits; change nothing of an account that exists."""
         if self.opened_at(account):
             return
         self._database.set_meta(f"account_{account}", str(self.clock.now()))
@@ -113,18 +114,18 @@ class Store:
             self.credits.grant(account, self._start_balance)
 
     def opened_at(self, account: int) -> int:
-        """Return when an account was made; 0 if it was not."""
+        """Return when an account was created; 0 if it does not exist."""
         return int(self._database.meta(f"account_{account}", "") or 0)
 
     @property
     def webhook_secret(self) -> str:
-        """The signing secret of webhooks, unless another one is given: the same as long as the folder is."""
+        """The signing secret of webhooks, unless another one is given: constant for each folder."""
         return "whsec_" + base64.b64encode(hashlib.sha256(b"webhooks" + self.secret).digest()).decode()
 
     def close(self) -> None:
         """Stop all work and close the database."""
-        for each in self.worked_on:
-            each.close()
+        for collection in self.collections:
+            collection.close()
         self._database.close()
 
     def reset(self, *, progression: str) -> None:
@@ -133,38 +134,38 @@ class Store:
             for table in _TABLES:
                 self._database.execute(f"DELETE FROM {table}")
             self._database.execute("DELETE FROM meta WHERE name != 'secret'")
-            for each in self.worked_on:
-                each.clear()
+            for collection in self.collections:
+                collection.clear()
             self.files.clear()
             self.clock.progression = Progression.parse(progression)
             self._open()
 
     # Time
 
-    def look(self) -> None:
-        """Bring everything up to now; waits a while for work on media whose result is due."""
-        # Before the sweep, which then settles work that ends in between.
-        work = [future for each in self.worked_on for future in each.due_work()]
+    def refresh(self) -> None:
+        """Apply every change that is due by now. Wait a while for work on media whose result is due."""
+        # Collected before the sweep, which settles work that ends in between.
+        work = [future for collection in self.collections for future in collection.due_work()]
         self.sweep()
         if work:
             wait(work, timeout=WORK_WAIT_SECONDS)
             self.sweep()
 
     def sweep(self) -> None:
-        """Let time pass: everything gets into the state that it has by now."""
+        """Move every resource to the state that is due by now."""
         with self._database.change():
-            for each in self.worked_on:
-                each.sweep()
+            for collection in self.collections:
+                collection.sweep()
 
     def advance(self, seconds: float) -> None:
-        """Move emulator time on, and let happen what is due by then.
+        """Move emulator time on, and apply what is due by then.
 
-        :param seconds: how far; negative moves it back.
+        :param seconds: How far; a negative number moves it back.
         """
         self.clock.advance(seconds)
-        self.look()
+        self.refresh()
 
-    # What concerns several resources
+    # Changes of several resources
 
     def delete_project(self, account: int, project_id: str) -> None:
         """Remove a project with all its assets and their bytes, at once and for good (project page)."""
@@ -183,24 +184,24 @@ class Store:
             self.assets.activate(account)
 
     def settle(self, resource_id: str | None = None) -> list[str]:
-        """Let Roughy's work finish now, whatever the progression.
+        """Finish Roughy's work now, whatever the progression.
 
-        :param resource_id: the asset, cut or render it is about, or ``None`` for all.
-        :returns: the ids that were being worked on.
-        :raises UnknownId: when there is nothing of that id.
+        :param resource_id: The asset, cut or render; ``None`` for all.
+        :returns: The ids that were being processed.
+        :raises UnknownId: If there is no resource of that id.
         """
-        rooms = self.worked_on if resource_id is None else (self.room_of(resource_id),)
+        chosen = self.collections if resource_id is None else (self.collection_of(resource_id),)
         with self._database.change():
-            released = [each for room in rooms for each in room.release(resource_id)]
-        self.look()
+            released = [each for collection in chosen for each in collection.release(resource_id)]
+        self.refresh()
         return released
 
-    def room_of(self, resource_id: str) -> Assets | Jobs[Any]:
-        """Return who has an asset, cut or render.
+    def collection_of(self, resource_id: str) -> Assets | Jobs[Any]:
+        """Return the collection that an asset, cut or render belongs to.
 
-        :raises UnknownId: when nobody has.
+        :raises UnknownId: If there is no resource of that id.
         """
-        for each in self.worked_on:
-            if each.find(resource_id) is not None:
-                return each
+        for collection in self.collections:
+            if collection.find(resource_id) is not None:
+                return collection
         raise UnknownId(resource_id)

@@ -1,4 +1,4 @@
-"""Assets: every rule of their life, from the first byte to the day they are removed."""
+"""Assets: their whole life cycle, from the first byte to their removal."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ STATES = ("pending_upload", "processing", "pending_payment", "ready", "failed")
 #: Duration of assets that are put into a state without any bytes.
 SEEDED_DURATION = "60.000"
 
-#: What can be said of an asset whose state is set by decree.
-DECREED: dict[str, Reader[Any]] = {
+#: The fields of an asset that :meth:`Assets.set_state` accepts.
+SETTABLE_FIELDS: dict[str, Reader[Any]] = {
     "type": as_one_of(("audio", "video")),
     "extension": as_text(1, 64),
     "content_type": as_text(1, 256),
@@ -51,8 +51,8 @@ DECREED: dict[str, Reader[Any]] = {
     "error_code": as_text(1, 256),
     "error_message": as_text(0, 10_000),
 }
-#: What can further be said of one that is seeded.
-SEEDED: dict[str, Reader[Any]] = DECREED | {
+#: The fields that :meth:`Assets.seed` accepts.
+SEEDABLE_FIELDS: dict[str, Reader[Any]] = SETTABLE_FIELDS | {
     "project_id": as_uuid,
     "size_bytes": as_integer(0, 1 << 60),
     "language": as_language,
@@ -71,15 +71,15 @@ CREATE INDEX IF NOT EXISTS assets_by_state ON assets (state);
 
 @dataclasses.dataclass(frozen=True)
 class Asset:
-    """One asset, with what the API does not show: times in microseconds, and the last six fields.
+    """One asset. The last six fields, and times in microseconds, are not part of the API.
 
-    :param size_bytes: as declared at its creation.
-    :param processing_at: when its last byte landed.
-    :param polls: how often it was seen in ``processing``.
-    :param released: whether it was told to settle.
-    :param measured_seconds: duration found in the media, not yet shown.
-    :param measured_problem: why the media cannot be used.
-    :param unpaid_at: when it became ``pending_payment``.
+    :param size_bytes: The size that was declared at its creation.
+    :param processing_at: When its last byte arrived.
+    :param polls: How often it was polled in ``processing``.
+    :param released: Whether :meth:`Assets.release` was called for it.
+    :param measured_seconds: The duration found in the media, not yet part of a reply.
+    :param measured_problem: Why the media cannot be used.
+    :param unpaid_at: When it became ``pending_payment``.
     """
 
     id: str
@@ -105,19 +105,19 @@ class Asset:
 
     @property
     def measured(self) -> bool:
-        """Whether the media has been looked at."""
+        """Whether the media has been measured."""
         return self.measured_seconds is not None or self.measured_problem is not None
 
     @property
     def price(self) -> int:
         """Credits for the asset: one for each started minute (credit ledger page)."""
         seconds = Decimal(self.measured_seconds or self.duration_seconds or SEEDED_DURATION)
-        # Of what is rounded to no time at all, a minute was started, too.
+        # A duration that is rounded to zero counts as a started minute, too.
         return max(1, math.ceil(seconds / 60))
 
     @property
     def started_at(self) -> int:
-        """When Roughy began to work on it."""
+        """When Roughy started to process it."""
         return self.processing_at or self.created_at
 
 
@@ -144,19 +144,19 @@ class Assets:
         self._choices = choices
         self._probes = Background("roughy-probe")
         self._history = history
-        #: Called with the id of each asset that is about to be removed: by what is derived from assets.
+        #: Called with the id of each asset that is about to be removed. The resources derived from assets use it.
         self.on_removed: list[Callable[[str], None]] = []
         database.create(_SCHEMA)
 
-    def take_up(self) -> None:
-        """Go on with what a process that ended, perhaps killed, has left."""
+    def resume(self) -> None:
+        """Resume the work of a process that ended or was killed."""
         for upload in self._uploads.all_open():
             self._recover(upload)
         for asset in self._database.rows(Asset, "SELECT * FROM assets WHERE state = 'processing'"):
             self._start_probe(asset)
 
     def _recover(self, upload: Upload) -> None:
-        """Finish what a killed process left half done between the file and the database."""
+        """Complete a change that a killed process made in the file but not in the database."""
         if upload.committed is not None:
             path = self.path(upload.asset_id)
             if path.exists():
@@ -173,7 +173,7 @@ class Assets:
         self._probes.close()
 
     def clear(self) -> None:
-        """Forget all assets."""
+        """Drop all work on assets."""
         self._probes.clear()
 
     # Reading
@@ -181,8 +181,8 @@ class Assets:
     def get(self, account: int | None, asset_id: str, *, poll: bool = False) -> Asset:
         """Return an asset, or raise the 404.
 
-        :param account: whose it must be; ``None`` for anybody's.
-        :param poll: whether this is a look in the sense of ``progression="polls=n"``.
+        :param account: The account that it must belong to; ``None`` for any.
+        :param poll: Whether this request counts as a poll for ``progression="polls=n"``.
         """
         with self._database.change():
             found = self._database.row(Asset, "SELECT * FROM assets WHERE id = ?", asset_id)
@@ -195,12 +195,12 @@ class Assets:
     def page(
         self, account: int, project_id: str | None, state: str | None, limit: int, offset: int
     ) -> tuple[list[Asset], int]:
-        """Return one page of assets, newest first, and the number of all that match; counts as a look."""
+        """Return one page of assets, newest first, and the number of all that match. Counts as a poll of each."""
         with self._database.change():
             if project_id is not None:
                 self._projects.get(account, project_id)
-            wanted = {"account": account, "project_id": project_id, "state": state}
-            items, total = self._database.page(Asset, "assets", wanted, limit, offset)
+            filters = {"account": account, "project_id": project_id, "state": state}
+            items, total = self._database.page(Asset, "assets", filters, limit, offset)
             self._count_polls(items)
             return items, total
 
@@ -214,24 +214,24 @@ class Assets:
         return self._database.rows(Asset, "SELECT * FROM assets ORDER BY created_at, rowid")
 
     def find(self, asset_id: str) -> Asset | None:
-        """Return an asset of whatever account, if there is one of that id."""
+        """Return an asset of any account; ``None`` if there is none of that id."""
         return self._database.row(Asset, "SELECT * FROM assets WHERE id = ?", asset_id)
 
     def known(self, asset_id: str) -> Asset:
-        """Return an asset of whatever account.
+        """Return an asset of any account.
 
-        :raises UnknownId: when there is none.
+        :raises UnknownId: If there is no such asset.
         """
         if found := self.find(asset_id):
             return found
         raise UnknownId(asset_id)
 
     def path(self, asset_id: str) -> Path:
-        """Return where the bytes of an asset are, or would be."""
+        """Return the path of the bytes of an asset, whether or not they exist."""
         return self._files.path(asset_id)
 
     def require_cuttable(self, asset: Asset) -> None:
-        """Raise the 409 that says why an asset can be neither cut nor rendered as audio (cut and error pages)."""
+        """Raise the 409 with the reason why an asset can be neither cut nor rendered as audio (cut and error pages)."""
         if asset.state == "ready":
             return
         if asset.state == "pending_payment":
@@ -241,10 +241,10 @@ class Assets:
         headers = {"Retry-After": str(self._choices.processing_retry_after)}
         raise ApiError(409, "The asset is still being processed.", code="asset_processing", headers=headers)
 
-    # Coming and going
+    # Creating and deleting
 
     def create(self, account: int, project_id: str, size_bytes: int, language: str | None) -> Asset:
-        """Make an asset and open its upload; 402 unless the balance is positive (credit ledger page)."""
+        """Create an asset and open its upload; 402 unless the balance is positive (credit ledger page)."""
         with self._database.change():
             project = self._projects.get(account, project_id)
             if project.state == "archived" and not self._choices.archived_project_accepts_assets:
@@ -287,7 +287,7 @@ class Assets:
         return asset
 
     def delete(self, account: int, asset_id: str) -> None:
-        """Remove an asset and all that was derived from it, in any state, at once and for good (delete page)."""
+        """Delete an asset and everything derived from it, in any state, immediately and permanently (delete page)."""
         with self._database.change():
             self._delete(self.get(account, asset_id))
 
@@ -314,9 +314,9 @@ class Assets:
     # Uploading
 
     def identify(self, upload_id: str) -> None:
-        """Look at the first bytes of an upload, once there are enough of them.
+        """Detect the media type from the first bytes of an upload, once there are enough of them.
 
-        :raises ApiError: the 409 when they are neither audio nor video; the upload is over then.
+        :raises ApiError: The 409 if they are neither audio nor video; this ends the upload.
         """
         with self._database.change():
             upload = self._uploads.get_open(upload_id)
@@ -335,7 +335,7 @@ class Assets:
         raise ApiError(409, problem, code=self._choices.unsupported_media_code)
 
     def forget_kind(self, upload: Upload) -> None:
-        """Undo :meth:`identify` when nothing of the first chunk is kept."""
+        """Undo :meth:`identify` if nothing of the first chunk is kept."""
         if self._files.size(upload.asset_id) == 0:
             self._database.update("assets", upload.asset_id, type=None, extension=None, content_type=None)
 
@@ -343,7 +343,7 @@ class Assets:
         self._database.update("assets", asset_id, **dataclasses.asdict(kind))
 
     def finish(self, upload_id: str) -> None:
-        """Move the asset on to ``processing``: its last byte has landed."""
+        """Move an asset whose last byte has arrived to ``processing``."""
         with self._database.change():
             upload = self._uploads.get_open(upload_id)
             self._uploads.close(upload_id, "finished")
@@ -388,7 +388,7 @@ class Assets:
             self._probes.forget(asset_id)
 
     def due_work(self) -> list[Future[None]]:
-        """Return what is still being measured although its asset is due to settle."""
+        """Return the measuring still under way for assets that are due to settle."""
         if self._probes.idle:
             return []
         due, value = self._clock.progression.due(self._clock.now(), "processing_at")
@@ -396,16 +396,16 @@ class Assets:
         return self._probes.pending([row["id"] for row in self._database.execute(query, value).fetchall()])
 
     def sweep(self) -> None:
-        """Let time pass: settle what is due, expire uploads, purge what stayed unpaid."""
+        """Settle what is due, expire uploads, and delete assets that have been unpaid for too long."""
         now = self._clock.now()
         for upload in self._uploads.expired():
             self._end_upload(upload, "expired", keep_asset=self._choices.expired_asset == "kept")
         due, value = self._clock.progression.due(now, "processing_at")
         measured = "(measured_seconds IS NOT NULL OR measured_problem IS NOT NULL)"
         settling = f"SELECT * FROM assets WHERE state = 'processing' AND {measured} AND {due}"
-        # Those that settle at the same moment are charged in the order in which their bytes arrived.
+        # Assets that settle at the same moment are charged in the order in which their bytes arrived.
         assets = sorted(self._database.rows(Asset, settling, value), key=lambda asset: asset.started_at)
-        ends = [(self._clock.progression.over_at(asset.started_at, now), asset) for asset in assets]
+        ends = [(self._clock.progression.finished_at(asset.started_at, now), asset) for asset in assets]
         for at, asset in sorted(ends, key=lambda end: end[0]):
             self._settle(asset, at)
         limit = now - round(self._choices.unpaid_ttl_seconds * 1_000_000)
@@ -428,7 +428,7 @@ class Assets:
         self._enter(asset_id, "failed", at)
 
     def _charge(self, asset: Asset, at: int) -> bool:
-        """Debit the price and make the asset ready, or leave both alone when the balance is short."""
+        """Debit the price and make the asset ready; change nothing if the balance is too low."""
         if self._credits.balance(asset.account) < asset.price and not self._choices.partial_debit:
             return False
         self._credits.consume(asset.account, asset.price, asset.id, at)
@@ -447,10 +447,10 @@ class Assets:
     # Steering
 
     def release(self, asset_id: str | None = None) -> list[str]:
-        """Let processing assets settle at the next look, whatever the progression.
+        """Let processing assets settle at the next sweep, whatever the progression.
 
-        :param asset_id: one asset, or ``None`` for all.
-        :returns: the ids that are in ``processing``.
+        :param asset_id: One asset, or ``None`` for all.
+        :returns: The ids that are in ``processing``.
         """
         query = "SELECT id FROM assets WHERE state = 'processing' AND (? IS NULL OR id = ?)"
         with self._database.change():
@@ -460,15 +460,15 @@ class Assets:
         return [row["id"] for row in rows]
 
     def seed(self, state: str, fields: Mapping[str, Any], *, account: int, content: bytes | None) -> Asset:
-        """Put a new asset straight into a state, without an upload and without a charge.
+        """Create an asset in a given state, without an upload and without a charge.
 
-        :param state: any word; the API's own states get the fields that belong to them.
-        :param fields: any of :data:`SEEDED`.
-        :param content: bytes to store; without them the asset has none and cannot be downloaded.
-        :raises UnknownId: when there is no such project.
-        :raises ValueError: for a field that does not exist, or a value of a wrong type.
+        :param state: Any word; a state of the API sets the fields that belong to it.
+        :param fields: Any of :data:`SEEDABLE_FIELDS`.
+        :param content: Bytes to store; without them, the asset cannot be downloaded.
+        :raises UnknownId: If there is no such project.
+        :raises ValueError: If a field does not exist, or a value has the wrong type.
         """
-        values = read(SEEDED, fields)
+        values = read(SEEDABLE_FIELDS, fields)
         account = as_integer(1, 1_000_000)(account)
         if not isinstance(content, (bytes, type(None))):
             raise ValueError("content must be bytes")
@@ -486,14 +486,14 @@ class Assets:
             return self.set_state(asset.id, state, values)
 
     def set_state(self, asset_id: str, state: str, fields: Mapping[str, Any]) -> Asset:
-        """Put an asset into a state by decree: nothing is charged, nothing is measured again.
+        """Put an asset into a given state: nothing is charged, nothing is measured again.
 
-        :param state: any word, also one the API does not know.
-        :param fields: any of :data:`DECREED`; those that belong to the state have defaults.
-        :raises UnknownId: when there is no such asset.
-        :raises ValueError: for a field that does not exist, or a value of a wrong type.
+        :param state: Any word, also one that the API does not know.
+        :param fields: Any of :data:`SETTABLE_FIELDS`; those that belong to the state have defaults.
+        :raises UnknownId: If there is no such asset.
+        :raises ValueError: If a field does not exist, or a value has the wrong type.
         """
-        given = read(DECREED, fields)
+        given = read(SETTABLE_FIELDS, fields)
         state = as_text(1, 64)(state)
         with self._database.change():
             asset = self.known(asset_id)

@@ -1,4 +1,4 @@
-"""Work on media: in a thread, one piece after the other, so that no request has to do it."""
+"""Work on media in one thread, one task at a time, so that no request has to do it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 
 class Background:
-    """A thread and what it has still to do, known by the id of what it is for.
+    """A thread and its queue of tasks, by the id of the resource that each is for.
 
-    :param name: of the thread.
+    :param name: The name of the thread.
     """
 
     def __init__(self, name: str) -> None:
@@ -20,9 +20,9 @@ class Background:
         self._closing = threading.Event()
 
     def start(self, work_id: str, work: Callable[[str], None]) -> None:
-        """Do a piece of work later, unless it is already under way.
+        """Queue a task, unless it is queued or running already.
 
-        :param work: is called with the id.
+        :param work: The task; called with the id.
         """
         with self._lock:
             if work_id not in self._work:
@@ -35,31 +35,31 @@ class Background:
             self.forget(work_id)
 
     def pending(self, work_ids: Iterable[str]) -> list[Future[None]]:
-        """Return what of these is still to be done."""
+        """Return those of the given tasks that are not finished."""
         with self._lock:
             return [self._work[work_id] for work_id in work_ids if work_id in self._work]
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is to be done."""
+        """Whether no task is queued or running."""
         with self._lock:
             return not self._work
 
     def forget(self, work_id: str) -> None:
-        """Nobody waits for this any more."""
+        """Drop a task whose result is not needed any more."""
         with self._lock:
             self._work.pop(work_id, None)
 
     def clear(self) -> None:
-        """Nobody waits for anything any more."""
+        """Drop all tasks."""
         with self._lock:
             self._work.clear()
 
     def closing(self) -> bool:
-        """Whether the work should be given up: ask now and then."""
+        """Whether a running task should stop; tasks check it regularly."""
         return self._closing.is_set()
 
     def close(self) -> None:
-        """Give up what is to be done, and wait for the end of what is being done."""
+        """Drop the queued tasks, and wait until the running one ends."""
         self._closing.set()
         self._executor.shutdown(wait=True, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Emulator time, in microseconds since the epoch, and how long Roughy's own work takes by it."""
+"""Emulator time, in microseconds since the epoch, and the duration of Roughy's own work in it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import time
 
 from .database import Database
 
-#: Where emulator time must stay: from 1970 to the year 9000, which every timestamp can tell.
+#: The end of emulator time: the year 9000, which every timestamp can represent. It starts in 1970.
 _LATEST = 221_845_392_000 * 1_000_000
 
-#: Most seconds, or looks, that anything takes or lasts: some 300 years.
-MOST = 10_000_000_000
+#: The largest number of seconds, or polls, for any duration: some 300 years.
+MAX_AMOUNT = 10_000_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Progression:
-    """How long Roughy works on something: an asset stays in ``processing``, a cut or render is not finished.
+    """How long Roughy processes a resource: an asset stays in ``processing``, a cut or render is not finished.
 
     :param kind: ``immediate``, ``seconds``, ``polls`` or ``manual``.
-    :param amount: seconds, or number of looks that still find it unfinished.
+    :param amount: Seconds, or the number of polls that still find it unfinished.
     """
 
     kind: str
@@ -32,15 +32,15 @@ class Progression:
         try:
             if kind in ("immediate", "manual") and not amount:
                 return cls(kind)
-            if kind == "seconds" and 0 <= float(amount) <= MOST:
+            if kind == "seconds" and 0 <= float(amount) <= MAX_AMOUNT:
                 return cls(kind, float(amount))
-            if kind == "polls" and 0 <= int(amount) <= MOST:
+            if kind == "polls" and 0 <= int(amount) <= MAX_AMOUNT:
                 return cls(kind, int(amount))
         except ValueError:
             pass
         shown = repr(text) if len(repr(text)) < 100 else f"{repr(text)[:100]}…"
         forms = "immediate, manual, seconds=<number> or polls=<count>"
-        raise ValueError(f"progression must be {forms}, of {MOST:g} at most, not {shown}")
+        raise ValueError(f"progression must be {forms}, of {MAX_AMOUNT:g} at most, not {shown}")
 
     def __str__(self) -> str:
         """Return the text that :meth:`parse` reads."""
@@ -48,11 +48,11 @@ class Progression:
         return self.kind if self.kind in ("immediate", "manual") else f"{self.kind}={amount}"
 
     def due(self, now: int, started: str) -> tuple[str, float]:
-        """Return the SQL condition, with its one value, of rows whose work is over by ``now``.
+        """Return the SQL condition, with its one value, of rows whose work is finished by ``now``.
 
-        SQL, since every request asks: a thousand assets that wait must not cost it anything.
+        It is SQL because every request needs it, and must stay fast with a thousand unfinished assets.
 
-        :param started: column with the time at which the work began.
+        :param started: The column with the time at which the work started.
         """
         if self.kind == "seconds":
             return f"(released = 1 OR {started} <= ?)", now - self._microseconds
@@ -60,13 +60,13 @@ class Progression:
             return "(released = 1 OR polls >= ?)", self.amount
         return "(released = 1 OR ?)", int(self.kind == "immediate")
 
-    def begun(self, now: int, queued: str, seconds: float) -> tuple[str, float]:
-        """Return the SQL condition, with its one value, of rows whose work has begun by ``now``.
+    def started(self, now: int, queued: str, seconds: float) -> tuple[str, float]:
+        """Return the SQL condition, with its one value, of rows whose work has started by ``now``.
 
-        With ``polls`` the first look finds it waiting, with ``manual`` nothing begins by itself.
+        With ``polls``, the first poll finds it queued; with ``manual``, nothing starts by itself.
 
-        :param queued: column with the time since which it waits.
-        :param seconds: how long it waits, where time decides.
+        :param queued: The column with the time since which it is queued.
+        :param seconds: How long it stays queued, if time decides.
         """
         if self.kind == "seconds":
             return f"{queued} <= ?", now - round(seconds * 1_000_000)
@@ -74,10 +74,10 @@ class Progression:
             return "polls >= ?", 1
         return "?", int(self.kind == "immediate")
 
-    def over_at(self, started: int, now: int) -> int:
-        """Return when work that is due was over: in the past, if nobody has looked since.
+    def finished_at(self, started: int, now: int) -> int:
+        """Return when work that is due was finished: in the past, if there was no sweep since.
 
-        :param now: when it was told to settle, or seen for the last time.
+        :param now: When it was released, or polled for the last time.
         """
         if self.kind == "immediate":
             return started
@@ -89,10 +89,10 @@ class Progression:
 
 
 class Clock:
-    """Emulator time: the real one and an offset that can be changed.
+    """Emulator time: real time plus an offset that can be changed.
 
-    :param database: which remembers the offset.
-    :param progression: see :class:`Progression`.
+    :param database: Stores the offset.
+    :param progression: See :class:`Progression`.
     """
 
     def __init__(self, database: Database, progression: str) -> None:
@@ -101,8 +101,8 @@ class Clock:
         self.restart()
 
     def restart(self) -> None:
-        """Take up the offset that the database remembers, or none."""
-        #: By how much it was moved, in microseconds.
+        """Load the offset that the database has stored, or none."""
+        #: By how much emulator time is moved, in microseconds.
         self.offset = int(self._database.meta("clock_offset", "0"))
 
     def now(self) -> int:
@@ -112,8 +112,8 @@ class Clock:
     def advance(self, seconds: float) -> None:
         """Move emulator time on.
 
-        :param seconds: how far; negative moves it back.
-        :raises ValueError: when it would leave the years 1970 to 9000.
+        :param seconds: How far; a negative number moves it back.
+        :raises ValueError: If the time would be before 1970 or after the year 9000.
         """
         with self._database.change():
             if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):

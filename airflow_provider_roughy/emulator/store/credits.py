@@ -19,7 +19,7 @@ CREATE TABLE IF NOT EXISTS ledger (
 
 @dataclasses.dataclass(frozen=True)
 class LedgerEntry:
-    """One change of a balance; positive credits were added."""
+    """One change of a balance; positive credits are an addition."""
 
     id: str
     account: int
@@ -49,11 +49,11 @@ class Credits:
         return self._database.page(LedgerEntry, "ledger", {"account": account}, limit, offset)
 
     def grant(self, account: int, credits: int) -> None:
-        """Give a new account its first credits, or debts."""
+        """Book the first credits, or debts, of a new account."""
         self._book(account, "topup" if credits > 0 else "adjustment", credits)
 
     def top_up(self, account: int, credits: int) -> None:
-        """Add credits that were paid for."""
+        """Book credits that were paid for."""
         self._book(account, "topup", credits, invoice=f"in_{secrets.token_hex(8)}")
 
     def adjust(self, account: int, balance: int) -> None:
@@ -65,12 +65,12 @@ class Credits:
     def consume(self, account: int, credits: int, asset_id: str, at: int) -> None:
         """Debit the price of an asset.
 
-        :param at: when.
+        :param at: The time of the entry, in microseconds.
         """
         self._book(account, "consume_asset", -credits, asset_id=asset_id, at=at)
 
     def refund(self, account: int, asset_id: str) -> None:
-        """Give back what an asset has cost, if anything."""
+        """Refund the price of an asset, if it was charged."""
         query = "SELECT * FROM ledger WHERE asset_id = ? AND type = 'consume_asset'"
         for entry in self._database.rows(LedgerEntry, query, asset_id):
             self._book(account, "refund", -entry.delta, asset_id=asset_id)

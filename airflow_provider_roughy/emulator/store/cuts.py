@@ -1,4 +1,4 @@
-"""Cuts: which stretches of a recording are kept."""
+"""Cuts: the segments of a recording that are kept."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from .jobs import Job, Jobs
 #: Longest script in characters (API page "Cut an asset").
 SCRIPT_CHARACTERS = 100_000
 
-#: Frames a second of videos that are put there without any bytes.
+#: Frames per second of videos that are seeded without any bytes.
 SEEDED_RATE = "25"
 
 as_script: Reader[str] = as_text(0, SCRIPT_CHARACTERS)
 
 
 def _as_segments(value: object) -> str:
-    """Return segments as they are kept: JSON of begin and end in seconds, as text."""
+    """Return segments as they are stored: JSON of start and end in seconds, as text."""
     try:
         segments = [(as_fraction(begin), as_fraction(end)) for begin, end in value]  # type: ignore[attr-defined]
     except (TypeError, ValueError):
@@ -49,9 +49,9 @@ def _as_frame_rate(value: object) -> str:
 class Cut(Job):
     """One cut.
 
-    :param script: as it was sent.
-    :param segments: what is kept, as JSON; see :meth:`kept`.
-    :param frame_rate: of the recording's picture, a fraction as text; ``None`` if there is none.
+    :param script: The script of the request.
+    :param segments: The kept segments, as JSON; see :meth:`kept`.
+    :param frame_rate: The frame rate of the video, a fraction as text; ``None`` if there is no video.
     """
 
     script: str | None = None
@@ -60,7 +60,7 @@ class Cut(Job):
 
     @property
     def kept(self) -> list[Segment]:
-        """What is kept of the recording: begin and end of each segment in seconds, in order."""
+        """The kept parts of the recording: start and end of each segment in seconds, in order."""
         return [(Fraction(begin), Fraction(end)) for begin, end in json.loads(self.segments or "[]")]
 
 
@@ -69,7 +69,7 @@ class Cuts(Jobs[Cut]):
 
     NAME = "Cut"
     TABLE = "cuts"
-    DECREED: ClassVar[Mapping[str, Reader[Any]]] = {"segments": _as_segments, "frame_rate": _as_frame_rate}
+    SETTABLE_FIELDS: ClassVar[Mapping[str, Reader[Any]]] = {"segments": _as_segments, "frame_rate": _as_frame_rate}
     _row = Cut
 
     def __init__(
@@ -79,9 +79,9 @@ class Cuts(Jobs[Cut]):
         super().__init__(database, clock, files, history, assets, choices, columns=columns)
 
     def create(self, account: int, asset_id: str, script: str | None) -> tuple[Cut, bool]:
-        """Cut an asset; the same asset and script give the same cut (API page "Cut an asset").
+        """Cut an asset. The same asset and script return the same cut (API page "Cut an asset").
 
-        :returns: the cut, and whether it is new.
+        :returns: The cut, and whether it is new.
         """
         with self._database.change():
             asset = self._assets.get(account, asset_id)
@@ -116,7 +116,7 @@ class Cuts(Jobs[Cut]):
         return {"segments": json.dumps(segments), "frame_rate": rate}
 
     def _seeded_result(self, job: Cut) -> dict[str, Any]:
-        """Keep the whole recording."""
+        """Return the columns of a cut that keeps the whole recording."""
         asset = self._assets.known(job.asset_id)
         segments = [["0", asset.duration_seconds or SEEDED_DURATION]]
         return {"segments": json.dumps(segments), "frame_rate": SEEDED_RATE if asset.type == "video" else None}
@@ -126,14 +126,14 @@ class Cuts(Jobs[Cut]):
         return self._choices.failed_cut_error_code
 
     def seed(self, state: str, fields: Mapping[str, Any], *, asset_id: str | None, script: str | None) -> Cut:
-        """Put a new cut straight into a state.
+        """Create a cut in a given state.
 
-        :param state: any word; the API's own states get the fields that belong to them.
-        :param fields: as of :meth:`set_state`.
-        :param asset_id: of which asset; by default a new one that is ready.
-        :param script: as sent.
-        :raises UnknownId: when there is no such asset.
-        :raises ValueError: for a field that does not exist, or a value of a wrong type.
+        :param state: Any word; a state of the API sets the fields that belong to it.
+        :param fields: As of :meth:`set_state`.
+        :param asset_id: The asset; by default a new one that is ready.
+        :param script: The script of the cut.
+        :raises UnknownId: If there is no such asset.
+        :raises ValueError: If a field does not exist, or a value has the wrong type.
         """
         script = None if script is None else as_script(script)
         with self._database.change():

@@ -1,4 +1,4 @@
-"""SQLite, as the rooms above use it: one connection, one lock, transactions that nest, rows as dataclasses."""
+"""SQLite for the other modules of the store: one connection, one lock, nested transactions, rows as dataclasses."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Row = TypeVar("Row")
 
 
 class UnknownId(KeyError):
-    """There is nothing of that id."""
+    """There is no resource of that id."""
 
     def __str__(self) -> str:
-        """Return a line for the user; that of ``KeyError`` is the id in quotes."""
+        """Return a message for the user; that of ``KeyError`` is only the id in quotes."""
         return f"Nothing has the id {self.args[0]!r}."
 
 
 class Database:
-    """All tables of one emulator; any thread may use it.
+    """The database of one emulator. Thread-safe.
 
-    :param path: of the file; made if need be.
+    :param path: The path of the file; created if need be.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,7 +40,7 @@ class Database:
             raise
 
     def create(self, schema: str) -> None:
-        """Make tables and indexes, those that are not there yet."""
+        """Create tables and indexes that do not exist yet."""
         with self._lock:
             self._connection.executescript(schema)
 
@@ -51,7 +51,7 @@ class Database:
 
     @contextlib.contextmanager
     def change(self) -> Iterator[None]:
-        """Hold the lock and make one transaction of the outermost block; an error undoes all of it."""
+        """Hold the lock. The outermost block is one transaction; an error rolls all of it back."""
         with self._lock:
             if self._connection.in_transaction:
                 yield
@@ -70,9 +70,9 @@ class Database:
             return self._connection.execute(query, values)
 
     def rows(self, kind: type[Row], query: str, *values: object) -> list[Row]:
-        """Return what a query finds.
+        """Return the rows that a query finds.
 
-        :param kind: dataclass with a field for each column.
+        :param kind: A dataclass with a field for each column.
         """
         with self._lock:
             return [kind(**dict(row)) for row in self._connection.execute(query, values)]
@@ -85,7 +85,7 @@ class Database:
     def insert(self, table: str, row: Any) -> None:
         """Add a row.
 
-        :param row: a dataclass with a field for each column.
+        :param row: A dataclass with a field for each column.
         """
         values = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
         marks = ", ".join("?" * len(values))
@@ -97,23 +97,23 @@ class Database:
         self.execute(f"UPDATE {table} SET {columns} WHERE id = ?", *values.values(), row_id)
 
     def page(
-        self, kind: type[Row], table: str, wanted: Mapping[str, object], limit: int, offset: int
+        self, kind: type[Row], table: str, filters: Mapping[str, object], limit: int, offset: int
     ) -> tuple[list[Row], int]:
         """Return one page of a table, newest first, and the number of all rows that match.
 
-        :param kind: dataclass with a field for each column.
-        :param wanted: column -> value; ``None`` leaves a column out.
+        :param kind: A dataclass with a field for each column.
+        :param filters: Column -> value; ``None`` does not filter by the column.
         """
-        given = {name: value for name, value in wanted.items() if value is not None}
+        given = {name: value for name, value in filters.items() if value is not None}
         where = " AND ".join(f"{name} = ?" for name in given)
         with self._lock:
             total = self.execute(f"SELECT COUNT(*) FROM {table} WHERE {where}", *given.values()).fetchone()[0]
-            # The row number breaks ties of created_at (undocumented, so: the order of making).
+            # The row number breaks ties of created_at. The API does not document the order; this is that of creation.
             query = f"SELECT * FROM {table} WHERE {where} ORDER BY created_at DESC, rowid DESC LIMIT ? OFFSET ?"
             return self.rows(kind, query, *given.values(), limit, offset), int(total)
 
     def meta(self, name: str, default: str) -> str:
-        """Return a note, and make it first if there is none."""
+        """Return a stored setting; store the default first if there is none."""
         with self.change():
             found = self.execute("SELECT value FROM meta WHERE name = ?", name).fetchone()
             if found is None and default:
@@ -121,5 +121,5 @@ class Database:
             return str(found["value"]) if found is not None else default
 
     def set_meta(self, name: str, value: str) -> None:
-        """Write a note."""
+        """Store a setting."""
         self.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", name, value)

@@ -1,4 +1,4 @@
-"""The media, a file each, named by the id of its asset or render."""
+"""Media files, each named by the id of its asset or render."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 class Files:
-    """A folder of media.
+    """A folder of media files.
 
-    :param folder: where they are; made if need be.
+    :param folder: Its path; created if need be.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -20,18 +20,18 @@ class Files:
         self._hashes: dict[tuple[str, int, int], str] = {}
 
     def path(self, file_id: str) -> Path:
-        """Return where a file is, or would be."""
+        """Return the path of a file, whether or not it exists."""
         return self._folder / file_id
 
     def size(self, file_id: str) -> int:
-        """Return its size in bytes; 0 if there is none."""
+        """Return the size of a file in bytes; 0 if it does not exist."""
         try:
             return self.path(file_id).stat().st_size
         except FileNotFoundError:
             return 0
 
     def sha256(self, file_id: str) -> str:
-        """Return the hex digest of a file, remembered while it does not change; a missing one counts as empty."""
+        """Return the SHA-256 hex digest of a file, cached until the file changes. A missing file counts as empty."""
         digest = hashlib.sha256()
         try:
             with self.path(file_id).open("rb") as file:
@@ -46,7 +46,7 @@ class Files:
             return digest.hexdigest()
 
     def remove(self, file_id: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file, if it exists."""
         self.path(file_id).unlink(missing_ok=True)
 
     def clear(self) -> None:

@@ -1,6 +1,6 @@
-"""What cuts and renders share: work on the media of an asset, from ``pending`` to ``completed`` or ``failed``.
+"""The base of cuts and renders: work on the media of an asset, from ``pending`` to ``completed`` or ``failed``.
 
-The work is done in a thread, from the moment the job is made; when its result is shown, the progression decides.
+A thread starts the work as soon as the job is created. The progression decides when the API shows its result.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .history import History
 #: The documented states of cuts and renders; the last two are final.
 STATES = ("pending", "processing", "completed", "failed")
 
-#: Columns of every job; a resource adds its own.
+#: The columns of every job; each resource adds its own.
 COLUMNS = """
     id TEXT PRIMARY KEY, account INTEGER NOT NULL, project_id TEXT NOT NULL, asset_id TEXT NOT NULL,
     state TEXT NOT NULL, error_code TEXT, error_message TEXT, created_at INTEGER NOT NULL, started_at INTEGER,
@@ -35,19 +35,19 @@ COLUMNS = """
 """
 
 _log = logging.getLogger(__name__)
-_DECREED: dict[str, Reader[Any]] = {"error_code": as_text(1, 256), "error_message": as_text(0, 10_000)}
+_ERROR_FIELDS: dict[str, Reader[Any]] = {"error_code": as_text(1, 256), "error_message": as_text(0, 10_000)}
 _OPEN = "state IN ('pending', 'processing')"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """One piece of work, with what the API does not show: the last five fields. Times are in microseconds.
+    """One job. The last five fields are not part of the API. Times are in microseconds.
 
-    :param queued_at: when its progression began: at its creation, or when its state was set by decree.
-    :param polls: how often it was seen unfinished.
-    :param released: whether it was told to settle.
-    :param worked: whether the work is done, well or not.
-    :param problem: why it could not be done.
+    :param queued_at: When its progression started: at its creation, or at the last :meth:`Jobs.set_state`.
+    :param polls: How often it was polled unfinished.
+    :param released: Whether :meth:`Jobs.release` was called for it.
+    :param worked: Whether the work has ended, with or without success.
+    :param problem: Why the work failed.
     """
 
     id: str
@@ -73,11 +73,11 @@ J = TypeVar("J", bound=Job)
 class Jobs(abc.ABC, Generic[J]):
     """All jobs of one kind."""
 
-    #: Name for messages, with a capital.
+    #: The name of the resource in messages, with a capital.
     NAME: ClassVar[str]
     TABLE: ClassVar[str]
-    #: What can be said of one whose state is set by decree, beside the error.
-    DECREED: ClassVar[Mapping[str, Reader[Any]]] = {}
+    #: The fields that :meth:`set_state` accepts besides the error.
+    SETTABLE_FIELDS: ClassVar[Mapping[str, Reader[Any]]] = {}
     _row: type[J]
 
     def __init__(
@@ -105,17 +105,17 @@ class Jobs(abc.ABC, Generic[J]):
         )
         assets.on_removed.append(self._remove_of)
 
-    def take_up(self) -> None:
-        """Go on with what a process that ended has left."""
+    def resume(self) -> None:
+        """Resume the work of a process that ended or was killed."""
         for job in self._database.rows(self._row, f"SELECT * FROM {self.TABLE} WHERE {_OPEN} AND worked = 0"):
             self._background.start(job.id, self._work)
 
     def close(self) -> None:
-        """Stop working."""
+        """Stop all work."""
         self._background.close()
 
     def clear(self) -> None:
-        """Forget all jobs."""
+        """Drop all work on jobs."""
         self._background.clear()
 
     # Reading
@@ -123,7 +123,7 @@ class Jobs(abc.ABC, Generic[J]):
     def get(self, account: int, job_id: str, *, poll: bool = False) -> J:
         """Return a job of the account, or raise the 404.
 
-        :param poll: whether this is a look in the sense of ``progression="polls=n"``.
+        :param poll: Whether this request counts as a poll for ``progression="polls=n"``.
         """
         with self._database.change():
             query = f"SELECT * FROM {self.TABLE} WHERE id = ? AND account = ?"
@@ -134,13 +134,13 @@ class Jobs(abc.ABC, Generic[J]):
                 self._count_polls([found])
             return found
 
-    def page(self, account: int, wanted: Mapping[str, object], limit: int, offset: int) -> tuple[list[J], int]:
-        """Return one page of jobs, newest first, and the number of all that match; counts as a look.
+    def page(self, account: int, filters: Mapping[str, object], limit: int, offset: int) -> tuple[list[J], int]:
+        """Return one page of jobs, newest first, and the number of all that match. Counts as a poll of each.
 
-        :param wanted: column -> value.
+        :param filters: Column -> value.
         """
         with self._database.change():
-            found = self._database.page(self._row, self.TABLE, {"account": account, **wanted}, limit, offset)
+            found = self._database.page(self._row, self.TABLE, {"account": account, **filters}, limit, offset)
             self._count_polls(found[0])
             return found
 
@@ -154,22 +154,22 @@ class Jobs(abc.ABC, Generic[J]):
         return self._database.rows(self._row, f"SELECT * FROM {self.TABLE} ORDER BY created_at, rowid")
 
     def find(self, job_id: str) -> J | None:
-        """Return a job of whatever account, if there is one of that id."""
+        """Return a job of any account; ``None`` if there is none of that id."""
         return self._database.row(self._row, f"SELECT * FROM {self.TABLE} WHERE id = ?", job_id)
 
     def known(self, job_id: str) -> J:
-        """Return a job of whatever account.
+        """Return a job of any account.
 
-        :raises UnknownId: when there is none.
+        :raises UnknownId: If there is no such job.
         """
         if found := self.find(job_id):
             return found
         raise UnknownId(job_id)
 
-    # Coming and going
+    # Creating and deleting
 
     def _queue(self, job: J) -> None:
-        """Put a new job in, and begin to work on it."""
+        """Store a new job, and start to work on it."""
         self._database.insert(self.TABLE, job)
         self._history.note(job.id, job.state, job.created_at)
         self._background.start(job.id, self._work)
@@ -191,8 +191,8 @@ class Jobs(abc.ABC, Generic[J]):
     def _make(self, job: J, asset: Asset) -> dict[str, Any]:
         """Do the work, in a thread; return the columns that hold the result.
 
-        :raises MediaProblem: when it cannot be done.
-        :raises Stopped: when :meth:`_is_given_up` said so.
+        :raises MediaProblem: If it cannot be done.
+        :raises Stopped: If :meth:`_is_given_up` is true.
         """
 
     @abc.abstractmethod
@@ -225,13 +225,13 @@ class Jobs(abc.ABC, Generic[J]):
                 self._background.forget(job_id)
 
     def work_on(self, job_id: str) -> list[Future[None]]:
-        """Return the work on a job, if its result is due already."""
+        """Return the work on a job, if its result is due."""
         due, value = self._clock.progression.due(self._clock.now(), "queued_at")
         query = f"SELECT id FROM {self.TABLE} WHERE id = ? AND {_OPEN} AND {due}"
         return self._background.pending(row["id"] for row in self._database.execute(query, job_id, value).fetchall())
 
     def due_work(self) -> list[Future[None]]:
-        """Return the work on all jobs whose result is due already."""
+        """Return the work on all jobs whose result is due."""
         if self._background.idle:
             return []
         due, value = self._clock.progression.due(self._clock.now(), "queued_at")
@@ -239,16 +239,16 @@ class Jobs(abc.ABC, Generic[J]):
         return self._background.pending(row["id"] for row in self._database.execute(query, value).fetchall())
 
     def sweep(self) -> None:
-        """Let time pass: start and finish what is due."""
+        """Start and finish the jobs that are due."""
         now, progression = self._clock.now(), self._clock.progression
-        begun, value = progression.begun(now, "queued_at", self._choices.queued_seconds)
-        starting = f"SELECT * FROM {self.TABLE} WHERE state = 'pending' AND {begun}"
+        started, value = progression.started(now, "queued_at", self._choices.queued_seconds)
+        starting = f"SELECT * FROM {self.TABLE} WHERE state = 'pending' AND {started}"
         for job in self._database.rows(self._row, starting, value):
             self._start(job, now)
         due, value = progression.due(now, "queued_at")
         finishing = f"SELECT * FROM {self.TABLE} WHERE {_OPEN} AND worked = 1 AND {due}"
         for job in self._database.rows(self._row, finishing, value):
-            self._finish(job, progression.over_at(job.queued_at, now))
+            self._finish(job, progression.finished_at(job.queued_at, now))
 
     def _start(self, job: J, now: int) -> None:
         at = min(now, job.queued_at + round(self._choices.queued_seconds * 1_000_000))
@@ -272,10 +272,10 @@ class Jobs(abc.ABC, Generic[J]):
     # Steering
 
     def release(self, resource_id: str | None = None) -> list[str]:
-        """Let unfinished jobs finish at the next look, whatever the progression.
+        """Let unfinished jobs finish at the next sweep, whatever the progression.
 
-        :param resource_id: one job, or ``None`` for all.
-        :returns: the ids that are unfinished.
+        :param resource_id: One job, or ``None`` for all.
+        :returns: The ids that are unfinished.
         """
         query = f"SELECT id FROM {self.TABLE} WHERE {_OPEN} AND (? IS NULL OR id = ?)"
         with self._database.change():
@@ -285,7 +285,7 @@ class Jobs(abc.ABC, Generic[J]):
         return [row["id"] for row in rows]
 
     def _seed(self, job: J, state: str, fields: Mapping[str, Any]) -> J:
-        """Put a new job straight into a state; no work is done for it."""
+        """Create a job in a given state; no work is done for it."""
         self._database.insert(self.TABLE, dataclasses.replace(job, worked=1, **self._seeded_result(job)))
         return self.set_state(job.id, state, fields)
 
@@ -295,14 +295,14 @@ class Jobs(abc.ABC, Generic[J]):
         return self._assets.seed("ready", {}, account=1, content=None)
 
     def set_state(self, job_id: str, state: str, fields: Mapping[str, Any]) -> J:
-        """Put a job into a state by decree.
+        """Put a job into a given state.
 
-        :param state: any word, also one the API does not know.
-        :param fields: ``error_code``, ``error_message`` and :attr:`DECREED`.
-        :raises UnknownId: when there is no such job.
-        :raises ValueError: for a field that does not exist, or a value of a wrong type.
+        :param state: Any word, also one that the API does not know.
+        :param fields: ``error_code``, ``error_message`` and :attr:`SETTABLE_FIELDS`.
+        :raises UnknownId: If there is no such job.
+        :raises ValueError: If a field does not exist, or a value has the wrong type.
         """
-        given = read({**_DECREED, **self.DECREED}, fields)
+        given = read({**_ERROR_FIELDS, **self.SETTABLE_FIELDS}, fields)
         state = as_text(1, 64)(state)
         with self._database.change():
             job, now = self.known(job_id), self._clock.now()

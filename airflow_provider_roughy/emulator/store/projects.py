@@ -33,9 +33,9 @@ class Project:
 
 
 def well_known_id(account: int, *, user: bool = False) -> str:
-    """Return the fixed id of an account's first project, or of its user, so that it can be written down.
+    """Return the fixed id of an account's first project, or of its user. Scripts and docs can rely on it.
 
-    :param account: number of the account: 1 belongs to the first API key.
+    :param account: The number of the account: 1 belongs to the first API key.
     """
     return f"01900000-0000-7000-{'8001' if user else '8000'}-{account:012d}"
 
@@ -49,9 +49,9 @@ class Projects:
         database.create(_SCHEMA)
 
     def create(self, account: int, name: str, project_id: str | None = None) -> Project:
-        """Make a project.
+        """Create a project.
 
-        :param project_id: its id, or ``None`` for a new one.
+        :param project_id: Its id; ``None`` for a new one.
         """
         now = self._clock.now()
         project = Project(project_id or uuid7(now), account, name, "active", None, now, now)
@@ -68,7 +68,7 @@ class Projects:
     def known(self, account: int, project_id: str) -> Project:
         """Return a project of the account.
 
-        :raises UnknownId: when there is none.
+        :raises UnknownId: If there is no such project.
         """
         try:
             return self.get(account, project_id)
@@ -80,7 +80,7 @@ class Projects:
         return self._database.page(Project, "projects", {"account": account, "state": state}, limit, offset)
 
     def update(self, account: int, project_id: str, name: str | None, state: str | None) -> Project:
-        """Rename, archive or revive a project; ``None`` leaves a field as it is."""
+        """Rename, archive or restore a project; ``None`` leaves a field as it is."""
         with self._database.change():
             project = self.get(account, project_id)
             now = self._clock.now()
@@ -98,5 +98,5 @@ class Projects:
             return self.get(account, project_id)
 
     def remove(self, project_id: str) -> None:
-        """Remove a project; what is in it is the business of :meth:`Store.delete_project`."""
+        """Remove a project; :meth:`Store.delete_project` removes its assets."""
         self._database.execute("DELETE FROM projects WHERE id = ?", project_id)

@@ -1,4 +1,4 @@
-"""Renders: media files made of an asset, whole or as a cut of it."""
+"""Renders: media files rendered from an asset, whole or by a cut of it."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from .files import Files
 from .history import History
 from .jobs import Job, Jobs
 
-#: Format -> whether it has a picture (render page).
+#: Format -> whether it is video (render page).
 FORMATS: Mapping[str, bool] = {"mp4": True, "mov": True, "m4a": False, "mp3": False}
 
-#: What else can be asked for (render page): resolutions of the shorter edge, Mbps, kbps.
+#: The other options of a render (render page): resolutions of the shorter edge, Mbps, kbps.
 RESOLUTIONS = ("720p", "1080p", "4k")
 VIDEO_BITRATES = (5, 10, 20, 50)
 AUDIO_BITRATES = (128, 192, 256, 320)
 
-#: Bytes of renders that are completed by decree without any content.
+#: The size in bytes of renders that are seeded as completed without any content.
 SEEDED_BYTES = 1_000_000
 
 
@@ -47,8 +47,8 @@ SEEDED_BYTES = 1_000_000
 class Render(Job):
     """One render.
 
-    :param output: what was asked for, as JSON with sorted keys.
-    :param cancelled: whether it ended by being cancelled.
+    :param output: The output options of the request, as JSON with sorted keys.
+    :param cancelled: Whether it was cancelled.
     """
 
     output: str
@@ -57,15 +57,15 @@ class Render(Job):
     cancelled: int = 0
 
     @property
-    def wanted(self) -> dict[str, Any]:
-        """What was asked for."""
+    def output_options(self) -> dict[str, Any]:
+        """The output options of the request."""
         return dict(json.loads(self.output))
 
 
 def read_output(raw: Mapping[str, object], choices: Choices) -> dict[str, Any]:
-    """Return the ``output`` of a request with all its fields, null where nothing is asked for.
+    """Return the ``output`` of a request with all its fields; those that the request does not have are null.
 
-    :raises ApiError: the 422 for what is wrong.
+    :raises ApiError: The 422 for an invalid field.
     """
     fields = Fields("body.output", raw)
     output = {
@@ -88,7 +88,7 @@ class Renders(Jobs[Render]):
 
     NAME = "Render"
     TABLE = "renders"
-    DECREED: ClassVar[Mapping[str, Reader[Any]]] = {"size_bytes": as_integer(0, 1 << 60)}
+    SETTABLE_FIELDS: ClassVar[Mapping[str, Reader[Any]]] = {"size_bytes": as_integer(0, 1 << 60)}
     _row = Render
 
     def __init__(
@@ -107,10 +107,10 @@ class Renders(Jobs[Render]):
         self._cuts = cuts
 
     def create(self, account: int, asset_id: str, output: Mapping[str, Any], cut_id: str | None) -> tuple[Render, bool]:
-        """Render an asset; the same request gives the same render (API page "Render an asset").
+        """Render an asset. The same request returns the same render (API page "Render an asset").
 
-        :param output: what was asked for, checked.
-        :returns: the render, and whether it is new.
+        :param output: The output options, checked.
+        :returns: The render, and whether it is new.
         """
         with self._database.change():
             asset = self._assets.get(account, asset_id)
@@ -162,16 +162,16 @@ class Renders(Jobs[Render]):
         )
 
     def cancel(self, account: int, render_id: str) -> None:
-        """Cancel a render that is not finished; what becomes of it is a choice.
+        """Cancel a render that is not finished; ``Choices`` decide what becomes of it.
 
-        :raises ApiError: the 409 when it is finished.
+        :raises ApiError: The 409 if it is finished.
         """
         with self._database.change():
             found = self.get(account, render_id)
             if found.state not in ("pending", "processing"):
                 raise ApiError(409, "The render is finished.")
             removed = self._choices.cancelled_render == "removed"
-            # First, since it decides which event the state is.
+            # Before the state, since it decides which event the state causes.
             self._database.update("renders", render_id, cancelled=1)
             self.set_state(render_id, "cancelled" if removed else self._choices.cancelled_render, {})
             message = "The render was cancelled."
@@ -186,7 +186,7 @@ class Renders(Jobs[Render]):
             raise MediaProblem("The asset has no bytes: it was put there without any.")
         segments = None if job.cut_id is None else self._cuts.known(job.cut_id).kept
         try:
-            render(source, target, segments, job.wanted, lambda: self._is_given_up(job.id))
+            render(source, target, segments, job.output_options, lambda: self._is_given_up(job.id))
         except BaseException:
             self._files.remove(job.id)
             raise
@@ -209,16 +209,16 @@ class Renders(Jobs[Render]):
         output: Mapping[str, Any],
         content: bytes | None,
     ) -> Render:
-        """Put a new render straight into a state.
+        """Create a render in a given state.
 
-        :param state: any word; the API's own states get the fields that belong to them.
-        :param fields: as of :meth:`set_state`.
-        :param asset_id: of which asset; by default that of the cut, or a new one that is ready.
-        :param cut_id: of which cut.
-        :param output: what was asked for.
-        :param content: bytes to store; without them it has none and cannot be downloaded.
-        :raises UnknownId: when there is no such asset or cut.
-        :raises ValueError: for a field that does not exist, or a value of a wrong type.
+        :param state: Any word; a state of the API sets the fields that belong to it.
+        :param fields: As of :meth:`set_state`.
+        :param asset_id: The asset; by default that of the cut, or a new one that is ready.
+        :param cut_id: The cut.
+        :param output: The output options.
+        :param content: Bytes to store; without them, the render cannot be downloaded.
+        :raises UnknownId: If there is no such asset or cut.
+        :raises ValueError: If a field does not exist, or a value has the wrong type.
         """
         if not isinstance(content, (bytes, type(None))):
             raise ValueError("content must be bytes")

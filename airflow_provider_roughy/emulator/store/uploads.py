@@ -1,4 +1,4 @@
-"""Upload sessions: how far each has come and how it ended. What that means for the asset is in ``assets.py``."""
+"""Upload sessions: the offset and status of each. ``assets.py`` has the consequences for the asset."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Upload:
     """One upload session.
 
     :param status: ``open``, ``finished``, ``cancelled``, ``rejected`` or ``expired``.
-    :param committed: the offset to tell while a PATCH is under way whose bytes may yet be discarded.
+    :param committed: The offset to report during a PATCH request whose bytes may yet be discarded.
     """
 
     id: str
@@ -53,7 +53,7 @@ class Uploads:
         self._database.insert("uploads", Upload(upload_id, account, asset_id, size_bytes, expires_at, "open", None))
 
     def get(self, account: int, upload_id: str) -> Upload:
-        """Return an upload of the account in whatever status, or raise the 404."""
+        """Return an upload of the account in any status, or raise the 404."""
         query = "SELECT * FROM uploads WHERE id = ? AND account = ?"
         if found := self._database.row(Upload, query, upload_id, account):
             return found
@@ -71,12 +71,12 @@ class Uploads:
         return self._database.rows(Upload, "SELECT * FROM uploads WHERE status = 'open'")
 
     def expired(self) -> list[Upload]:
-        """Return the open uploads whose time is up."""
+        """Return the open uploads that have expired."""
         query = "SELECT * FROM uploads WHERE status = 'open' AND expires_at <= ?"
         return self._database.rows(Upload, query, self._clock.now())
 
     def offset(self, upload: Upload) -> int:
-        """Return how many bytes are safely on disk."""
+        """Return how many bytes are stored."""
         return upload.committed if upload.committed is not None else self._files.size(upload.asset_id)
 
     def set_committed(self, upload_id: str, offset: int | None) -> None:

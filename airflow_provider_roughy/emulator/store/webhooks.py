@@ -1,4 +1,4 @@
-"""Webhooks: who wants to be told of what, and what has come of telling it. The sending is done by ``delivery.py``."""
+"""Webhook endpoints, the events that each subscribes to, and their deliveries. ``delivery.py`` sends them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .history import History
 from .jobs import Job, Jobs
 from .renders import Render
 
-#: What can be told (webhooks page): kind of resource, and the state that it has entered.
+#: The event types (webhooks page): the kind of the resource, and the state that it has entered.
 EVENTS = (
     "cut.completed",
     "cut.failed",
@@ -35,10 +35,10 @@ EVENTS = (
     "asset.failed",
 )
 
-#: Seconds from a failed attempt to the next one; the first is made at once (Svix, "Retries").
+#: Seconds from a failed attempt to the next one; the first attempt is immediate (Svix, "Retries").
 RETRY_SECONDS = (5, 5 * 60, 30 * 60, 2 * 3600, 5 * 3600, 10 * 3600, 10 * 3600)
 
-#: How many attempts of a delivery are remembered: those that nobody asks for are fewer.
+#: How many attempts of a delivery are stored. More only follow from repeated requests to resend it.
 _ATTEMPTS_KEPT = 50
 
 _SCHEMA = """
@@ -55,11 +55,11 @@ CREATE INDEX IF NOT EXISTS deliveries_by_state ON deliveries (endpoint_id, state
 
 @dataclasses.dataclass(frozen=True)
 class WebhookEndpoint:
-    """One receiver, with what the API does not show: times in microseconds, and the last two fields.
+    """One endpoint. The last two fields, and times in microseconds, are not part of the API.
 
-    :param event_types: as JSON; see :attr:`wanted`.
-    :param failing_since: when the first attempt failed since one succeeded.
-    :param disabled_at: when it was switched off.
+    :param event_types: The subscribed event types, as JSON; see :attr:`subscribed`.
+    :param failing_since: When the first attempt failed since one succeeded.
+    :param disabled_at: When it was disabled.
     """
 
     id: str
@@ -72,23 +72,23 @@ class WebhookEndpoint:
     disabled_at: int | None = None
 
     @property
-    def wanted(self) -> list[str]:
-        """What it is told of."""
+    def subscribed(self) -> list[str]:
+        """The event types that it subscribes to."""
         return list(json.loads(self.event_types))
 
 
 @dataclasses.dataclass(frozen=True)
 class Delivery:
-    """One event on its way to one endpoint.
+    """One event for one endpoint.
 
-    :param svix_id: of the event: the same at every attempt, and at every endpoint.
-    :param payload: the body, as it is signed.
+    :param svix_id: The id of the event: the same at every attempt, and at every endpoint.
+    :param payload: The body, as it is signed.
     :param state: ``pending``, ``delivered``, ``given_up`` (the last attempt has failed) or ``stopped`` (the endpoint
-        was removed or switched off).
-    :param tries: attempts of this run through :data:`RETRY_SECONDS`.
-    :param attempts: all attempts, as JSON.
-    :param next_at: when the next attempt is due; ``None`` if there is none.
-    :param clock_offset: by how much the clock was moved at the time that :attr:`next_at` counts from.
+        was removed or disabled).
+    :param tries: The attempts of this pass through :data:`RETRY_SECONDS`.
+    :param attempts: All attempts, as JSON.
+    :param next_at: When the next attempt is due; ``None`` if there is none.
+    :param clock_offset: The offset of emulator time when the pause before :attr:`next_at` started.
     """
 
     id: str
@@ -132,7 +132,7 @@ def _is_loopback(parts: SplitResult) -> bool:
 
 
 def as_event_types(choices: Choices) -> Reader[list[str]]:
-    """Return a reader of what an endpoint wants to be told of."""
+    """Return a reader of the event types that an endpoint subscribes to."""
 
     def read(value: object) -> list[str]:
         if not isinstance(value, list) or not 1 <= len(value) <= 100:
@@ -146,12 +146,12 @@ def as_event_types(choices: Choices) -> Reader[list[str]]:
 
 
 class Webhooks:
-    """All endpoints, and what they were told.
+    """All endpoints, and their deliveries.
 
-    Each row of ``deliveries`` is one event for one endpoint. Nothing here sends: ``delivery.py`` asks what is
-    :meth:`due`, and says by :meth:`note_attempt` what came of it.
+    Each row of ``deliveries`` is one event for one endpoint. This class sends nothing: ``delivery.py`` reads
+    :meth:`due`, and records each attempt with :meth:`note_attempt`.
 
-    :param rooms: kind of resource -> who has those.
+    :param collections: Kind of resource -> all resources of that kind.
     """
 
     def __init__(
@@ -160,14 +160,14 @@ class Webhooks:
         clock: Clock,
         history: History,
         choices: Choices,
-        rooms: Mapping[str, Assets | Jobs[Any]],
+        collections: Mapping[str, Assets | Jobs[Any]],
     ) -> None:
         self._database = database
         self._clock = clock
         self._history = history
         self._choices = choices
-        self._rooms = rooms
-        #: Called when something may have become due. The caller may be within a transaction.
+        self._collections = collections
+        #: Called when a delivery may have become due. The caller may be within a transaction.
         self.on_due: Callable[[], None] = lambda: None
         database.create(_SCHEMA)
         history.on_noted.append(self._announce)
@@ -175,7 +175,7 @@ class Webhooks:
     # Endpoints
 
     def register(self, account: int, url: str, event_types: list[str], description: str | None) -> WebhookEndpoint:
-        """Make an endpoint (API page "Create a webhook endpoint"). The same URL again is another one."""
+        """Create an endpoint (API page "Create a webhook endpoint"). The same URL again creates another one."""
         now = self._clock.now()
         made = WebhookEndpoint(_name("ep"), account, url, json.dumps(event_types), description, now)
         self._database.insert("webhook_endpoints", made)
@@ -187,7 +187,7 @@ class Webhooks:
         return self._database.page(WebhookEndpoint, "webhook_endpoints", {"account": account}, limit, offset)
 
     def remove(self, account: int, endpoint_id: str) -> None:
-        """Remove an endpoint, or raise the 404; it is told nothing more."""
+        """Remove an endpoint, or raise the 404; pending deliveries to it stop."""
         with self._database.change():
             found = self.endpoint(endpoint_id)
             if found is None or found.account != account:
@@ -197,7 +197,7 @@ class Webhooks:
             self.on_due()
 
     def endpoint(self, endpoint_id: str) -> WebhookEndpoint | None:
-        """Return an endpoint of whatever account, if there is one of that id."""
+        """Return an endpoint of any account; ``None`` if there is none of that id."""
         return self._database.row(WebhookEndpoint, "SELECT * FROM webhook_endpoints WHERE id = ?", endpoint_id)
 
     def all(self) -> list[WebhookEndpoint]:
@@ -205,7 +205,7 @@ class Webhooks:
         return self._database.rows(WebhookEndpoint, "SELECT * FROM webhook_endpoints ORDER BY created_at, rowid")
 
     def listening(self) -> list[WebhookEndpoint]:
-        """Return every endpoint that is not switched off."""
+        """Return every endpoint that is not disabled."""
         return self._database.rows(WebhookEndpoint, "SELECT * FROM webhook_endpoints WHERE disabled_at IS NULL")
 
     def _stop(self, endpoint_id: str) -> None:
@@ -215,27 +215,27 @@ class Webhooks:
     # Events
 
     def _announce(self, resource_id: str, state: str) -> None:
-        """Put an event on its way to those who want it, if the state that was entered is one.
+        """Queue an event for its subscribers, if the state that was entered has one.
 
-        One state of one resource is told once, however often it is entered (webhooks page).
+        A state of a resource is announced once, however often it is entered (webhooks page).
         """
         endpoints = self.listening()
         if not endpoints:
             return
-        for kind, room in self._rooms.items():
-            row = room.find(resource_id)
+        for kind, collection in self._collections.items():
+            row = collection.find(resource_id)
             if row is None:
                 continue
-            # Where a render that was cancelled counts as failed, there is an event for it, but no such state.
+            # If a cancelled render counts as failed, its event is `render.cancelled` nevertheless.
             cancelled = isinstance(row, Render) and row.cancelled and state == "failed"
             event = "render.cancelled" if cancelled else f"{kind}.{state}"
             for endpoint in endpoints:
-                if event in EVENTS and event in endpoint.wanted and endpoint.account == row.account:
+                if event in EVENTS and event in endpoint.subscribed and endpoint.account == row.account:
                     self._put(endpoint, event, row)
 
     def _put(self, endpoint: WebhookEndpoint, event: str, row: Asset | Job) -> None:
-        told = f"{event} {row.id}".encode()
-        svix_id = f"msg_{base64.b32encode(hashlib.sha256(told).digest()).decode()[:27]}"
+        event_key = f"{event} {row.id}".encode()
+        svix_id = f"msg_{base64.b32encode(hashlib.sha256(event_key).digest()).decode()[:27]}"
         known = "SELECT 1 FROM deliveries WHERE svix_id = ? AND endpoint_id = ?"
         if self._database.execute(known, svix_id, endpoint.id).fetchone():
             return
@@ -264,37 +264,37 @@ class Webhooks:
         data = {"entity_id": entity_id, "asset_id": row.id}
         if event == "asset.ready":
             unpaid = [state for state, _ in self._history.of(row.id)][-2:-1] == ["pending_payment"]
-            # By decree it may come from any state; no more than two are documented.
+            # `set_state` may set it from any state; only two are documented.
             data["previous_state"] = "pending_payment" if unpaid else "processing"
         return data
 
     # Deliveries
 
-    def due(self, endpoint_id: str, most: int) -> list[Delivery]:
-        """Return what an endpoint is to be told by now, those under way included; the oldest first.
+    def due(self, endpoint_id: str, limit: int) -> list[Delivery]:
+        """Return the deliveries to an endpoint that are due by now, oldest first, including those being sent.
 
-        :param most: how many at most.
+        :param limit: The maximum number of deliveries.
         """
         query = (
             "SELECT * FROM deliveries WHERE endpoint_id = ? AND state = 'pending' AND next_at <= ? "
             "ORDER BY next_at, rowid LIMIT ?"
         )
-        return self._database.rows(Delivery, query, endpoint_id, self._clock.now(), most)
+        return self._database.rows(Delivery, query, endpoint_id, self._clock.now(), limit)
 
     def is_due(self) -> bool:
-        """Whether anybody is to be told anything by now."""
+        """Whether any delivery is due by now."""
         query = "SELECT 1 FROM deliveries WHERE state = 'pending' AND next_at <= ? LIMIT 1"
         return self._database.execute(query, self._clock.now()).fetchone() is not None
 
     def note_attempt(self, tried: Delivery, seconds: float, status: int | None, problem: str | None) -> None:
-        """Note what came of an attempt, and when the next one is due.
+        """Record the result of an attempt, and when the next one is due.
 
-        If the clock was moved on by a day, all that would have happened on that day follows, one after the other.
+        If the clock was moved on by a day, all attempts of that day follow, one after the other.
 
-        :param tried: the delivery as it was when the attempt began.
-        :param seconds: how long it took.
-        :param status: HTTP status of the answer; ``None`` if there was none.
-        :param problem: why it failed; ``None`` if it did not.
+        :param tried: The delivery as it was when the attempt started.
+        :param seconds: How long the attempt took.
+        :param status: The HTTP status of the reply; ``None`` if there was none.
+        :param problem: Why it failed; ``None`` if it succeeded.
         """
         with self._database.change():
             delivery = self._database.row(Delivery, "SELECT * FROM deliveries WHERE id = ?", tried.id)
@@ -305,18 +305,18 @@ class Webhooks:
             attempts = [*json.loads(delivery.attempts), attempt][-_ATTEMPTS_KEPT:]
             self._database.update("deliveries", delivery.id, attempts=json.dumps(attempts))
             if (delivery.state, delivery.next_at) == ("pending", tried.next_at):
-                # Otherwise it was stopped, or asked for again, while the attempt was under way.
-                self._go_on(delivery, at, failed=problem is not None)
-            self._judge(delivery.endpoint_id, at, failed=problem is not None)
+                # Otherwise the delivery was stopped or resent during the attempt.
+                self._schedule_next(delivery, at, failed=problem is not None)
+            self._disable_if_failing(delivery.endpoint_id, at, failed=problem is not None)
 
     def _when(self, tried: Delivery, seconds: float) -> int:
-        """Return when an attempt was over, had the clock not been moved beyond the time at which it was due."""
+        """Return when an attempt ended, had the clock not been moved beyond the time at which it was due."""
         now, moved = self._clock.now(), self._clock.offset - tried.clock_offset
         at_once = (tried.next_at or now) + round(seconds * 1_000_000)
-        # It may have had to wait for others, too.
+        # The attempt may have been queued behind others, too.
         return min(now, max(at_once, now - moved))
 
-    def _go_on(self, delivery: Delivery, at: int, *, failed: bool) -> None:
+    def _schedule_next(self, delivery: Delivery, at: int, *, failed: bool) -> None:
         state, next_at = "delivered", None
         if failed and delivery.tries < len(RETRY_SECONDS):
             state, next_at = "pending", at + RETRY_SECONDS[delivery.tries] * 1_000_000
@@ -326,8 +326,8 @@ class Webhooks:
         values = {"state": state, "tries": delivery.tries + 1, "next_at": next_at, "clock_offset": behind}
         self._database.update("deliveries", delivery.id, **values)
 
-    def _judge(self, endpoint_id: str, at: int, *, failed: bool) -> None:
-        """Switch an endpoint off that has failed for days on end."""
+    def _disable_if_failing(self, endpoint_id: str, at: int, *, failed: bool) -> None:
+        """Disable an endpoint that has failed for days without interruption."""
         endpoint = self.endpoint(endpoint_id)
         if endpoint is None:
             return
@@ -347,10 +347,10 @@ class Webhooks:
         return self._database.rows(Delivery, "SELECT * FROM deliveries ORDER BY created_at, rowid")
 
     def resend(self, svix_id: str) -> int:
-        """Send an event once more to those who were told of it, with retries as for a new one.
+        """Send an event again to the endpoints that it was sent to, with the retries of a new event.
 
-        :returns: how many endpoints it goes to.
-        :raises UnknownId: when no endpoint that is there and not switched off was ever told.
+        :returns: To how many endpoints it is sent.
+        :raises UnknownId: If it was sent to no endpoint that still exists and is not disabled.
         """
         query = (
             "UPDATE deliveries SET state = 'pending', tries = 0, next_at = ?, clock_offset = ? "
@@ -366,5 +366,5 @@ class Webhooks:
 
 
 def _name(kind: str) -> str:
-    """Return a new id as Svix spells them."""
+    """Return a new id in Svix's format."""
     return f"{kind}_{base64.b32encode(secrets.token_bytes(17)).decode()[:27]}"
