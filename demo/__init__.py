@@ -1,1 +1,1 @@
-"""The main job on a real Airflow: ``make demo``."""
+"""The example DAGs on a real Airflow: ``make demo``."""

@@ -41,26 +41,26 @@ EXAMPLE_DAGS = HERE.parent / "example_dags"
 
 #: The signals that end the demo in good order.
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-#: Seconds without any change after which a story is given up, and bytes that may take a second more.
+#: Seconds without any change after which a story fails; one more for each so many bytes.
 STALLED = 120
 BYTES_PER_SECOND = 5_000_000
-#: Seconds between "this task waits in the triggerer" and the event it waits for, so that its trigger has looked once.
+#: Seconds between "this task waits in the triggerer" and the event it waits for, so that its trigger has polled once.
 PATIENCE = 2
 
 SETTINGS = {
-    # Runs start only by our hand, not at two in the morning, nor by what becomes ready before its story.
+    # Runs start only when the demo triggers them, not by schedules, nor by assets that become ready before their story.
     "SCHEDULER__USE_JOB_SCHEDULE": "False",
     "CORE__DAGS_ARE_PAUSED_AT_CREATION": "True",
 }
 
-# The ways of an asset.
+# The expected states of an asset.
 READY = "pending_upload > processing > ready"
 FAILED = "pending_upload > processing > failed"
 REJECTED = "pending_upload > rejected"
 UNPAID_THEN_READY = "pending_upload > processing > pending_payment > ready"
 
-#: Task states worth a line; the others pass in a moment.
-TOLD = frozenset(
+#: The task states that are printed; the others are transitional.
+PRINTED_STATES = frozenset(
     {"running", "deferred", "success", "failed", "skipped", "upstream_failed", "up_for_retry", "up_for_reschedule"}
 )
 
@@ -69,8 +69,8 @@ TOLD = frozenset(
 class Wait:
     """A wait in the triggerer.
 
-    :param asset_id: For which asset; ``None`` for all of the run.
-    :param seconds: How long.
+    :param asset_id: The asset; ``None`` for all assets of the run.
+    :param seconds: Its duration.
     """
 
     asset_id: str | None
@@ -79,19 +79,19 @@ class Wait:
 
 @dataclass
 class Story:
-    """One run of a DAG: what is expected of it, then what was seen.
+    """One run of a DAG: its expected result, then its actual result.
 
-    :param title: What it shows.
+    :param title: What it demonstrates.
     :param dag_id: The DAG.
     :param conf: The run's configuration.
-    :param files: What is expected of each file: the states of its asset.
-    :param tasks: What is expected of each task instance: its state; ``deferred > success`` if it waits in the
+    :param files: The expected states of each file's asset.
+    :param tasks: The expected state of each task instance; ``deferred > success`` if it waits in the
         triggerer before.
-    :param facts: More that must be true, each with how it is found out.
-    :param on_waiting: What happens once all instances of a task wait in the triggerer.
-    :param balance: Credits on the account.
-    :param prepare: What happens before it.
-    :param begin: What the DAG starts by itself upon; by default it is triggered.
+    :param facts: More conditions that must be true, each with its check.
+    :param on_waiting: Called once all instances of a task wait in the triggerer.
+    :param balance: Credits of the account.
+    :param prepare: Called before the run.
+    :param begin: Causes the event that starts the DAG; by default, the demo triggers the DAG.
     """
 
     title: str
@@ -111,21 +111,23 @@ class Story:
     details: dict[str, dict[str, Any]] = field(default_factory=dict)
     waited: set[str] = field(default_factory=set)
     waits: list[Wait] = field(default_factory=list)
-    #: What each task returned, and what the batch told beside it.
+    #: What each task returned, and the other XComs of the batch.
     xcoms: dict[str, Any] = field(default_factory=dict)
-    told: dict[str, Any] = field(default_factory=dict)
+    outputs: dict[str, Any] = field(default_factory=dict)
     assets: dict[str, dict[str, Any]] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
 
 
-def stories(folder: Path, own_file: Path | None, airflow: LocalAirflow, roughy: Emulator, say: Voice) -> list[Story]:
-    """Return the runs, and what is expected of each.
+def stories(
+    folder: Path, own_file: Path | None, airflow: LocalAirflow, roughy: Emulator, console: Console
+) -> list[Story]:
+    """Return the runs with their expected results.
 
-    :param folder: Where files may be made.
+    :param folder: A folder for files.
     :param own_file: The user's own recording, if any.
-    :param airflow: Takes webhooks.
-    :param roughy: Steered while tasks wait.
-    :param say: Told what is steered.
+    :param airflow: Receives webhooks.
+    :param roughy: Controlled while tasks wait.
+    :param console: Prints what is controlled.
     """
     recording = own_file or MEDIA / "interview.mp3"
     batch = make_batch(folder / "recordings")
@@ -138,23 +140,23 @@ def stories(folder: Path, own_file: Path | None, airflow: LocalAirflow, roughy: 
     of_others = MEDIA / "interview.mp3"
 
     def finish() -> None:
-        say.event("Roughy", "", "finishes what it is processing")
+        console.event("Roughy", "", "finishes what it is processing")
         roughy.settle()
 
     def add_one() -> None:
-        say.event("You", "", f"put {new.name} into the folder")
+        console.event("You", "", f"put {new.name} into the folder")
         shutil.copy(MEDIA / "interview.mp3", new)
 
     def top_up() -> None:
-        say.event("You", "", "top up 5 credits")
+        console.event("You", "", "top up 5 credits")
         roughy.top_up(5)
 
     def let_dags_start() -> None:
-        # The others are paused by now.
+        # The other DAGs are paused by now.
         airflow.restart("scheduler", settings={"SCHEDULER__USE_JOB_SCHEDULE": "True"})
 
     def upload_as_others() -> None:
-        say.event("Somebody", "", "uploads a recording without Airflow; Roughy sends a webhook when it is ready")
+        console.event("Somebody", "", "uploads a recording without Airflow; Roughy sends a webhook when it is ready")
         upload(of_others, roughy, webhooks=f"{airflow.url}/roughy/webhooks")
         roughy.settle()
 
@@ -214,7 +216,7 @@ def stories(folder: Path, own_file: Path | None, airflow: LocalAirflow, roughy: 
                 "notify_failed": "skipped",
             },
             facts={
-                "four files are already ingested": lambda s: sum(s.told["already_ingested"].values()) == len(batch),
+                "four files are already ingested": lambda s: sum(s.outputs["already_ingested"].values()) == len(batch),
                 "one was uploaded": lambda s: [request.method for request in s.requests].count("PATCH") == 1,
                 "one was charged": lambda s: roughy.balance == s.balance - 1,
             },
@@ -267,7 +269,9 @@ def stories(folder: Path, own_file: Path | None, airflow: LocalAirflow, roughy: 
                     {file.name for file in rough_cut.iterdir()} == {"captions.srt", "timeline.fcpxml", "rough-cut.mp4"}
                 ),
                 "the video has picture and sound, and is no longer than the recording": lambda s: (
-                    tell_media(video, say)[1] == tell_media(rough_cut / "rough-cut.mp4", say)[1] == {"audio", "video"}
+                    print_media(video, console)[1]
+                    == print_media(rough_cut / "rough-cut.mp4", console)[1]
+                    == {"audio", "video"}
                     and measured(rough_cut / "rough-cut.mp4")[0] <= measured(video)[0] + 0.05
                 ),
             },
@@ -294,11 +298,11 @@ def stories(folder: Path, own_file: Path | None, airflow: LocalAirflow, roughy: 
 
 
 def upload(path: Path, roughy: Emulator, *, webhooks: str) -> None:
-    """Upload a recording as somebody else would, and have Roughy tell when it is ready.
+    """Upload a recording without Airflow, and subscribe a webhook to its end.
 
     :param path: The recording.
-    :param roughy: Where to.
-    :param webhooks: Who is told.
+    :param roughy: The emulator.
+    :param webhooks: The URL that receives webhooks.
     """
     key = {"Authorization": f"Bearer {roughy.api_key}"}
     with httpx.Client(base_url=roughy.url, headers=key, trust_env=False) as api:
@@ -311,20 +315,20 @@ def upload(path: Path, roughy: Emulator, *, webhooks: str) -> None:
 
 
 def captions_in(folder: Path) -> list[str]:
-    """Tell which assets have captions."""
+    """Return the assets with caption files."""
     return [file.stem for file in folder.glob("*.srt") if " --> " in file.read_text()]
 
 
 def new_secret() -> str:
-    """Make a signing secret."""
+    """Generate a signing secret."""
     return f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
 
 
-# Files that need not be kept
+# Generated files
 
 
 def make_batch(folder: Path) -> dict[Path, str]:
-    """Fill a folder with the recordings of a day, and tell what is expected of each."""
+    """Fill a folder with the recordings of a day, and return the expected result of each."""
     folder.mkdir()
     recordings = {
         folder / "damaged.mp3": FAILED,
@@ -333,7 +337,7 @@ def make_batch(folder: Path) -> dict[Path, str]:
         folder / "statement.mp4": READY,
     }
     damaged, lecture, notes, statement = recordings
-    # It begins like a recording, so that its first chunk is taken; the rest is noise.
+    # It starts like a recording, so that its first chunk is accepted; the rest is noise.
     damaged.write_bytes((MEDIA / "interview.mp3").read_bytes()[:64] + random.Random(1).randbytes(20_000))
     notes.write_text("Notes of the interview, saved under the wrong name.\n" * 100)
     for path in (lecture, statement):
@@ -342,7 +346,7 @@ def make_batch(folder: Path) -> dict[Path, str]:
 
 
 def measured(path: Path) -> tuple[float, set[str], str]:
-    """Read a media file: its seconds, the types of its streams, and what these are."""
+    """Read a media file; return its seconds, the types of its streams, and a description of them."""
     with av.open(str(path)) as container:
         streams = [
             f"{stream.codec_context.name} {stream.codec_context.width}x{stream.codec_context.height}"
@@ -354,10 +358,10 @@ def measured(path: Path) -> tuple[float, set[str], str]:
         return seconds, {stream.type for stream in container.streams}, ", ".join(streams)
 
 
-def tell_media(path: Path, say: Voice) -> tuple[float, set[str], str]:
-    """Say what is in a media file, and return it."""
+def print_media(path: Path, console: Console) -> tuple[float, set[str], str]:
+    """Print what is in a media file, and return it."""
     found = seconds, _, streams = measured(path)
-    say.line(f"  {path.name:<20} {path.stat().st_size:>12,} bytes  {seconds:.2f} s of {streams}")
+    console.line(f"  {path.name:<20} {path.stat().st_size:>12,} bytes  {seconds:.2f} s of {streams}")
     return found
 
 
@@ -371,11 +375,11 @@ def make_silence(path: Path, seconds: int) -> Path:
     return path
 
 
-# Telling
+# Output
 
 
-class Voice:
-    """Writes to the terminal, in colour where it is one."""
+class Console:
+    """Prints to the terminal, in colour if it supports it."""
 
     COLOURS: Mapping[str, str] = {
         "success": "32",
@@ -396,24 +400,24 @@ class Voice:
         """Colour a text.
 
         :param text: The text.
-        :param code: The number of ANSI's SGR.
+        :param code: The ANSI SGR code.
         """
         return f"\033[{code}m{text}\033[0m" if self._colours else text
 
     def line(self, text: str = "") -> None:
-        """Say one line."""
+        """Print one line."""
         print(text, flush=True)
 
     def title(self, text: str) -> None:
-        """Begin a section."""
+        """Print the title of a section."""
         self.line(f"\n{self.paint(text, '1')}")
 
     def event(self, who: str, state: str, more: str = "") -> None:
-        """Say what just happened.
+        """Print an event.
 
-        :param who: A task, or whoever else acts.
+        :param who: The task, or who else acts.
         :param state: Its new state, if it has one.
-        :param more: Anything else.
+        :param more: Further details.
         """
         now = self.paint(f"{datetime.now():%H:%M:%S}", "90")
         painted = self.paint(f"{state:<16}", self.COLOURS.get(state, "0")) if state else ""
@@ -426,27 +430,27 @@ def clock(timestamp: str) -> str:
 
 
 def short(asset_id: str) -> str:
-    """Abbreviate an asset id; its last digits tell assets apart, the first are the time."""
+    """Abbreviate an asset id to its last digits, which differ between assets; the first ones are the time."""
     return f"…{asset_id[-8:]}"
 
 
-# Watching
+# Following a run
 
 
 class Watcher:
-    """Runs a story and tells each change of its tasks and assets.
+    """Runs a story and prints each change of its tasks and assets.
 
-    :param story: Filled with what was seen.
-    :param airflow: Where it runs.
-    :param roughy: Where its files go.
-    :param say: Told what happens.
+    :param story: Its actual result is stored here.
+    :param airflow: The Airflow that runs it.
+    :param roughy: The emulator.
+    :param console: Prints events.
     """
 
-    def __init__(self, story: Story, airflow: LocalAirflow, roughy: Emulator, say: Voice) -> None:
+    def __init__(self, story: Story, airflow: LocalAirflow, roughy: Emulator, console: Console) -> None:
         self._story = story
         self._airflow = airflow
         self._roughy = roughy
-        self._say = say
+        self._console = console
         self._changed_at = time.monotonic()
         self._stalled_after = STALLED + sum(path.stat().st_size for path in story.files) / BYTES_PER_SECOND
         self._waiting_since: dict[str, float] = {}
@@ -455,7 +459,7 @@ class Watcher:
         self._earlier = {asset["id"] for asset in roughy.assets}
 
     def run(self) -> None:
-        """Start the DAG and watch it to its end."""
+        """Start the DAG and follow the run to its end."""
         story = self._story
         self._roughy.clear_requests()
         self._roughy.balance = story.balance
@@ -476,10 +480,10 @@ class Watcher:
     def _watch(self) -> None:
         story = self._story
         while not story.run_state:
-            # The run first: what its tasks are afterwards is their last word.
+            # The run's state is read first: after it has ended, its tasks do not change any more.
             state = self._airflow.run_state(story.dag_id, story.run_id)
-            self._look_at_tasks()
-            self._look_at_assets()
+            self._check_tasks()
+            self._check_assets()
             self._act()
             if state in ("success", "failed"):
                 story.run_state = state
@@ -488,7 +492,7 @@ class Watcher:
             else:
                 time.sleep(0.25)
 
-    def _look_at_tasks(self) -> None:
+    def _check_tasks(self) -> None:
         story = self._story
         tasks = self._airflow.task_instances(story.dag_id, story.run_id)
         story.details = {_name(task): task for task in tasks}
@@ -496,30 +500,30 @@ class Watcher:
             seen = story.states.setdefault(name, [])
             state = task["state"]
             if state == "deferred":
-                self._look_at_wait(name, task)
+                self._check_wait(name, task)
             elif name in self._waiting_since:
                 began = self._waiting_since.pop(name)
                 story.waits.append(Wait(task["rendered_fields"].get("asset_id"), time.monotonic() - began))
-            if state in TOLD and state not in seen[-1:]:
+            if state in PRINTED_STATES and state not in seen[-1:]:
                 seen.append(state)
                 self._changed_at = time.monotonic()
                 if state != "deferred":
-                    self._say.event(name, state)
+                    self._console.event(name, state)
 
-    def _look_at_wait(self, name: str, task: dict[str, Any]) -> None:
+    def _check_wait(self, name: str, task: dict[str, Any]) -> None:
         trigger = task["trigger"]
         if name in self._waiting_since or not (trigger and trigger["triggerer_id"] and task["triggerer_job"]):
             return
         if task["pid"] in self._airflow.pids("scheduler"):
-            return  # The worker that deferred it is about to end.
+            return  # The worker process that deferred it has not ended yet.
         self._waiting_since[name] = self._changed_at = time.monotonic()
         self._story.waited.add(name)
         kind = trigger["classpath"].rpartition(".")[2]
         more = f"waits in the triggerer as {kind} {trigger['id']}; its worker process is gone"
-        self._say.event(name, "deferred", more)
+        self._console.event(name, "deferred", more)
 
-    def _look_at_assets(self) -> None:
-        # The emulator hashes what it stores: look only after something happened there.
+    def _check_assets(self) -> None:
+        # The emulator hashes stored bytes for each read, so assets are read only after a request.
         answered = sum(1 for request in self._roughy.requests if request.status is not None)
         if answered == self._answered:
             return
@@ -531,7 +535,7 @@ class Watcher:
             known = story.assets.get(asset["id"], {"states": []})
             for state, at in asset["states"][len(known["states"]) :]:
                 self._changed_at = time.monotonic()
-                self._say.event(f"asset {short(asset['id'])}", state, f"since {clock(at)}")
+                self._console.event(f"asset {short(asset['id'])}", state, f"since {clock(at)}")
             story.assets[asset["id"]] = asset
 
     def _act(self) -> None:
@@ -554,7 +558,7 @@ class Watcher:
                 if key == "return_value":
                     story.xcoms[name] = value
                 elif name == "ingest":
-                    story.told[key] = value
+                    story.outputs[key] = value
 
 
 def _name(task: Mapping[str, Any]) -> str:
@@ -565,9 +569,9 @@ def _name(task: Mapping[str, Any]) -> str:
 
 
 def checks(story: Story) -> Iterator[tuple[str, bool]]:
-    """Compare what was seen with what was expected.
+    """Compare the actual result with the expected one.
 
-    :return: pairs of what should be, with what is instead, and whether it is.
+    :return: Pairs of a description with both results, and whether they agree.
     """
     yield f"the run is {story.run_state or 'unfinished'}, expected success", story.run_state == "success"
     yield f"the tasks are {', '.join(story.details)}", story.details.keys() == story.tasks.keys()
@@ -577,7 +581,7 @@ def checks(story: Story) -> Iterator[tuple[str, bool]]:
         waits = expected.startswith("deferred")
         yield f"{name}: waited in the triggerer: {name in story.waited}", waits == (name in story.waited)
     for path, expected in story.files.items():
-        yield f"{path.name}: {ways(story, path)}, expected {expected}", ways(story, path) == expected
+        yield f"{path.name}: {states_of(story, path)}, expected {expected}", states_of(story, path) == expected
         if expected != REJECTED:
             yield f"{path.name}: the bytes stored are those of the file", is_whole(story, path)
     created = sum(request.method == "POST" and request.path == "/v1/assets" for request in story.requests)
@@ -593,20 +597,20 @@ def checks(story: Story) -> Iterator[tuple[str, bool]]:
 
 
 def asset_of(story: Story, path: Path) -> dict[str, Any] | None:
-    """Find the asset of a file by what a task told or returned; ``None`` if there is none."""
-    files = {source: asset_id for asset_id, source in story.told.get("sources", {}).items()}
+    """Find the asset of a file by the XComs of a task; ``None`` if there is none."""
+    files = {source: asset_id for asset_id, source in story.outputs.get("sources", {}).items()}
     taken = story.xcoms.get("take") or [""]
     return story.assets.get(files.get(str(path)) or story.xcoms.get("upload", taken[0]))
 
 
-def ways(story: Story, path: Path) -> str:
-    """Tell which states the asset of a file has been in."""
+def states_of(story: Story, path: Path) -> str:
+    """Return the states that the asset of a file has been in."""
     asset = asset_of(story, path)
     return " > ".join(state for state, _ in asset["states"]) if asset else REJECTED
 
 
 def is_whole(story: Story, path: Path) -> bool:
-    """Tell whether Roughy stored a file's bytes exactly."""
+    """Return whether Roughy stored exactly a file's bytes."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -618,45 +622,45 @@ def is_whole(story: Story, path: Path) -> bool:
 # Reporting
 
 
-def tell_files(story: Story, say: Voice) -> None:
-    """Print the outcome of each file of a story."""
+def print_files(story: Story, console: Console) -> None:
+    """Print the result of each file of a story."""
     for path in story.files:
         asset = asset_of(story, path)
         waits = " and ".join(f"{w.seconds:.0f} s" for w in story.waits if asset and w.asset_id in (None, asset["id"]))
         outcome = asset["state"] if asset else "rejected"
-        say.line(
+        console.line(
             f"  {path.name:<20} {path.stat().st_size:>12,} bytes  {asset['id'] if asset else '-':<36}  "
-            f"{say.paint(f'{outcome:<8}', say.COLOURS.get(outcome, '0'))} "
+            f"{console.paint(f'{outcome:<8}', console.COLOURS.get(outcome, '0'))} "
             f"{f'waited {waits} in the triggerer' if waits else 'no wait'}"
         )
         if asset:
-            say.line("      " + " > ".join(f"{state} {clock(at)}" for state, at in asset["states"]))
+            console.line("      " + " > ".join(f"{state} {clock(at)}" for state, at in asset["states"]))
         else:
-            say.line("      rejected at its first chunk: neither audio nor video; its asset was removed")
+            console.line("      rejected at its first chunk: neither audio nor video; its asset was removed")
 
 
-def tell_logs(story: Story, airflow: LocalAirflow, say: Voice) -> None:
-    """Say what the logs of a story's tasks and of Airflow's components have that may explain a failure."""
+def print_logs(story: Story, airflow: LocalAirflow, console: Console) -> None:
+    """Print the parts of the logs of a story's tasks and of Airflow's components that may explain a failure."""
     for name, task in story.details.items():
         if not task["try_number"] or task["state"] == story.tasks.get(name, "").rpartition(" > ")[2]:
             continue
-        say.title(f"Log of {story.dag_id} {name}, try {task['try_number']}: {task['state']}")
+        console.title(f"Log of {story.dag_id} {name}, try {task['try_number']}: {task['state']}")
         log = airflow.task_log(story.dag_id, story.run_id, task["task_id"], task["try_number"], task["map_index"])
         for line in tail(log):
-            say.line(f"  {log_line(json.loads(line))}")
+            console.line(f"  {log_line(json.loads(line))}")
     for component in ("scheduler", "triggerer"):
-        say.title(f"End of the {component}'s output")
+        console.title(f"End of the {component}'s output")
         for line in tail(airflow.output(component).read_text(errors="replace")):
-            say.line(f"  {line[:240]}")
+            console.line(f"  {line[:240]}")
 
 
 def tail(text: str, count: int = 15) -> list[str]:
-    """Return the last lines of a log, without the marks that fold it."""
+    """Return the last lines of a log, without the markers of groups."""
     return [line for line in text.splitlines() if "::group::" not in line and "::endgroup::" not in line][-count:]
 
 
 def log_line(entry: Mapping[str, Any]) -> str:
-    """Make a line of an entry of a task's log."""
+    """Format an entry of a task's log as a line."""
     causes = [f"{error['exc_type']}: {error['exc_value']}" for error in entry.get("error_detail") or []]
     return " ".join([f"{entry.get('level') or '':<8}", entry["event"], *causes])
 
@@ -664,20 +668,20 @@ def log_line(entry: Mapping[str, Any]) -> str:
 # Running
 
 
-def run(own_file: Path | None, keep: bool, say: Voice) -> bool:
-    """Run everything, and clean up.
+def run(own_file: Path | None, keep: bool, console: Console) -> bool:
+    """Run all stories, and clean up.
 
     :param own_file: The user's own recording, if any.
-    :param keep: Whether to stay until interrupted.
-    :return: whether all was as expected.
+    :param keep: Whether to keep running until interrupted.
+    :return: Whether all checks hold.
     """
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="roughy-demo-")))
-        # Roughy finishes when told, after the wait has been seen: no machine is too slow for that.
+        # Roughy finishes its work only on `settle`, after the wait was observed, so that no machine is too slow.
         roughy = stack.enter_context(Emulator(progression="manual", webhook_secret=new_secret()))
-        say.line(f"Emulator of Roughy at {roughy.url}")
-        say.line(
+        console.line(f"Emulator of Roughy at {roughy.url}")
+        console.line(
             f"Airflow {version('apache-airflow')}: scheduler, triggerer, DAG processor and API server are starting"
         )
         airflow = LocalAirflow(
@@ -687,54 +691,56 @@ def run(own_file: Path | None, keep: bool, say: Voice) -> bool:
             environment={"ROUGHY_TAKEN": str(folder / "taken"), "ROUGHY_CAPTIONS": str(folder / "captions")},
         )
         stack.enter_context(airflow)
-        # Last in, first out: nothing interrupts the cleaning up.
+        # Callbacks run in reverse order: signals are ignored before the cleanup starts.
         stack.callback(_ignore_signals)
-        say.line(f"Airflow at {airflow.url}, after {time.monotonic() - began:.0f} s")
+        console.line(f"Airflow at {airflow.url}, after {time.monotonic() - began:.0f} s")
 
-        told = stories(folder, own_file, airflow, roughy, say)
-        # The first story that goes wrong is the last one.
-        good = all(run_story(story, airflow, roughy, say) for story in told)
-        say.title("Outcome of each file")
-        for story in (story for story in told if story.run_id):
-            tell_files(story, say)
-        say.line()
-        verdict = say.paint("All checks hold", "32") if good else say.paint("Some checks FAILED, see above", "31")
-        say.line(f"{verdict}, after {time.monotonic() - began:.0f} s")
+        all_stories = stories(folder, own_file, airflow, roughy, console)
+        # Stop after the first story that fails.
+        good = all(run_story(story, airflow, roughy, console) for story in all_stories)
+        console.title("Outcome of each file")
+        for story in (story for story in all_stories if story.run_id):
+            print_files(story, console)
+        console.line()
+        verdict = (
+            console.paint("All checks hold", "32") if good else console.paint("Some checks FAILED, see above", "31")
+        )
+        console.line(f"{verdict}, after {time.monotonic() - began:.0f} s")
         if keep:
-            stay(airflow, roughy, say)
+            stay(airflow, roughy, console)
     return good
 
 
-def run_story(story: Story, airflow: LocalAirflow, roughy: Emulator, say: Voice) -> bool:
+def run_story(story: Story, airflow: LocalAirflow, roughy: Emulator, console: Console) -> bool:
     """Run one story, and check it.
 
-    :return: whether all was as expected.
+    :return: Whether all checks hold.
     """
-    say.title(f"{story.title} ({story.dag_id})")
-    say.event("Roughy", "", f"has {story.balance:,} credit{'s' if story.balance != 1 else ''} on the account")
+    console.title(f"{story.title} ({story.dag_id})")
+    console.event("Roughy", "", f"has {story.balance:,} credit{'s' if story.balance != 1 else ''} on the account")
     story.prepare()
     try:
-        Watcher(story, airflow, roughy, say).run()
+        Watcher(story, airflow, roughy, console).run()
     except (TimeoutError, RuntimeError, httpx.HTTPError) as error:
-        say.event("the demo", "failed", str(error))
+        console.event("the demo", "failed", str(error))
     results = list(checks(story))
     missed = [text for text, is_so in results if not is_so]
-    say.line(f"  {len(results) - len(missed)} of {len(results)} checks hold")
+    console.line(f"  {len(results) - len(missed)} of {len(results)} checks hold")
     for text in missed:
-        say.line(f"  {say.paint('FAILED', '31')} {text}")
+        console.line(f"  {console.paint('FAILED', '31')} {text}")
     if missed:
-        tell_logs(story, airflow, say)
+        print_logs(story, airflow, console)
     return not missed
 
 
-def stay(airflow: LocalAirflow, roughy: Emulator, say: Voice) -> None:
-    """Leave everything up until Ctrl-C."""
+def stay(airflow: LocalAirflow, roughy: Emulator, console: Console) -> None:
+    """Keep everything running until Ctrl-C."""
     roughy.progression = "seconds=5"
-    say.title("Still running, until Ctrl-C")
-    say.line(f"  Airflow  {airflow.url} (no login: every user of this machine is an administrator)")
-    say.line(f"           home {airflow.home}")
-    say.line(f"  Roughy   {roughy.url} (key {roughy.api_key}; steer it at {roughy.url}/_emulator/)")
-    say.line('  Try      trigger roughy_ingest_one with {"source": "/path/of/a/recording"}')
+    console.title("Still running, until Ctrl-C")
+    console.line(f"  Airflow  {airflow.url} (no login: every user of this machine is an administrator)")
+    console.line(f"           home {airflow.home}")
+    console.line(f"  Roughy   {roughy.url} (key {roughy.api_key}; control it at {roughy.url}/_emulator/)")
+    console.line('  Try      trigger roughy_ingest_one with {"source": "/path/of/a/recording"}')
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             time.sleep(60)
@@ -753,8 +759,8 @@ def _ignore_signals() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo.
 
-    :param arguments: those of the command line.
-    :return: the exit status: 0 if all was as expected.
+    :param arguments: The arguments of the command line.
+    :return: The exit status: 0 if all checks hold.
     """
     parser = argparse.ArgumentParser(
         prog="python -m demo", description="Run the example DAGs on a real Airflow and the emulator."
@@ -766,11 +772,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"{options.file} is not a file")
     for number in ENDING:
         signal.signal(number, _interrupt)
-    say = Voice()
+    console = Console()
     try:
-        good = run(options.file and options.file.resolve(), options.keep, say)
+        good = run(options.file and options.file.resolve(), options.keep, console)
     except KeyboardInterrupt:
-        say.line("\nInterrupted; everything was stopped and removed")
+        console.line("\nInterrupted; everything was stopped and removed")
         return 130
     return 0 if good else 1
 

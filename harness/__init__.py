@@ -1,1 +1,1 @@
-"""What demo and live tests run on; no part of the package."""
+"""Real services and media for demo, soak and live tests; not part of the package."""

@@ -1,4 +1,4 @@
-"""A real Airflow 3 on this machine, each component a process of its own that can be killed and restarted."""
+"""A real Airflow 3 on this machine, each component in its own process that can be killed and restarted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ import sqlalchemy
 
 Component = Literal["api-server", "scheduler", "dag-processor", "triggerer", "triggerer-2", "worker", "worker-2"]
 
-# The log servers are left out: every log is on this disk, where the API server finds it.
+# Log servers are disabled: the API server reads every log from the local disk.
 COMMANDS: dict[Component, list[str]] = {
     "api-server": ["api-server", "--workers", "1"],
     "scheduler": ["scheduler", "--skip-serve-logs"],
@@ -39,11 +39,11 @@ COMMANDS: dict[Component, list[str]] = {
 }
 
 WORKERS: tuple[Component, Component] = ("worker", "worker-2")
-# Those that :meth:`LocalAirflow.start` leaves out.
+# The components that :meth:`LocalAirflow.start` does not start.
 ON_DEMAND: frozenset[Component] = frozenset({"triggerer-2", *WORKERS})
 
-# What a component is called in Airflow's list of jobs, on which it is once it works. Celery's workers are on none; what
-# they are to do waits for them in a queue.
+# The component's job type in Airflow's list of jobs, where it appears once it runs. Celery's workers do not appear
+# there; their tasks wait in a queue.
 JOBS: dict[Component, str] = {
     "scheduler": "SchedulerJob",
     "dag-processor": "DagProcessorJob",
@@ -55,22 +55,22 @@ SETTINGS = {
     "CORE__LOAD_EXAMPLES": "False",
     "CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
     "CORE__EXECUTOR": "LocalExecutor",
-    # A deferral about as long as the executor's event lag is taken for a failure; many workers lengthen the lag.
+    # Airflow fails a task that is deferred for about the executor's event lag; more workers increase the lag.
     "CORE__PARALLELISM": "4",
-    # The end of a task's process may be noticed only with the next heartbeat, which is then a part of that lag.
+    # The end of a task's process may be noticed only with the next heartbeat, which adds to that lag.
     "WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
-    # Nothing in the database is encrypted, so that everything_visible() sees it.
+    # Nothing in the database is encrypted, so that everything_visible() can search it.
     "CORE__FERNET_KEY": "",
     "CORE__AUTH_MANAGER": "airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager",
     "CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
     "CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "0",
     "USAGE_DATA_COLLECTION__ENABLED": "False",
-    # A new or edited DAG file is noticed after a second or two.
+    # New and edited DAG files are noticed within seconds.
     "DAG_PROCESSOR__REFRESH_INTERVAL": "1",
     "DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "1",
     "DAG_PROCESSOR__PARSING_PROCESSES": "1",
     "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
-    # A dead component is noticed within seconds, and its work taken over by the one that replaces it.
+    # A dead component is noticed within seconds, and its replacement adopts its work.
     "SCHEDULER__JOB_HEARTBEAT_SEC": "2",
     "SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "2",
     # But for the scheduler: one that a busy machine holds up for so long would reset its own tasks when it goes on.
@@ -84,7 +84,7 @@ SETTINGS = {
 
 FINISHED = frozenset({"success", "failed"})
 
-#: Seconds that anything of Airflow's may take. A machine with other work can be slow by itself; what hangs still ends.
+#: The maximum number of seconds for any step of Airflow: long enough for a busy machine, short enough to detect a hang.
 PATIENCE = 240
 
 
@@ -93,7 +93,7 @@ FAST_SCHEDULER_TAKEOVER = {"SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "15"}
 
 
 class LocalAirflow:
-    """Run Airflow in a scratch home; a context manager.
+    """Run Airflow in a temporary home; a context manager.
 
     ::
 
@@ -101,16 +101,16 @@ class LocalAirflow:
             run_id = airflow.trigger_dag("nightly", conf={"day": "2026-01-31"})
             assert airflow.wait_for_run("nightly", run_id) == "success"
 
-    There is no login: whoever reaches the port, on loopback, is an administrator. A second triggerer, ``triggerer-2``,
-    and Celery's workers, ``worker`` and ``worker-2``, run only after a :meth:`restart`, and need another database than
-    SQLite.
+    There is no login: everyone who can connect to the port, on loopback, is an administrator. A second triggerer,
+    ``triggerer-2``, and Celery's workers, ``worker`` and ``worker-2``, run only after a :meth:`restart`, and need
+    another database than SQLite.
 
-    :param dags_folders: where the DAG files are; one bundle each.
-    :param connections: connections by id: a URI, or the fields of Airflow's JSON form.
-    :param home: the scratch home, which stays. Without it a temporary one is made, and removed by :meth:`stop`.
-    :param sql_alchemy_conn: the URL of an empty database. Without it: SQLite in the home.
-    :param settings: more of Airflow's settings, as ``{"CORE__PARALLELISM": "1"}``.
-    :param environment: more variables for every component.
+    :param dags_folders: The folders of DAG files; each becomes a bundle.
+    :param connections: Connections by id: a URI, or the fields of Airflow's JSON form.
+    :param home: Airflow's home, which is kept. By default, a temporary one, which :meth:`stop` removes.
+    :param sql_alchemy_conn: The URL of an empty database. By default, SQLite in the home.
+    :param settings: More of Airflow's settings, as ``{"CORE__PARALLELISM": "1"}``.
+    :param environment: More variables for every component.
     """
 
     def __init__(
@@ -126,12 +126,12 @@ class LocalAirflow:
         self._home_is_ours = home is None
         self.home = Path(home or tempfile.mkdtemp(prefix="airflow-")).resolve()
         self._uses_sqlite = sql_alchemy_conn is None
-        # On a busy machine SQLite's writers may wait for one another for longer than the usual five seconds.
+        # On a busy machine, SQLite's writers may wait for each other for longer than the default of five seconds.
         self.sql_alchemy_conn = sql_alchemy_conn or f"sqlite:///{self.home / 'airflow.db'}?timeout=30"
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._processes: dict[Component, subprocess.Popen[bytes]] = {}
-        # The sessions of every process started, until nothing in them is left.
+        # The process sessions of every component, until no process is left in them.
         self._sessions: dict[Component, set[int]] = {name: set() for name in COMMANDS}
         self._api = httpx.Client(base_url=f"{self.url}/api/v2", timeout=PATIENCE, trust_env=False)
 
@@ -186,9 +186,9 @@ class LocalAirflow:
         self.stop()
 
     def start(self, timeout: float = PATIENCE) -> None:
-        """Make the database, start the components, one of each, and wait until they have shown signs of life.
+        """Create the database, start the components, one of each, and wait until they work.
 
-        :param timeout: seconds to wait for the components.
+        :param timeout: Seconds to wait for the components.
         """
         try:
             self.home.mkdir(parents=True, exist_ok=True)
@@ -199,47 +199,47 @@ class LocalAirflow:
             raise
 
     def stop(self) -> None:
-        """End every process, by SIGTERM and then SIGKILL, and make sure that none is left."""
+        """End every process, by SIGTERM and then SIGKILL, and wait until none is left."""
         self._api.close()
         self._end(COMMANDS)
         if self._home_is_ours:
             shutil.rmtree(self.home, ignore_errors=True)
 
     def kill(self, component: Component) -> None:
-        """Send SIGKILL to a component and all its children, tasks included where it is the scheduler.
+        """Send SIGKILL to a component and all its children: for the scheduler, they include tasks.
 
-        :param component: which one.
+        :param component: The component.
         """
         self._end([component], grace=0)
 
     def restart(
         self, component: Component, timeout: float = PATIENCE, *, settings: Mapping[str, str] | None = None
     ) -> None:
-        """Start a component, ending it first where it still runs.
+        """Start a component; end it first if it still runs.
 
-        :param component: which one.
-        :param timeout: seconds to wait until it works.
-        :param settings: what changes of Airflow's settings, for all that is started from now on.
+        :param component: The component.
+        :param timeout: Seconds to wait until it works.
+        :param settings: Changes of Airflow's settings, for all components that are started from now on.
         """
         self._end([component])
         self._env |= {f"AIRFLOW__{name}": value for name, value in (settings or {}).items()}
         self._launch([component], timeout)
 
     def ended(self) -> list[Component]:
-        """Tell which components have ended by themselves."""
+        """Return the components that have ended by themselves."""
         return [name for name, process in list(self._processes.items()) if process.poll() is not None]
 
     def pids(self, *components: Component) -> set[int]:
-        """Tell which processes live: those of the components, their children and orphans.
+        """Return the running processes of components, with their children and orphans.
 
-        :param components: which ones; by default all.
+        :param components: The components; by default all.
         """
         sessions = set().union(*(self._sessions[name] for name in components or COMMANDS))
         marks = {self._mark(name) for name in components or COMMANDS}
         found = set()
         for process in psutil.process_iter(["status"]):
-            # A child that rewrote its title has no readable environment, but stays in its parent's session.
-            # A command that a task ran in a session of its own still has the environment it was given.
+            # A child that has rewritten its title has no readable environment, but is in its parent's session.
+            # A command that a task started in another session has the environment that it was given.
             try:
                 ours = os.getsid(process.pid) in sessions or process.environ().get("LOCAL_AIRFLOW") in marks
             except (psutil.Error, OSError):
@@ -249,16 +249,16 @@ class LocalAirflow:
         return found
 
     def output(self, component: Component) -> Path:
-        """Tell where a component's own output goes.
+        """Return the path of a component's own output.
 
-        :param component: which one.
+        :param component: The component.
         """
         return self.home / "logs" / f"{component}.log"
 
     def disk(self, worker: Component) -> Path:
-        """Tell which folder is a worker's own: its home, and where it keeps temporary files.
+        """Return the folder of a Celery worker: its home and its temporary files.
 
-        :param worker: one of Celery's.
+        :param worker: The worker.
         """
         return self.home / worker
 
@@ -276,7 +276,7 @@ class LocalAirflow:
             path = self.home / "airflow.db"
             if not path.exists():
                 path.write_bytes(_empty_database())
-                # Readers and the writer do not wait for one another.
+                # With the write-ahead log, readers and the writer do not block each other.
                 with sqlite3.connect(path) as database:
                     database.execute("PRAGMA journal_mode=WAL")
                 database.close()
@@ -311,10 +311,10 @@ class LocalAirflow:
 
     def _not_ready(self, components: Collection[Component], since: datetime) -> list[Component]:
         try:
-            # The execution API is built at the first call, which takes seconds: not those of the first task.
+            # The execution API is built at its first request, which takes seconds; do not let the first task wait.
             self._api.get(f"{self.url}/execution/health").raise_for_status()
             if "Authorization" not in self._api.headers:
-                # Airflow 3.0 wants one even where all are administrators.
+                # Airflow 3.0 requires a token even if everyone is an administrator.
                 token = self._api.get(f"{self.url}/auth/token").raise_for_status().json()["access_token"]
                 self._api.headers["Authorization"] = f"Bearer {token}"
             reply = self._api.get("/jobs", params={"start_date_gte": since.isoformat()}).raise_for_status()
@@ -324,7 +324,7 @@ class LocalAirflow:
         return [name for name in components if name in JOBS and JOBS[name] not in begun]
 
     def _end(self, components: Collection[Component], grace: float = 3) -> None:
-        # Three seconds are enough for what matters; the rest of an orderly end is the interpreter tidying up.
+        # Three seconds suffice for everything important; the rest of a normal exit is the interpreter's cleanup.
         processes = [self._processes.pop(name) for name in components if name in self._processes]
         if grace:
             for process in processes:
@@ -356,15 +356,15 @@ class LocalAirflow:
     # The public API
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Call the public API, patiently: what a busy machine fails at is repeated.
+        """Call the public API, with retries, since requests may fail on a busy machine.
 
-        SQLite has one writer at a time, so that Airflow may answer 500 to what is right. Whoever creates something
-        names it, so that the second time is answered with 409, which is no error then.
+        SQLite has one writer at a time, so that Airflow may reply 500 to a valid request. A request that creates
+        something names it, so that its repetition is answered with 409, which is no error then.
 
-        :param method: the HTTP method.
-        :param path: the path below ``/api/v2``.
-        :param options: those of :meth:`httpx.Client.request`.
-        :return: the response, which says 409 if what was to be created had been, by a request that failed.
+        :param method: The HTTP method.
+        :param path: The path below ``/api/v2``.
+        :param options: Those of :meth:`httpx.Client.request`.
+        :return: The response; with 409 if an earlier attempt had succeeded in spite of its error.
         """
         deadline = time.monotonic() + PATIENCE
         repeated = False
@@ -391,10 +391,10 @@ class LocalAirflow:
     def trigger_dag(self, dag_id: str, conf: Mapping[str, object] | None = None, *, timeout: float = PATIENCE) -> str:
         """Start a run.
 
-        :param dag_id: the DAG.
-        :param conf: the run's configuration.
-        :param timeout: seconds to wait for the DAG to be parsed.
-        :return: the run's id.
+        :param dag_id: The DAG.
+        :param conf: The run's configuration.
+        :param timeout: Seconds to wait for the DAG to be parsed.
+        :return: The run's id.
         """
         deadline = time.monotonic() + timeout
         run_id = f"manual__{uuid.uuid4()}"
@@ -413,19 +413,19 @@ class LocalAirflow:
             time.sleep(0.3)
 
     def pause(self, dag_id: str, *, paused: bool = True) -> None:
-        """Pause a DAG, which is known by now, or let it run.
+        """Pause or unpause a DAG, which must be parsed already.
 
-        :param dag_id: the DAG.
-        :param paused: which of both.
+        :param dag_id: The DAG.
+        :param paused: Whether to pause it.
         """
         self.request("PATCH", f"/dags/{_part(dag_id)}", json={"is_paused": paused})
 
     def wait_for_a_run(self, dag_id: str, timeout: float = PATIENCE) -> str:
         """Wait for the first run of a DAG, whatever starts it.
 
-        :param dag_id: the DAG.
-        :param timeout: seconds.
-        :return: the run's id.
+        :param dag_id: The DAG.
+        :param timeout: Seconds.
+        :return: The run's id.
         """
         deadline = time.monotonic() + timeout
         while not (runs := self.request("GET", f"/dags/{_part(dag_id)}/dagRuns").json()["dag_runs"]):
@@ -435,19 +435,19 @@ class LocalAirflow:
         return str(runs[0]["dag_run_id"])
 
     def run_state(self, dag_id: str, run_id: str) -> str:
-        """Tell a run's state.
+        """Return a run's state.
 
-        :param dag_id: the DAG.
-        :param run_id: the run.
+        :param dag_id: The DAG.
+        :param run_id: The run.
         """
         return str(self.request("GET", _run(dag_id, run_id)).json()["state"])
 
     def wait_for_run(self, dag_id: str, run_id: str, timeout: float = PATIENCE) -> str:
         """Wait for the end of a run.
 
-        :param dag_id: the DAG.
-        :param run_id: the run.
-        :param timeout: seconds.
+        :param dag_id: The DAG.
+        :param run_id: The run.
+        :param timeout: Seconds.
         :return: ``success`` or ``failed``.
         """
         deadline = time.monotonic() + timeout
@@ -463,9 +463,9 @@ class LocalAirflow:
     def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """List the task instances of a run.
 
-        :param dag_id: the DAG.
-        :param run_id: the run.
-        :return: the API's own objects: ``task_id``, ``map_index``, ``state``, ``try_number``, ``start_date``,
+        :param dag_id: The DAG.
+        :param run_id: The run.
+        :return: The API's own objects: ``task_id``, ``map_index``, ``state``, ``try_number``, ``start_date``,
             ``end_date``, ``pid``, ``trigger``, ``triggerer_job`` and more.
         """
         tasks: list[dict[str, Any]] = []
@@ -479,10 +479,10 @@ class LocalAirflow:
     def task_instance(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> dict[str, Any]:
         """Find one task instance of a run.
 
-        :param dag_id: the DAG.
-        :param run_id: the run.
-        :param task_id: the task.
-        :param map_index: which of a mapped task.
+        :param dag_id: The DAG.
+        :param run_id: The run.
+        :param task_id: The task.
+        :param map_index: Which of a mapped task.
         """
         for task in self.task_instances(dag_id, run_id):
             if (task["task_id"], task["map_index"]) == (task_id, map_index):
@@ -501,20 +501,20 @@ class LocalAirflow:
     ) -> dict[str, Any]:
         """Wait until a task instance is in a state.
 
-        :param dag_id: the DAG.
-        :param run_id: the run.
-        :param task_id: the task.
+        :param dag_id: The DAG.
+        :param run_id: The run.
+        :param task_id: The task.
         :param state: ``running``, ``deferred``, ...
-        :param map_index: which of a mapped task.
-        :param timeout: seconds.
-        :return: the task instance.
+        :param map_index: Which of a mapped task.
+        :param timeout: Seconds.
+        :return: The task instance.
         """
         deadline = time.monotonic() + timeout
         while True:
             try:
                 task = self.task_instance(dag_id, run_id, task_id, map_index)
             except LookupError:
-                # A mapped task has no instances before the task it is mapped over has ended.
+                # A mapped task has no instances before the task that it is mapped over has ended.
                 task = {"state": None}
             if task["state"] == state:
                 return task
@@ -525,14 +525,14 @@ class LocalAirflow:
     def worker_pids(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> list[int]:
         """Find the processes that run a task instance now: the task's own, then its children.
 
-        :param dag_id: the DAG.
-        :param run_id: the run.
-        :param task_id: the task.
-        :param map_index: which of a mapped task.
-        :return: nothing where the task does not run.
+        :param dag_id: The DAG.
+        :param run_id: The run.
+        :param task_id: The task.
+        :param map_index: The index of a mapped task.
+        :return: The process ids; empty if the task does not run.
         """
         task = self.task_instance(dag_id, run_id, task_id, map_index)
-        # An old pid is shown until the next try has one.
+        # The pid of the previous try is returned until the next try has one.
         if task["state"] != "running" or task["pid"] not in self.pids("scheduler", *WORKERS):
             return []
         children = psutil.Process(task["pid"]).children(recursive=True)
@@ -541,24 +541,24 @@ class LocalAirflow:
     def xcom(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1, key: str = "return_value") -> Any:
         """Read an XCom.
 
-        :param dag_id: the DAG.
-        :param run_id: the run.
-        :param task_id: the task that pushed it.
-        :param map_index: which of a mapped task.
-        :param key: its key.
+        :param dag_id: The DAG.
+        :param run_id: The run.
+        :param task_id: The task that pushed it.
+        :param map_index: Which of a mapped task.
+        :param key: Its key.
         """
         path = f"{_run(dag_id, run_id)}/taskInstances/{_part(task_id)}/xcomEntries/{_part(key)}"
         return self.request("GET", path, params={"map_index": map_index}).json()["value"]
 
     def task_log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1) -> str:
-        """Read the log of a try, worker's and triggerer's parts together.
+        """Read the log of a try, with the parts of worker and triggerer.
 
-        :param dag_id: the DAG.
-        :param run_id: the run.
-        :param task_id: the task.
-        :param try_number: from 1.
-        :param map_index: which of a mapped task.
-        :return: one JSON object a line.
+        :param dag_id: The DAG.
+        :param run_id: The run.
+        :param task_id: The task.
+        :param try_number: The number of the try, from 1.
+        :param map_index: The index of a mapped task.
+        :return: One JSON object per line.
         """
         path = f"{_run(dag_id, run_id)}/taskInstances/{_part(task_id)}/logs/{try_number}"
         return self.request(
@@ -578,10 +578,10 @@ class LocalAirflow:
     ) -> None:
         """Clear task instances, so that they run again.
 
-        :param dag_id: the DAG.
-        :param run_id: the run.
-        :param task_ids: tasks, or pairs of task and map index; by default all.
-        :param downstream: clear what comes after them as well.
+        :param dag_id: The DAG.
+        :param run_id: The run.
+        :param task_ids: Tasks, or pairs of task and map index; by default all.
+        :param downstream: Whether to clear downstream tasks as well.
         """
         body = {
             "dry_run": False,
@@ -593,12 +593,12 @@ class LocalAirflow:
             body["task_ids"] = list(task_ids)
         self.request("POST", f"/dags/{_part(dag_id)}/clearTaskInstances", json=body)
 
-    # What a stranger could read
+    # Everything that others can read
 
     def everything_visible(self) -> Iterator[tuple[str, str]]:
-        """Go through all that this Airflow wrote: every log file, and every row of every table.
+        """Yield all that this Airflow has written: every log file, and every row of every table.
 
-        :return: pairs of where and what.
+        :return: Pairs of location and text.
         """
         for path in sorted((self.home / "logs").rglob("*")):
             if path.is_file():
@@ -645,7 +645,7 @@ def _migrate(env: Mapping[str, str]) -> None:
 
 @functools.cache
 def _empty_database() -> bytes:
-    """Make the tables once in this process: it takes about as long as the start of all components."""
+    """Create the tables once in this process, which takes about as long as the start of all components."""
     with tempfile.TemporaryDirectory(prefix="airflow-") as home:
         env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW_")}
         _migrate(env | {"AIRFLOW_HOME": home, "AIRFLOW__CORE__LOAD_EXAMPLES": "False"})

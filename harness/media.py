@@ -1,4 +1,4 @@
-"""Tiny real media, made by PyAV itself, and ways to damage it."""
+"""Small real media files, generated with PyAV, and functions to damage them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import av
 
 SAMPLE_RATE = 48_000
 
-#: Container name of FFmpeg and codec, by the name the tests use.
+#: FFmpeg's name of the container and the codec, by the name that tests use.
 AUDIO = {
     "mp3": ("mp3", "libmp3lame"),
     "wav": ("wav", "pcm_s16le"),
@@ -46,9 +46,9 @@ VIDEO = {
 
 
 class Pipe:
-    """A file that can only be written on and on, as a pipe: its length is nowhere in what a muxer writes.
+    """A file without seek, like a pipe: the muxer cannot write the length into the header.
 
-    :param path: where to.
+    :param path: The path of the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,7 +56,7 @@ class Pipe:
         path.write_bytes(b"")
 
     def write(self, data: bytes) -> int:
-        """Write to the end."""
+        """Append data."""
         with self._path.open("ab") as file:
             return file.write(data)
 
@@ -71,12 +71,12 @@ def make_audio(
 ) -> Path:
     """Write a sine wave.
 
-    :param path: where to.
-    :param seconds: its length.
-    :param format: a key of :data:`AUDIO`.
-    :param options: muxer options of FFmpeg, for example ``{"id3v2_version": "0", "write_xing": "0"}``.
-    :param piped: write it to a pipe.
-    :param bit_rate: bits a second, by default the codec's own.
+    :param path: The path of the file.
+    :param seconds: Its duration.
+    :param format: A key of :data:`AUDIO`.
+    :param options: Muxer options of FFmpeg, for example ``{"id3v2_version": "0", "write_xing": "0"}``.
+    :param piped: Whether to write it as to a pipe.
+    :param bit_rate: Bits per second, by default the codec's own.
     """
     container_format, codec = AUDIO[format]
     file: Any = Pipe(path) if piped else str(path)
@@ -97,14 +97,14 @@ def make_video(
     options: dict[str, str] | None = None,
     piped: bool = False,
 ) -> Path:
-    """Write a moving grey picture of 64x64 at 25 frames a second.
+    """Write a moving grey video of 64x64 at 25 frames per second.
 
-    :param path: where to.
-    :param seconds: its length.
-    :param format: a key of :data:`VIDEO`.
-    :param audio: add a sine wave of the same length (for containers that take AAC).
-    :param options: muxer options of FFmpeg, for example ``{"movflags": "faststart"}``.
-    :param piped: write it to a pipe.
+    :param path: The path of the file.
+    :param seconds: Its duration.
+    :param format: A key of :data:`VIDEO`.
+    :param audio: Whether to add a sine wave of the same duration (for containers that take AAC).
+    :param options: Muxer options of FFmpeg, for example ``{"movflags": "faststart"}``.
+    :param piped: Whether to write it as to a pipe.
     """
     container_format, codec = VIDEO[format]
     file: Any = Pipe(path) if piped else str(path)
@@ -133,14 +133,14 @@ def make_talk(
     size: tuple[int, int] = (64, 36),
     rate: Fraction = Fraction(25),
 ) -> Path:
-    """Write a recording that is loud, and white if it has a picture, at times, and otherwise silent and black.
+    """Write a recording that is loud (and, if a video, white) at given times, and otherwise silent (and black).
 
-    :param path: where to.
-    :param loud: begin and end of each such time in seconds.
-    :param seconds: length of the whole.
-    :param format: a key of :data:`VIDEO` for containers that take AAC, or of :data:`AUDIO`.
-    :param size: width and height of the picture in pixels.
-    :param rate: frames a second.
+    :param path: The path of the file.
+    :param loud: Start and end of each loud time in seconds.
+    :param seconds: Its duration.
+    :param format: A key of :data:`VIDEO` for containers that take AAC, or of :data:`AUDIO`.
+    :param size: Width and height of the video in pixels.
+    :param rate: Frames per second.
     """
 
     def is_loud(at: Fraction | float) -> bool:
@@ -165,7 +165,7 @@ def make_talk(
 
 
 def make_halves(path: Path) -> Path:
-    """Write five pictures of 64x36, white on the left and black on the right, as MP4."""
+    """Write five video frames of 64x36, white on the left and black on the right, as MP4."""
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream("mpeg4", rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 36, "yuv420p"
@@ -182,7 +182,7 @@ def make_halves(path: Path) -> Path:
 
 
 def turn(path: Path, matrix: tuple[int, int, int, int]) -> None:
-    """Note in an MP4, in place, how it is to be turned when it is shown (ISO 14496-12, 8.3.2: matrix of ``tkhd``)."""
+    """Set the rotation of an MP4, in place (ISO 14496-12, 8.3.2: matrix of ``tkhd``)."""
     content = bytearray(path.read_bytes())
     at = content.index(b"tkhd") + 4 + 40
     a, b, c, d = (value << 16 for value in matrix)
@@ -191,7 +191,7 @@ def turn(path: Path, matrix: tuple[int, int, int, int]) -> None:
 
 
 def make_long_audio(path: Path, seconds: float) -> Path:
-    """Write silence of any length quickly: a WAV of 8 bits at 8 kHz, 8000 bytes a second."""
+    """Write silence of any duration quickly: a WAV of 8 bits at 8 kHz, 8000 bytes per second."""
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(1)
@@ -201,9 +201,9 @@ def make_long_audio(path: Path, seconds: float) -> Path:
 
 
 def corrupt(path: Path, keep: int = 64) -> Path:
-    """Replace all but the first bytes by noise, in place: it still looks like media and cannot be read.
+    """Replace all but the first bytes by noise, in place: its type is recognised, but it cannot be read.
 
-    :param keep: how many bytes stay, so that the type is still recognised.
+    :param keep: How many bytes to keep, so that the type is still recognised.
     """
     content = path.read_bytes()
     path.write_bytes(content[:keep] + random.Random(1).randbytes(max(0, len(content) - keep)))
@@ -213,7 +213,7 @@ def corrupt(path: Path, keep: int = 64) -> Path:
 def truncate(path: Path, share: float = 0.5) -> Path:
     """Keep only the first part of a file, in place.
 
-    :param share: how much stays, 0 to 1.
+    :param share: How much to keep, 0 to 1.
     """
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
@@ -242,7 +242,7 @@ def _encode_sine(
 
 
 def pad(recording: Path, path: Path, *, size: int) -> Path:
-    """Make a file of so many bytes that begins like a recording."""
+    """Write a file of a given size that starts with the bytes of a recording."""
     head = recording.read_bytes()
     path.write_bytes(head + os.urandom(size - len(head)))
     return path

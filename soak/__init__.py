@@ -1,1 +1,1 @@
-"""A night in an hour: this package on a real Airflow, under faults and kills (``make soak``)."""
+"""A soak test: this package on a real Airflow for an hour, under faults and kills (``make soak``)."""

@@ -1,9 +1,9 @@
 """Nightly batches under faults and kills, on a real Airflow: ``make soak MINUTES=60``.
 
 The soak starts with a batch of recordings and adds more all the time. Runs of ``soak/dags`` ingest them, cut and render
-the videos, and a watcher takes the assets that become ready. Meanwhile one request in a hundred fails, and workers,
-triggerers, scheduler and API server are killed. At the end the faults stop, the soak clears failed tasks as an operator
-would do, and :mod:`soak.judge` checks the result. The exit status is 0 only if nothing was lost and nothing doubled.
+the videos, and a watcher takes the assets that become ready. Meanwhile, one request in a hundred fails, and workers,
+triggerers, scheduler and API server are killed. At the end, the faults stop, the soak clears failed tasks as an
+operator would do, and :mod:`soak.judge` checks the result. The exit status is 0 only if nothing was lost or duplicated.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ import httpx
 from airflow_provider_roughy.emulator import Emulator
 from harness.airflow import FAST_SCHEDULER_TAKEOVER, FINISHED, Component, LocalAirflow
 from harness.postgres import postgres
-from soak.judge import Finding, Night, judge
-from soak.world import Death, Life, Weather, memory_of, sha256_of
+from soak.judge import Finding, SoakResult, judge
+from soak.workload import FaultInjector, ProcessKiller, Users, memory_of, sha256_of
 
 DAGS = Path(__file__).parent / "dags"
 NIGHT, ROUGH_CUTS, MEDIA = "soak_night", "soak_rough_cuts", "soak_media"
-#: Not the emulator's own, so that they are found only where they leaked.
+#: Different from the emulator's defaults, so that a match in a log or table is a leak.
 API_KEY, WEBHOOK_SECRET = "sk_soak_5d0c91e7", "whsec_c29hazpub3RoaW5nbG9zdG5vdGhpbmdkb3VibGVk"
-#: Seconds between the starts of two nights.
+#: Seconds between the starts of two runs of the batch.
 BETWEEN_NIGHTS = 60.0
-#: Seconds that settling may take, and how often failed tasks are cleared at most.
+#: The maximum number of seconds to settle, and how often failed tasks are cleared at most.
 SETTLING, CLEARS = 1800.0, 5
-#: Seconds between two looks at the memory, and at what is not paid for.
-BETWEEN_LOOKS = 30.0
+#: Seconds between two samples of memory and unpaid assets.
+BETWEEN_SAMPLES = 30.0
 MEASURED: dict[Component, str] = {
     "triggerer": "triggerer",
     "triggerer-2": "triggerer-2",
     "scheduler": "scheduler and workers",
     "api-server": "API server",
 }
-#: Columns by which to tell that there was something to be found.
-WRITTEN = ("xcom.value", "asset_event.extra", "rendered_task_instance_fields.rendered", "log.extra", "dag_run.conf")
+#: Columns whose row counts show that the search for secrets had something to search.
+SEARCHED = ("xcom.value", "asset_event.extra", "rendered_task_instance_fields.rendered", "log.extra", "dag_run.conf")
 _ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -63,14 +63,14 @@ def say(text: str) -> None:
 
 
 class Soak:
-    """One night.
+    """One soak.
 
-    :param folder: Where everything is kept.
-    :param minutes: How long it is.
-    :param batch: How many recordings lie there in the evening.
-    :param seed: What all chance comes from.
-    :param faults: The share of requests that go wrong.
-    :param between_kills: Seconds, on average.
+    :param folder: The folder of all files.
+    :param minutes: Its duration.
+    :param batch: The number of recordings of the first batch.
+    :param seed: The seed of all random numbers.
+    :param faults: The share of requests that fail.
+    :param between_kills: Seconds between two kills, on average.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Soak:
         self._folder = folder
         self._seconds = minutes * 60
         self._batch = batch
-        # A credit for each is not quite enough, as some cost more.
+        # Some recordings cost more than one credit, so that the credits run out.
         self._balance = batch
         self._seed = seed
         self._faults = faults
@@ -90,21 +90,21 @@ class Soak:
         self._memory: list[tuple[float, dict[Component, tuple[int, int]]]] = []
 
     def run(self) -> tuple[list[Finding], list[str]]:
-        """Live through it.
+        """Run the soak.
 
-        :return: What is found in the morning, and what the night was like.
+        :return: The results of the checks, and lines with statistics.
         """
-        chances = [random.Random(f"{self._seed} {what}") for what in ("weather", "life", "death")]
+        generators = [random.Random(f"{self._seed} {what}") for what in ("injector", "users", "killer")]
         recordings = self._folder / "recordings"
         recordings.mkdir()
         with contextlib.ExitStack() as stack:
-            self._weather = Weather(chances[0], self._faults)
+            self._injector = FaultInjector(generators[0], self._faults)
             self._roughy = roughy = stack.enter_context(
                 Emulator(
                     api_key=API_KEY,
                     balance=self._balance,
                     webhook_secret=WEBHOOK_SECRET,
-                    on_request=self._weather,
+                    on_request=self._injector,
                     data_dir=self._folder / "roughy",
                 )
             )
@@ -119,19 +119,19 @@ class Soak:
             say(f"Starting Airflow at {airflow.url}; the emulator is at {roughy.url}")
             stack.enter_context(airflow)
             airflow.restart("triggerer-2")
-            self._life = Life(chances[1], recordings, roughy)
-            self._death = Death(chances[2], airflow, pause=self._between_kills, say=say)
+            self._users = Users(generators[1], recordings, roughy)
+            self._killer = ProcessKiller(generators[2], airflow, pause=self._between_kills, say=say)
             self._wait_until("the watcher has started", lambda: any((self._folder / "taken").glob("note-*.json")), 240)
             self._register_webhook()
             say(f"Making {self._batch} recordings for the first batch")
             for _ in range(self._batch):
-                self._life.record()
-            self._live()
+                self._users.record()
+            self._run_with_faults()
             self._settle()
             say("Checking the result")
-            return list(judge(self._look())), list(self._tell())
+            return list(judge(self._collect())), list(self._statistics())
 
-    # The night
+    # Under faults
 
     def _register_webhook(self) -> None:
         httpx.post(
@@ -141,56 +141,59 @@ class Soak:
             trust_env=False,
         ).raise_for_status()
 
-    def _live(self) -> None:
+    def _run_with_faults(self) -> None:
         say(f"Starting {self._seconds / 60:g} minutes of faults and kills")
-        over = threading.Event()
-        self._weather.begin(self._roughy)
-        end, night, look = time.monotonic() + self._seconds, 0.0, 0.0
+        stopped = threading.Event()
+        self._injector.start(self._roughy)
+        end, next_night, next_sample = time.monotonic() + self._seconds, 0.0, 0.0
         with ThreadPoolExecutor(2) as pool:
-            going: list[Future[None]] = [pool.submit(self._life.run, over), pool.submit(self._death.run, over)]
+            running: list[Future[None]] = [
+                pool.submit(self._users.run, stopped),
+                pool.submit(self._killer.run, stopped),
+            ]
             try:
                 while (now := time.monotonic()) < end:
-                    for each in going:
+                    for each in running:
                         if each.done():
                             each.result()
-                    if now >= night:
-                        night = now + BETWEEN_NIGHTS
+                    if now >= next_night:
+                        next_night = now + BETWEEN_NIGHTS
                         self._start_night()
-                    if now >= look:
-                        look = now + BETWEEN_LOOKS
-                        self._look_around()
+                    if now >= next_sample:
+                        next_sample = now + BETWEEN_SAMPLES
+                        self._sample()
                     time.sleep(1)
             finally:
-                over.set()
-            for each in going:
+                stopped.set()
+            for each in running:
                 each.result()
-        self._look_around()
-        self._weather.end()
+        self._sample()
+        self._injector.stop()
 
     def _start_night(self) -> None:
-        # If the API server is dead just then, the next one makes up for it.
+        # If the API server is down, the next run ingests these files.
         with suppress(httpx.HTTPError):
             self._airflow.trigger_dag(NIGHT)
             self._nights += 1
             say(
-                f"Night {self._nights}: {len(self._life.recordings)} recordings, balance {self._roughy.balance}, "
-                f"{self._weather.requests} requests, {self._weather.faults.total()} faults, "
-                f"{self._death.kills.total()} kills"
+                f"Night {self._nights}: {len(self._users.recordings)} recordings, balance {self._roughy.balance}, "
+                f"{self._injector.requests} requests, {self._injector.faults.total()} faults, "
+                f"{self._killer.kills.total()} kills"
             )
 
-    def _look_around(self) -> None:
+    def _sample(self) -> None:
         self._unpaid |= {asset["id"] for asset in self._roughy.assets if asset["state"] == "pending_payment"}
         self._memory.append(
             (time.monotonic(), {component: memory_of(self._airflow.pids(component)) for component in MEASURED})
         )
 
-    # The morning
+    # Without faults
 
     def _settle(self) -> None:
         say("Stopped faults and kills, and topped up the credits; waiting for all runs")
-        self._life.top_up(10 * len(self._life.recordings) + 1000)
+        self._users.top_up(10 * len(self._users.recordings) + 1000)
         self._wait_for_runs()
-        # What was deferred, and what was paid for only now.
+        # These runs ingest what was deferred, and what was unpaid until the top-up.
         for _ in range(2):
             self._airflow.trigger_dag(NIGHT)
             self._nights += 1
@@ -223,41 +226,41 @@ class Soak:
         chosen = [(task["task_id"], task["map_index"]) if task["map_index"] >= 0 else task["task_id"] for task in bad]
         self._airflow.clear(dag_id, run_id, chosen)
 
-    def _runs(self, wanted: Callable[[str], bool]) -> list[dict[str, Any]]:
+    def _runs(self, matches: Callable[[str], bool]) -> list[dict[str, Any]]:
         runs: list[dict[str, Any]] = []
         while True:
             page = {"limit": 100, "offset": len(runs), "order_by": "id"}
             reply = self._airflow.request("GET", "/dags/~/dagRuns", params=page).json()
             runs += reply["dag_runs"]
             if not reply["dag_runs"] or len(runs) >= reply["total_entries"]:
-                return [run for run in runs if wanted(run["state"])]
+                return [run for run in runs if matches(run["state"])]
 
     def _wait_until(self, what: str, is_so: Callable[[], object], seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while not is_so():
-            if hasattr(self, "_death"):
-                self._death.revive()
+            if hasattr(self, "_killer"):
+                self._killer.restart_ended()
             if time.monotonic() > deadline:
                 say(f"Timed out after {seconds:g} s, waiting until {what}")
                 raise TimeoutError(what)
             time.sleep(2)
 
-    # The judge's material
+    # The result
 
     def _taken_by_ledger(self) -> set[str]:
         return {entry.asset_id for entry in ledger_entries(self._folder / "taken") if entry.asset_id}
 
-    def _look(self) -> Night:
-        roughy, life = self._roughy, self._life
+    def _collect(self) -> SoakResult:
+        roughy, users = self._roughy, self._users
         self._tasks = self._airflow.task_instances("~", "~")
         cuts = self._folder / "cuts"
-        return Night(
-            recordings=life.recordings,
-            uploaded_by_others=life.uploaded_by_others,
+        return SoakResult(
+            recordings=users.recordings,
+            uploaded_by_others=users.uploaded_by_others,
             assets=roughy.assets,
             cuts=roughy.cuts,
             renders=roughy.renders,
-            spent=self._balance + life.topped_up - roughy.balance,
+            spent=self._balance + users.topped_up - roughy.balance,
             ledger={Path(entry.source).name: entry.state for entry in ledger_entries(self._folder / "ledger")},
             taken=[
                 asset_id
@@ -266,13 +269,13 @@ class Soak:
                 for asset_id in self._airflow.xcom(MEDIA, task["dag_run_id"], "take")
             ],
             captions={path.stem for path in cuts.glob("*.srt") if "-->" in path.read_text()},
-            downloads={path.stem: sha256_of(path) if opens(path) else None for path in cuts.glob("*.mp4")},
+            downloads={path.stem: sha256_of(path) if is_playable(path) else None for path in cuts.glob("*.mp4")},
             unfinished_files=[str(path.relative_to(self._folder)) for path in self._folder.rglob(".roughy-*")],
-            runs_not_well=[
+            failed_runs=[
                 f"{run['dag_id']} {run['dag_run_id']} {run['state']}" for run in self._runs(lambda s: s != "success")
             ],
-            kills=self._death.kills.total(),
-            lost_creations=self._weather.lost_creations,
+            kills=self._killer.kills.total(),
+            lost_creations=self._injector.lost_creations,
             leaks=self._leaks(),
         )
 
@@ -281,7 +284,7 @@ class Soak:
             name: set() for name in ("the API key", "the webhook secret", "a signed URL", "an upload URL")
         }
         needles = {"the API key": API_KEY, "the webhook secret": WEBHOOK_SECRET, "a signed URL": "X-Amz-Signature"}
-        upload_ids = self._weather.upload_ids | {asset["upload_id"] for asset in self._roughy.assets}
+        upload_ids = self._injector.upload_ids | {asset["upload_id"] for asset in self._roughy.assets}
         self._places: Counter[str] = Counter()
         for where, text in self._airflow.everything_visible():
             self._places["logs" if where.startswith("logs/") else where] += 1
@@ -292,18 +295,18 @@ class Soak:
                 found["an upload URL"].add(where)
         return found
 
-    # The rest of the table
+    # Statistics
 
-    def _tell(self) -> Iterator[str]:
+    def _statistics(self) -> Iterator[str]:
         """Yield the numbers of faults, kills, retries and memory."""
-        weather, death, life = self._weather, self._death, self._life
-        yield f"nights {self._nights}, recordings {len(life.recordings)}, by others {len(life.uploaded_by_others)}"
+        injector, killer, users = self._injector, self._killer, self._users
+        yield f"nights {self._nights}, recordings {len(users.recordings)}, by others {len(users.uploaded_by_others)}"
         yield f"assets seen in pending_payment {len(self._unpaid)}"
-        yield f"requests {weather.requests}, faults injected {weather.faults.total()}: {_counted(weather.faults)}"
-        yield f"kills {death.kills.total()}: {_counted(death.kills)}"
-        if death.ended:
-            yield f"components that ended by themselves and were restarted: {_counted(death.ended)}"
-        rows = {where: count for where, count in self._places.items() if where.startswith(WRITTEN)}
+        yield f"requests {injector.requests}, faults injected {injector.faults.total()}: {_counted(injector.faults)}"
+        yield f"kills {killer.kills.total()}: {_counted(killer.kills)}"
+        if killer.ended:
+            yield f"components that ended by themselves and were restarted: {_counted(killer.ended)}"
+        rows = {where: count for where, count in self._places.items() if where.startswith(SEARCHED)}
         yield f"secrets: searched {self._places['logs']} logs and {len(self._places) - 1} columns: {_counted(rows)}"
         deliveries = Counter(str(each["state"]) for each in self._roughy.webhook_deliveries)
         yield f"webhooks: {_counted(deliveries)}"
@@ -314,11 +317,11 @@ class Soak:
         (_, first), (_, last) = self._memory[0], self._memory[-1]
         for component, name in MEASURED.items():
             before, after = (
-                " RSS {:.0f} MiB, PSS {:.0f} MiB".format(*(size / 2**20 for size in look[component]))
-                for look in (first, last)
+                " RSS {:.0f} MiB, PSS {:.0f} MiB".format(*(size / 2**20 for size in sample[component]))
+                for sample in (first, last)
             )
-            most = max(look[component][1] for _, look in self._memory) / 2**20
-            yield f"memory of {name:<22} start:{before}; end:{after}; most PSS {most:.0f} MiB"
+            maximum = max(sample[component][1] for _, sample in self._memory) / 2**20
+            yield f"memory of {name:<22} start:{before}; end:{after}; maximum PSS {maximum:.0f} MiB"
 
 
 def _grouped(tasks: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
@@ -332,8 +335,8 @@ def _counted(counter: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(counter.items())) or "none"
 
 
-def opens(path: Path) -> bool:
-    """Tell whether a video has a picture and sound, from its begin to its end."""
+def is_playable(path: Path) -> bool:
+    """Return whether a video can be decoded to its end, and has video and audio."""
     try:
         with av.open(str(path)) as container:
             kinds = {type(frame) for frame in container.decode()}
@@ -343,18 +346,18 @@ def opens(path: Path) -> bool:
 
 
 def ledger_entries(folder: Path) -> list[Any]:
-    """Read a ledger."""
-    # It brings Airflow, which makes a home for itself at once.
+    """Return the entries of a ledger."""
+    # Imported late: it imports Airflow, which creates AIRFLOW_HOME immediately.
     from airflow_provider_roughy.ledger import Ledger
 
     return list(Ledger(folder).entries())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it.
+    """Run the command line.
 
-    :param arguments: Those of the command line.
-    :return: The exit status: 0 if nothing was lost, doubled or told.
+    :param arguments: The arguments.
+    :return: The exit status: 0 if nothing was lost, duplicated or leaked.
     """
     parser = argparse.ArgumentParser(
         prog="python -m soak", description="Run batches on a real Airflow under faults and kills."
@@ -368,7 +371,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--between-kills", type=float, default=80, help="seconds between two kills, on average (80)")
     parser.add_argument("--keep", action="store_true", help="always keep the folder with logs, files and ledgers")
     options = parser.parse_args(arguments)
-    # Nothing is left running, however it ends.
+    # SIGTERM ends it like Ctrl-C, so that no process is left running.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     folder = Path(tempfile.mkdtemp(prefix="roughy-soak-"))

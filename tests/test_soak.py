@@ -1,4 +1,4 @@
-"""The judge of ``make soak`` sees what went wrong."""
+"""The checks of ``make soak`` find every kind of failure."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from soak.judge import Night, Recording, judge
+from soak.judge import Recording, SoakResult, judge
 
 
 def asset(id: str, sha256: str, state: str = "ready") -> dict[str, Any]:
     return {"id": id, "sha256": sha256, "state": state}
 
 
-GOOD = Night(
+GOOD = SoakResult(
     recordings=[
         Recording("talk.mp4", "good", "aa", 1),
         Recording("long.wav", "good", "bb", 5),
@@ -42,11 +42,11 @@ GOOD = Night(
 )
 
 
-def wrong(night: Night) -> dict[str, list[str]]:
-    return {finding.what: list(finding.wrong) for finding in judge(night) if not finding.is_good}
+def wrong(result: SoakResult) -> dict[str, list[str]]:
+    return {finding.what: list(finding.wrong) for finding in judge(result) if not finding.is_good}
 
 
-def test_a_good_night_is_called_one() -> None:
+def test_checks_hold_for_a_good_result() -> None:
     assert wrong(GOOD) == {}
 
 
@@ -67,9 +67,9 @@ def test_a_good_night_is_called_one() -> None:
         ({"taken": GOOD.taken[1:]}, "taken by the watcher's DAG", "talk lost"),
         ({"kills": 0}, "orphans: assets without an upload", "orphan"),
         ({"kills": 0}, "unfinished files", ".roughy-1.part"),
-        ({"runs_not_well": ["soak_night failed"]}, "runs that did not succeed", "soak_night failed"),
+        ({"failed_runs": ["soak_night failed"]}, "runs that did not succeed", "soak_night failed"),
         ({"leaks": {"the API key": {"log.extra"}}}, "places with the API key", "log.extra"),
     ],
 )
-def test_a_bad_one_is_not(changes: dict[str, Any], what: str, named: str) -> None:
+def test_check_fails_and_names_what_is_wrong(changes: dict[str, Any], what: str, named: str) -> None:
     assert named in wrong(replace(GOOD, **changes))[what]

@@ -1,4 +1,4 @@
-"""What runs all night: what is new is ingested, videos become rough cuts, and a watcher tells of everything."""
+"""The DAGs of a soak: ingest the new recordings, turn videos into rough cuts, and take every asset that is ready."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from airflow_provider_roughy.operators import (
 )
 from airflow_provider_roughy.triggers import RoughyAssetsReadyTrigger
 
-ROOM = os.environ["ROUGHY_SOAK"]
-TAKEN = f"{ROOM}/taken"
-CUTS = f"{ROOM}/cuts"
-#: The asset of an instance.
+FOLDER = os.environ["ROUGHY_SOAK"]
+TAKEN = f"{FOLDER}/taken"
+CUTS = f"{FOLDER}/cuts"
+#: The asset of a mapped task instance.
 ASSET_ID = "{{ ti.xcom_pull(task_ids='videos')[ti.map_index] }}"
 
 OPTIONS: dict[str, Any] = {
     "start_date": datetime(2026, 1, 1),
     "catchup": False,
-    # As often as somebody who knows that machines die would have it.
+    # With enough retries for the kills of a soak.
     "default_args": {"retries": 3, "retry_delay": timedelta(seconds=5)},
 }
 WAIT: dict[str, Any] = {"deferrable": True, "poll_interval": 3, "timeout": 3600}
@@ -37,8 +37,8 @@ WAIT: dict[str, Any] = {"deferrable": True, "poll_interval": 3, "timeout": 3600}
 with DAG("soak_night", schedule=None, max_active_runs=2, **OPTIONS):
     ingest = RoughyIngestOperator(
         task_id="ingest",
-        source=f"{ROOM}/recordings",
-        ledger=f"{ROOM}/ledger",
+        source=f"{FOLDER}/recordings",
+        ledger=f"{FOLDER}/ledger",
         on_pending_payment="return",
         on_failed="return",
         **WAIT,
@@ -46,32 +46,32 @@ with DAG("soak_night", schedule=None, max_active_runs=2, **OPTIONS):
 
     @task
     def videos(asset_ids: Any, sources: Any) -> list[str]:
-        """Return what can be cut and rendered."""
+        """Return the assets of videos."""
         found = [asset_id for asset_id in asset_ids if sources[asset_id].endswith(".mp4")]
         if not found:
             raise AirflowSkipException("No video became ready")
         return found
 
-    told: Any = ingest.output
-    # By a name, so that a second try starts no second run.
+    ingested: Any = ingest.output
+    # A fixed run id, so that a second try starts no second run.
     TriggerDagRunOperator(
         task_id="cut_them",
         trigger_dag_id="soak_rough_cuts",
         trigger_run_id="of_{{ run_id }}",
-        conf={"asset_ids": videos(told, told["sources"])},
+        conf={"asset_ids": videos(ingested, ingested["sources"])},
         skip_when_already_exists=True,
     )
 
 with DAG("soak_rough_cuts", schedule=None, **OPTIONS):
 
     @task(task_id="videos")
-    def wanted(dag_run: Any = None) -> list[str]:
-        """Return what the night was told."""
+    def videos_of_run(dag_run: Any = None) -> list[str]:
+        """Return the assets of the run's configuration."""
         return list(dag_run.conf["asset_ids"])
 
     @task_group
     def rough_cut(asset_id: Any) -> None:
-        """Take one video all the way."""
+        """Cut, caption, render and download one video."""
         cut: Any = RoughyCutOperator(task_id="cut", asset_id=asset_id, **WAIT)
         RoughyExportSubtitlesOperator(task_id="captions", cut_id=cut.output, target=f"{CUTS}/{ASSET_ID}.srt")
         render: Any = RoughyRenderOperator(
@@ -79,9 +79,9 @@ with DAG("soak_rough_cuts", schedule=None, **OPTIONS):
         )
         RoughyDownloadOperator(task_id="download", render_id=render.output, target=f"{CUTS}/{ASSET_ID}.mp4")
 
-    rough_cut.expand(asset_id=wanted())
+    rough_cut.expand(asset_id=videos_of_run())
 
-# The API server makes events of the same Airflow asset, by Roughy's webhooks.
+# The API server creates events of the same Airflow asset, from Roughy's webhooks.
 media = Asset(
     "roughy_media",
     watchers=[AssetWatcher(name="ready", trigger=RoughyAssetsReadyTrigger(ledger=TAKEN, poll_interval=5))],
@@ -91,7 +91,7 @@ with DAG("soak_media", schedule=[media], **OPTIONS):
 
     @task
     def take(**context: Any) -> list[str]:
-        """Return the assets that are this run's."""
+        """Return the assets that this run has taken."""
         return take_assets(cast(Any, context), ledger=TAKEN)
 
     take()
