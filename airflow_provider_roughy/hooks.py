@@ -418,7 +418,7 @@ class RoughyHook(BaseHook):
             # An entry about an asset that a watcher announced: there is no recording to ingest again.
             if entry.asset_id is None or entry.state == "taken":
                 continue
-            project_id = str(entry.wanted["project_id"])
+            project_id = str(entry.identity["project_id"])
             if project_id not in there:
                 there[project_id] = self._assets_of(project_id)
             if entry.asset_id in there[project_id]:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 class _RoughySensor(BaseSensorOperator):
-    """The part that the sensors of all kinds have in common. The attribute ``{kind}_id`` holds the resource's id."""
+    """The base of the sensors of all kinds. The attribute ``{kind}_id`` holds the resource's id."""
 
     kind: ClassVar[Kind]
     ui_color = "#e4f0ef"
@@ -123,7 +123,7 @@ class _RoughySensor(BaseSensorOperator):
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except AirflowSkipException as skipped:
-            # Newer versions of Airflow only say that soft_fail is set; the cause says what happened.
+            # The message of newer versions of Airflow is only that soft_fail is set; the cause has the error.
             reason = skipped.__cause__ or skipped
         raise AirflowSkipException(str(reason))
 

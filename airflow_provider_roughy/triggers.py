@@ -70,7 +70,7 @@ def check_event_came(next_method: str, next_kwargs: dict[str, Any] | None, *, as
 
 
 class _WaitingTrigger(BaseTrigger):
-    """The part that the triggers have in common that wait for resources.
+    """The base of triggers that wait for resources.
 
     :param kind: The kind of the resources, by its name in Roughy's API (``"asset"``, ``"cut"``, ``"render"``).
     :param roughy_conn_id: The Airflow connection.

@@ -263,7 +263,7 @@ def test_a_run_is_alive_while_its_lease_is_renewed(
     ledger: Ledger, clock: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("airflow_provider_roughy.ledger.lease.RENEW_SECONDS", 0.01)
-    assert not ledger.begun(ME)
+    assert not ledger.has_started(ME)
     assert not ledger.is_alive(ME)
     with ledger.lease(ME):
         assert ledger.is_alive(str(ME))
@@ -275,8 +275,8 @@ def test_a_run_is_alive_while_its_lease_is_renewed(
         else:
             pytest.fail("it was not renewed")
     assert not ledger.is_alive(ME)
-    assert ledger.begun(ME)
-    assert not ledger.begun(replace(ME, run_key="night 2"))
+    assert ledger.has_started(ME)
+    assert not ledger.has_started(replace(ME, run_key="night 2"))
 
 
 def test_a_run_that_was_killed_is_dead_after_its_lease(ledger: Ledger, clock: Callable[[float], None]) -> None:
@@ -366,7 +366,7 @@ def test_a_lease_that_cannot_be_read_has_expired(ledger: Ledger, tmp_path: Path,
     (run,) = (tmp_path / "ledger" / "runs").glob("*.json")
     run.write_bytes(content)
     assert not ledger.is_alive(ME)
-    assert ledger.begun(ME)
+    assert ledger.has_started(ME)
 
 
 def test_a_lease_of_the_previous_release_is_read(ledger: Ledger, tmp_path: Path) -> None:
@@ -594,7 +594,7 @@ def test_a_run_knows_what_its_tries_have_reported_although_lists_lag(
         ledger.record_reported(ME, [KEY])
     again = replace(ME, try_token="try 2")
     ledger.record_reported(again, [OTHER])
-    assert ledger.begun(again)
+    assert ledger.has_started(again)
     assert ledger.reported(again) == {KEY, OTHER}
 
 

@@ -143,7 +143,7 @@ def test_what_a_ledger_in_s3_remembers(s3: Any) -> None:
         # Some of these are not there.
         ledger.remove_versions([(KEY, 3), ("b" * 40, 2)])
     assert ledger.snapshot().open == {}
-    assert (ledger.reported(ME), ledger.begun(ME), ledger.is_alive(ME)) == ({KEY}, True, False)
+    assert (ledger.reported(ME), ledger.has_started(ME), ledger.is_alive(ME)) == ({KEY}, True, False)
     assert [entry.state for entry in ledger.entries()] == ["failed"]
     assert ledger.forget(KEY)
     assert ledger.snapshot().done == set()

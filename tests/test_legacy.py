@@ -327,7 +327,7 @@ def test_what_the_previous_release_has_really_left(tmp_path: Path) -> None:
     assert found is not None
     assert not found.done
     assert found.asset_id is not None
-    assert ledger.begun(found.owner)
+    assert ledger.has_started(found.owner)
     assert not ledger.is_alive(found.owner)
     assert len([entry for entry in ledger.entries() if not entry.is_done]) == 3
 

@@ -26,7 +26,7 @@ INTERVAL = 0.1
 def take(ledger: Path, *ids: str, state: str = "ready") -> None:
     """Take assets as a consumer does."""
     Ledger(ledger).take(
-        [Entry(taken_key(id, state), source=id, wanted={}, owner="run", state="taken", asset_id=id) for id in ids]
+        [Entry(taken_key(id, state), source=id, identity={}, owner="run", state="taken", asset_id=id) for id in ids]
     )
 
 

@@ -191,7 +191,7 @@ def retry_after(reply: Reply) -> float | None:
 
 
 def is_page(headers: Mapping[str, str]) -> bool:
-    """Tell whether a body is a web page, which a proxy or a login page sends in the place of a file.
+    """Return whether a body is a web page, which a proxy or a login page sends in the place of a file.
 
     :param headers: Of the reply, with lower-case names.
     """

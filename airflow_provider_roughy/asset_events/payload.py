@@ -31,10 +31,10 @@ def check_states(states: Iterable[str]) -> tuple[str, ...]:
     :param states: Any of ``"ready"``, ``"failed"`` and ``"pending_payment"``.
     :raises ValueError: At DAG parse, if there is no state, or another one.
     """
-    wanted = {states} if isinstance(states, str) else set(states)
-    if not wanted or not wanted <= set(ASSET.ends):
+    names = {states} if isinstance(states, str) else set(states)
+    if not names or not names <= set(ASSET.ends):
         raise ValueError(f"states must be some of {ASSET.ends}, not {states!r}")
-    return tuple(state for state in ASSET.ends if state in wanted)
+    return tuple(state for state in ASSET.ends if state in names)
 
 
 def taken_key(asset_id: str, state: str) -> str:
@@ -105,9 +105,9 @@ def take_assets(
         Entry(
             taken_key(id, state),
             source=resource_uri("asset", id),
-            wanted=_identity(id, state),
+            identity=_identity(id, state),
             owner=str(owner),
-            series=owner.task_key,
+            task_key=owner.task_key,
             state="taken",
             asset_id=id,
         )

@@ -64,7 +64,7 @@ class Backoff:
 
 
 def was_not_processed(error: RoughyError) -> bool:
-    """Tell whether a request certainly had no effect: it was not sent, or Roughy rejected it unread (429, 503).
+    """Return whether a request certainly had no effect: it was not sent, or Roughy rejected it unread (429, 503).
 
     :param error: The error that it ended with.
     """
@@ -107,7 +107,7 @@ class Tries(Generic[T]):
         return self._call.parse(Reply(204, {}))
 
     def _had_succeeded(self, error: RoughyError) -> bool:
-        """Tell whether an earlier attempt has deleted what the last one did not find; its reply was lost."""
+        """Return whether an earlier attempt has deleted what the last one did not find; its reply was lost."""
         deleting = self._call.request.method == "DELETE"
         return deleting and self._may_be_done and isinstance(error, RoughyNotFoundError)
 

@@ -1,8 +1,8 @@
 """A batch of recordings in one task: find the new ones, price them, upload them in parallel, and report each result.
 
-``discover.py`` finds the files, ``identity.py`` tells which are the same recording, ``compare.py`` what the ledger has
-about each, ``decide.py`` what this run does about it; ``transfers.py`` uploads, under claims of ``ledger/claims.py``;
-``recorder.py`` records the results. This module brings them together.
+``discover.py`` finds the files, ``identity.py`` identifies them, ``compare.py`` compares them with the ledger,
+``decide.py`` decides what this run does about each, ``transfers.py`` uploads, under claims of ``ledger/claims.py``, and
+``recorder.py`` records the results. This module calls all of them.
 
 An error in one recording does not affect the rest. An error that affects all of them (rejected key, no credits, Roughy
 down) stops the batch.
@@ -143,7 +143,7 @@ class Batch:
             yield
             return
         self._ledger.check()
-        self._is_retry = self._ledger.begun(self._owner)
+        self._is_retry = self._ledger.has_started(self._owner)
         with self._ledger.lease(self._owner) as self._lease:
             yield
 
@@ -154,7 +154,7 @@ class Batch:
 
         :param found: The files.
         :param stable_for: Defer files that were changed less than so many seconds ago.
-        :param dry_run: Whether to take over nothing from earlier tries and runs, and to write no result.
+        :param dry_run: Whether to resume and supersede nothing of earlier tries and runs, and to write no result.
         :raises RoughyLedgerError: If the ledger cannot be read.
         """
         items: dict[str, UploadItem] = {}
@@ -205,7 +205,7 @@ class Batch:
                 raise self.fatal
         rejected: list[str] = []
         to_report: list[Standing] = []
-        to_go_on: list[UploadItem] = []
+        to_resume: list[UploadItem] = []
         for standing in compare(ledger, self._owner, items, snapshot, legacy, is_retry=self._is_retry):
             key, version, old, action = standing.key, standing.version, standing.old, standing.action
             if standing.error is not None:
@@ -214,7 +214,7 @@ class Batch:
                     self._recorder.interrupt(items.pop(key), str(standing.error))
             elif action is Action.UPLOAD or action is Action.IGNORE:
                 continue
-            elif action is Action.LEAVE or (dry_run and (standing.state or standing.asset_id)):
+            elif action is Action.LEAVE_OUT or (dry_run and (standing.state or standing.asset_id)):
                 if (item := items.pop(key, None)) is not None and standing.state:
                     self.results.count_ingested(standing.state)
                     if item.file is not None and item.file.problem is not None:
@@ -230,12 +230,12 @@ class Batch:
                 item.version = None if old is not None else version
                 item.asset_id, item.mine = standing.asset_id, version.owner.is_same_run(self._owner)
                 item.legacy_key = old.key if old is not None else None
-                to_go_on.append(item)
+                to_resume.append(item)
         self._report_all(ledger, to_report, items)
         if rejected:
             files = counted(len(rejected), "file")
             self._log.warning("Skipped %s that cannot be read, as in earlier runs: %s", files, _listed(rejected))
-        self._go_on(to_go_on, items)
+        self._resume_all(to_resume, items)
 
     def _report_all(self, ledger: Ledger, to_report: list[Standing], items: dict[str, UploadItem]) -> None:
         """Report results that the ledger has. One that cannot be read concerns its own recording only.
@@ -266,17 +266,17 @@ class Batch:
             elif standing.version is None and standing.item is not None:
                 items[standing.key] = standing.item
 
-    def _go_on(self, begun: list[UploadItem], items: dict[str, UploadItem]) -> None:
+    def _resume_all(self, resumed: list[UploadItem], items: dict[str, UploadItem]) -> None:
         """Resume recordings of an earlier try or of a dead run: upload them, wait for them, or report them.
 
-        :param begun: Those recordings.
+        :param resumed: Those recordings.
         :param items: The recordings that were found, by key. Those that are not to be uploaded are removed.
         """
-        verdicts = self._poll([item.asset_id for item in begun if item.asset_id is not None])
-        for item in begun:
+        verdicts = self._poll([item.asset_id for item in resumed if item.asset_id is not None])
+        for item in resumed:
             verdict = verdicts.get(item.asset_id or "")
             if item.asset_id is None or is_unsent(item, verdict):
-                # If a dead run has begun it and it was not found, it is left to a run that finds it.
+                # A recording of a dead run that was not found is left to a run that finds it.
                 if item.file is None and item.mine:
                     self._discard(item)
                 continue
@@ -288,9 +288,9 @@ class Batch:
             elif item.version is not None and item.version.state == verdict.state == Progress.PENDING_PAYMENT:
                 self.results.add(replace(result_of_verdict(item, verdict), earlier=not item.mine))
             else:
-                self._take_over(item, verdict)
+                self._supersede(item, verdict)
 
-    def _take_over(self, item: UploadItem, verdict: Verdict) -> None:
+    def _supersede(self, item: UploadItem, verdict: Verdict) -> None:
         """Supersede the claim on a recording whose bytes are sent, and wait for its asset or report it."""
         assert self._ledger is not None
         latest = item.version or self._unstored(item)
@@ -343,7 +343,7 @@ class Batch:
             self._recorder.add(item, *why_not)
 
     def _why_not(self, item: UploadItem, stable_for: float) -> tuple[Status, str] | None:
-        """Tell why a recording is not uploaded, by the facts of its file; ``None`` if nothing speaks against it."""
+        """Return why a recording is not uploaded, by the facts of its file; ``None`` if it can be uploaded."""
         file = item.file
         assert file is not None
         if (
@@ -370,11 +370,11 @@ class Batch:
             size can hold.
         :raises RoughyError: If the balance cannot be read.
         """
-        # What has come to its end since is among the results.
-        begun = [item for item in self._spent if item.asset_id in self._waiting]
+        # Recordings that have ended since are among the results.
+        started = [item for item in self._spent if item.asset_id in self._waiting]
         unknown = price(self.todo, credits_if_unknown=credits_if_unknown, parallel=self._parallel)
-        price(begun, credits_if_unknown=credits_if_unknown, parallel=self._parallel)
-        spent = sum(item.credits or 0 for item in begun) + self._recorder.spent()
+        price(started, credits_if_unknown=credits_if_unknown, parallel=self._parallel)
+        spent = sum(item.credits or 0 for item in started) + self._recorder.spent()
         balance = self._hook.get_credit_balance()
         log_plan(self.todo, unknown, credits_if_unknown, spent=spent, balance=balance, log=self._log)
         deferred = beyond_budget(self.todo, max_credits, spent=spent, balance=balance)
@@ -539,7 +539,7 @@ class Batch:
                 continue
             item.key, item.identity, item.name, item.version = key, version.identity, version.source, version
             if not version.owner.is_same_run(self._owner):
-                # The lease had expired, such as while the triggerer was down, and another run took over.
+                # The lease had expired, such as while the triggerer was down, and another run has superseded the claim.
                 del self._waiting[version.asset_id or ""]
                 self._recorder.leave(item, Held(version))
         for old in ledger.legacy(snapshot):

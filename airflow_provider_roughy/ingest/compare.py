@@ -54,7 +54,7 @@ class Standing:
 
     @property
     def asset_id(self) -> str | None:
-        """Its asset, as far as the names in the ledger tell without reading its result."""
+        """Its asset, if it is known from the names in the ledger without reading its result."""
         return (
             self.version.asset_id if self.version is not None else self.old.asset_id if self.old is not None else None
         )
@@ -179,7 +179,7 @@ def use_names_of(known: Collection[str], items: dict[str, UploadItem]) -> None:
 
 
 def has_legacy(item: UploadItem, legacy: LegacyIndex) -> bool:
-    """Tell whether 0.2 has an entry about a recording, which may be damaged.
+    """Return whether 0.2 has an entry about a recording, which may be damaged.
 
     :param item: The recording, which was found.
     :param legacy: The entries of 0.2.
@@ -192,14 +192,14 @@ def has_legacy(item: UploadItem, legacy: LegacyIndex) -> bool:
 
 def legacy_identity(old: LegacyEntry) -> Identity:
     """Return the identity that a recording of 0.2 has today, as far as 0.2 kept it."""
-    wanted = old.wanted
-    versions = {name: str(wanted[name]) for name in VERSION_NAMES if wanted.get(name)}
+    identity = old.wanted
+    versions = {name: str(identity[name]) for name in VERSION_NAMES if identity.get(name)}
     return Identity(
-        canonical_location(str(wanted["uri"])),
-        wanted["size"],
+        canonical_location(str(identity["uri"])),
+        identity["size"],
         version_of(versions),
-        canonical_project(str(wanted.get("project_id"))),
-        wanted.get("language"),
+        canonical_project(str(identity.get("project_id"))),
+        identity.get("language"),
     )
 
 

@@ -48,7 +48,7 @@ def read_content(ledger: Ledger, item: UploadItem, on_progress: OnProgress = lam
             digest.update(block)
             done += len(block)
             on_progress(done, source.size)
-    # Without a version, a storage does not tell when the file is another one.
+    # Without a version, a change of the file cannot be noticed.
     if item.identity["version"]:
         ledger.note_content(item.key, digest.hexdigest())
     use_content(item, digest.hexdigest())
@@ -68,7 +68,7 @@ def identify_all(
     :param items: The recordings that were found, by key. Those that cannot be read, and copies, are removed.
     :param by_place: The keys that the ledger has: a recording that it has by its place stays as it is.
     :param contents: The SHA-256 of files, by the key of their place.
-    :param may_read: Tells whether a file is to be uploaded if it is new.
+    :param may_read: Returns whether a file is to be uploaded if it is new.
     :param transfers: Read the files, and report those that cannot be read.
     :returns: The copies, each with the file that it equals.
     """

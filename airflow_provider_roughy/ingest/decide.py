@@ -1,21 +1,21 @@
-"""Decide what a run does about a recording, by the entry that the ledger has of it.
+"""Decide what a run does about a recording, by what the ledger has about it.
 
-===================================  ==================  ========================================================
-The ledger says                      Its owner           This run
-===================================  ==================  ========================================================
+===================================  ==================  ======================================================
+The ledger has                       Its owner           This run
+===================================  ==================  ======================================================
 nothing                                                  uploads it, if it was found
 a result that was reported           this run            reports it again: this is a retry
 a result that was reported           another run         leaves it out: it is already ingested
 a result, not reported yet           this run            reports it
 a result, not reported yet           another run, alive  leaves it out
 a result, not reported yet           another run, dead   reports it, if it was found or is of the same task
-a version (claimed, uploading, …)    this run            goes on with it
+a version (claimed, uploading, …)    this run            resumes it
 a version                            another run, alive  leaves it out
-a version                            another run, dead   goes on with it, if it was found or is of the same task
-===================================  ==================  ========================================================
+a version                            another run, dead   resumes it, if it was found or is of the same task
+===================================  ==================  ======================================================
 
-A result that this run has reported and that was removed since, by ``Ledger.forget``, is nothing: this run uploads the
-recording, if it was found.
+A result that this run has reported and that ``Ledger.forget`` has removed since counts as nothing: this run uploads
+the recording, if it was found.
 
 A run is alive while it renews its lease, in the triggerer as well. The lease only decides whether another run may
 resume a recording. The proof that no recording is paid for twice does not need it (``ledger/claims.py``).
@@ -32,11 +32,11 @@ class Action(StrEnum):
     #: Claim it and upload it.
     UPLOAD = "upload"
     #: Resume an upload or a wait of an earlier try of this run, or of a dead run.
-    GO_ON = "go on"
+    RESUME = "resume"
     #: Report its result as this run's.
     REPORT = "report"
     #: Count it as already ingested, or report it as deferred while another run uploads it.
-    LEAVE = "leave"
+    LEAVE_OUT = "leave out"
     #: Do nothing: it is not in the source, and another run has it.
     IGNORE = "ignore"
 
@@ -56,10 +56,10 @@ def decide(
     """
     if open:
         if mine or (not owner_alive and (found or same_task)):
-            return Action.REPORT if done else Action.GO_ON
-        return Action.LEAVE if found else Action.IGNORE
+            return Action.REPORT if done else Action.RESUME
+        return Action.LEAVE_OUT if found else Action.IGNORE
     if reported:
         return Action.REPORT
     if done:
-        return Action.LEAVE if found else Action.IGNORE
+        return Action.LEAVE_OUT if found else Action.IGNORE
     return Action.UPLOAD if found else Action.IGNORE

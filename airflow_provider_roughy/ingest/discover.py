@@ -96,7 +96,7 @@ def discover(
     several = not isinstance(sources, str) and isinstance(sources, Sequence)
     found = Discovered()
 
-    def is_wanted(name: str) -> bool:
+    def matches(name: str) -> bool:
         lower = name.lower()
         if any(fnmatchcase(lower, each) for each in patterns):
             return True
@@ -109,7 +109,7 @@ def discover(
     for source in named:
         try:
             tree, path = open_tree(source, conn_id)
-            files += _Walk(tree, is_wanted, recursive=recursive).files(path)
+            files += _Walk(tree, matches, recursive=recursive).files(path)
         except RoughySourceError as err:
             if not several:
                 raise
@@ -168,13 +168,13 @@ class _Walk:
     """One walk from a source to its files.
 
     :param tree: The storage.
-    :param is_wanted: Tells whether ``pattern`` matches the name of a file in a folder.
+    :param matches: Returns whether ``pattern`` matches the name of a file in a folder.
     :param recursive: Whether to list subfolders.
     """
 
-    def __init__(self, tree: Tree, is_wanted: Any, *, recursive: bool) -> None:
+    def __init__(self, tree: Tree, matches: Any, *, recursive: bool) -> None:
         self._tree = tree
-        self._is_wanted = is_wanted
+        self._matches = matches
         self._recursive = recursive
 
     def files(self, path: str) -> Iterator[SourceFile]:
@@ -209,7 +209,7 @@ class _Walk:
             if _is_hidden(child.name):
                 continue
             if not child.is_folder:
-                if self._is_wanted(child.name):
+                if self._matches(child.name):
                     yield from self._file(child)
             elif self._recursive and not child.is_link:
                 inner, problem = self._open(child)

@@ -44,7 +44,7 @@ def cost_if_unknown(item: UploadItem, credits_if_unknown: int | None) -> int:
 def beyond_budget(
     items: Sequence[UploadItem], max_credits: int | None, *, spent: int, balance: int
 ) -> dict[UploadItem, str]:
-    """Return the recordings that do not fit, and why. What this run has begun to send comes first, in their order.
+    """Return the recordings that do not fit, and why. Uploads that this run has started come first, in their order.
 
     :param items: Priced recordings.
     :param max_credits: Credits that the run may cost in all; ``None`` for no limit, not even the balance.
@@ -56,7 +56,7 @@ def beyond_budget(
     left = min(max_credits - spent, balance)
     limit = "the balance" if left == balance else "`max_credits`"
     deferred = {}
-    # Roughy may have all bytes of what was begun.
+    # Roughy may have all bytes of uploads that were started.
     for item in sorted(items, key=lambda item: not (item.mine and item.asset_id)):
         cost = item.credits or 0
         if cost > left:

@@ -32,7 +32,7 @@ class Recorder:
         self.fatal: RoughyError | None = None
         #: The done recordings that this try reports, with their last version, which is removed afterwards.
         self.to_report: dict[str, Version | None] = {}
-        #: The assets that this run has taken over from others, which do not count towards `max_credits`.
+        #: The assets whose claims this run has superseded, which do not count towards `max_credits`.
         self.of_others: set[str | None] = set()
 
     def add(self, item: UploadItem, status: Status, reason: str, **fields: Any) -> None:

@@ -106,7 +106,7 @@ class Transfers:
         self.run(items, self._confirm, "Confirmed")
 
     def run(self, items: Sequence[UploadItem], transfer: Callable[[UploadItem, OnProgress], None], what: str) -> None:
-        """Call a function for each recording, several at once, and log the progress. What was not begun is deferred.
+        """Call a function for each recording, several at once, and log the progress. Those not started are deferred.
 
         :param items: The recordings.
         :param transfer: The function. What it raises is reported for that recording.
@@ -186,8 +186,8 @@ class Transfers:
             return ClaimedUpload(client, source, ledger=ledger, owner=self._recorder.owner, item=item, **options)
         memory = None
         if self._store is not None and not confirm:
-            wanted = {**source.fingerprint, "project_id": self._project_id, "language": item.identity["language"]}
-            memory = NamespacedStore(self._store, entry_key(wanted))
+            identity = {**source.fingerprint, "project_id": self._project_id, "language": item.identity["language"]}
+            memory = NamespacedStore(self._store, entry_key(identity))
         return DurableUpload(client, source, memory=memory, confirm=confirm, **options)
 
     def _confirm(self, item: UploadItem, on_progress: OnProgress) -> None:

@@ -73,10 +73,10 @@ class Tree(Protocol):
         """Return the name of a path in messages."""
 
     def is_folder(self, path: str) -> bool:
-        """Tell whether a path is a folder."""
+        """Return whether a path is a folder."""
 
     def exists(self, path: str) -> bool:
-        """Tell whether a path exists, taken literally."""
+        """Return whether a path exists, taken literally."""
 
     def children(self, path: str) -> list[Child]:
         """List a folder. Errors of the storage are raised as they are."""
@@ -91,7 +91,7 @@ class Tree(Protocol):
         """Return a file with a problem, for a folder that cannot be listed."""
 
     def is_passing(self, error: Exception) -> bool:
-        """Tell whether a retry may succeed."""
+        """Return whether a retry may succeed."""
 
 
 @contextmanager
@@ -145,7 +145,7 @@ class _LocalTree:
     def _child(self, entry: os.DirEntry[str]) -> Child:
         try:
             is_folder = entry.is_dir()
-        except OSError:  # A link in a circle, or a network that does not answer: stat tells more.
+        except OSError:  # A link in a circle, or a network that does not answer: the error of stat is more specific.
             is_folder = False
         return Child(entry.name, entry.path, is_folder, entry.is_symlink())
 
@@ -166,8 +166,8 @@ class _LocalTree:
             return self._problem(child.path, err, Problem.PASSING if may_pass(err) else Problem.UNREADABLE)
 
     def _file_of(self, path: str, found: os.stat_result, *, is_link: bool) -> SourceFile:
-        # A copy may have the modification time of its original: only `ctime` says when it was written here. A camera's
-        # clock may be years ahead.
+        # A copy may have the modification time of its original: only `ctime` is the time at which it was written here.
+        # A camera's clock may be years ahead.
         ahead = found.st_mtime > time.time() + _MAX_CLOCK_LEAD
         regular = stat.S_ISREG(found.st_mode)
         return SourceFile(
@@ -285,7 +285,7 @@ class _StoredTree:
             and not (info["name"].endswith("/") and info.get("type") != "directory")
             and not (info.get("size") == 0 and info.get("type") != "directory" and name in folders)
         ]
-        # Of an object such as `in//a.wav`: s3fs cannot list it, and tells of the folder `in/` itself.
+        # For an object such as `in//a.wav`, which s3fs cannot list, it returns the folder `in/` itself.
         if any(info.get("StorageClass") == "DIRECTORY" and info["name"] == f"{bare.strip('/')}/" for info in infos):
             children.append(Child("", f"{bare}//*", is_folder=True))
         return sorted(children, key=lambda child: child.name)
@@ -367,11 +367,11 @@ def stored_versions(info: dict[str, Any]) -> dict[str, str]:
 
     :param info: Its metadata, as its fsspec file system returns them.
     """
-    told = {name.lower(): value for name, value in info.items() if isinstance(name, str)}
-    settings = told.get("content_settings")
+    properties = {name.lower(): value for name, value in info.items() if isinstance(name, str)}
+    settings = properties.get("content_settings")
     if isinstance(settings, dict) and settings.get("content_md5"):
-        told["content_md5"] = bytes(settings["content_md5"]).hex()
-    return {name: str(told[name]) for name in VERSION_NAMES if told.get(name)}
+        properties["content_md5"] = bytes(settings["content_md5"]).hex()
+    return {name: str(properties[name]) for name in VERSION_NAMES if properties.get(name)}
 
 
 def _local_versions(found: os.stat_result) -> dict[str, str]:
@@ -380,10 +380,10 @@ def _local_versions(found: os.stat_result) -> dict[str, str]:
 
 
 def _changed(info: dict[str, Any]) -> float | None:
-    told: Any = next((info[name] for name in _TIMES if info.get(name)), None)
-    if isinstance(told, str):
+    changed: Any = next((info[name] for name in _TIMES if info.get(name)), None)
+    if isinstance(changed, str):
         with suppress(ValueError):
-            told = datetime.fromisoformat(told)
-    if isinstance(told, datetime):
-        return told.timestamp()
-    return float(told) if isinstance(told, (int, float)) else None
+            changed = datetime.fromisoformat(changed)
+    if isinstance(changed, datetime):
+        return changed.timestamp()
+    return float(changed) if isinstance(changed, (int, float)) else None

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: The fields of a version that releases its claim: a run that finds the recording again begins anew. The versions
+#: The fields of a version that releases its claim: a run that finds the recording again starts anew. The versions
 #: themselves stay, as they are removed only once there is a result.
 RELEASED: dict[str, Any] = {
     "state": Progress.CLAIMED,
@@ -66,7 +66,7 @@ class UploadItem:
     :param version: Its latest version in the ledger, if it has one.
     :param asset_id: Its asset, once it has one.
     :param credits: Its costs in credits, if they are known.
-    :param mine: Whether this run has begun it, in this or an earlier try.
+    :param mine: Whether this run has started it, in this or an earlier try.
     :param legacy_key: Its entry in a ledger of 0.2, if that is open.
     :param log: Logs events.
     """
@@ -187,7 +187,7 @@ class ClaimedUpload(DurableUpload):
         return Uploaded(item.version, ended.asset_id)
 
     def _may_supersede(self, latest: Version) -> bool:
-        """Tell whether this try may supersede a version of another one, by :func:`decide`."""
+        """Return whether this try may supersede a version of another one, by :func:`decide`."""
         mine = latest.owner.is_same_run(self._owner)
         action = decide(
             done=False,
@@ -198,7 +198,7 @@ class ClaimedUpload(DurableUpload):
             owner_alive=not mine and self._ledger.is_alive(latest.owner),
             found=True,
         )
-        return action is Action.GO_ON
+        return action is Action.RESUME
 
     def confirm(self) -> None:
         """Confirm an upload whose bytes Roughy has acknowledged.
@@ -327,7 +327,7 @@ def upload_once(
     :param file: The file.
     :param project_id: The project of a new asset.
     :param language: The language spoken.
-    :param on_start: Called with the upload before it begins.
+    :param on_start: Called with the upload before it starts.
     :param on_arrival: Called with the asset's id when all bytes have arrived.
     :param log: Logs events.
     :returns: The asset's id.
@@ -373,7 +373,7 @@ def upload_once(
 
 
 def _known_to_0_2(ledger: Ledger, owner: ClaimOwner, item: UploadItem) -> Result | None:
-    """Return the result of a recording that 0.2 calls done; resume one that 0.2 has begun."""
+    """Return the result of a recording that is done in 0.2; resume one that 0.2 has started."""
     old = item.find_legacy(ledger.legacy())
     if old is None or ledger.find_result(item.key) is not None:
         return None

@@ -59,7 +59,7 @@ def result_of_verdict(item: UploadItem, verdict: Verdict) -> RecordingResult:
 
 
 def is_unsent(item: UploadItem, verdict: Verdict | None) -> bool:
-    """Tell whether an asset waits for bytes, or is gone before it had them all.
+    """Return whether an asset waits for bytes, or is gone before it had them all.
 
     :param item: The recording.
     :param verdict: The verdict; ``None`` if the check failed.
@@ -73,7 +73,7 @@ def is_unsent(item: UploadItem, verdict: Verdict | None) -> bool:
 
 
 def is_gone(verdict: Verdict) -> bool:
-    """Tell whether Roughy says that there is no such asset.
+    """Return whether there is no such asset, by Roughy's reply.
 
     :param verdict: The verdict.
     """

@@ -24,7 +24,7 @@ class Announcements(LedgerObjects):
     """Announced assets and notes."""
 
     def known(self, keys: Collection[str]) -> set[str]:
-        """Tell which announced assets have been taken.
+        """Return which announced assets have been taken.
 
         :param keys: Their keys.
         :raises RoughyLedgerError: If the ledger cannot be read.

@@ -7,7 +7,7 @@ next one has lost the claim, and stops. A recording that is done has a result, c
 Four rules make this safe:
 
 1. *No bytes before the asset's id is stored.* Every later try then finds the asset, and resumes its upload.
-2. *After each create that succeeded, and before acting on it, the result is looked for by its name.* Versions are
+2. *After each create that succeeded, and before acting on it, its result is read by name.* Versions are
    removed once the result exists, and a try that was suspended meanwhile creates a low number again. Only the result
    shows that the recording is done.
 3. *Versions are removed only after the result exists.* Otherwise rule 2 finds nothing.
@@ -68,14 +68,14 @@ class FindLatest:
 
 @dataclass(frozen=True, slots=True)
 class CreateVersion:
-    """Create a version if there is none of its number; the reply tells whether this step created it."""
+    """Create a version if there is none of its number; the reply is whether this step created it."""
 
     version: Version
 
 
 @dataclass(frozen=True, slots=True)
 class CreateResult:
-    """Create a result if there is none; the reply tells whether this step created it."""
+    """Create a result if there is none; the reply is whether this step created it."""
 
     result: Result
 
@@ -197,11 +197,11 @@ def upload(
     """Claim a recording and upload it, or resume the upload of an earlier try.
 
     :param key: The recording.
-    :param source: Where it is, for people.
+    :param source: Where it is, for messages.
     :param identity: Its identity.
     :param me: The try that claims it.
-    :param may_supersede: Tells whether a version of another try may be superseded.
-    :param asset_id: The asset to which 0.2 has begun to send, if there is no version yet.
+    :param may_supersede: Returns whether a version of another try may be superseded.
+    :param asset_id: The asset to which 0.2 has started to send, if there is no version yet.
     """
     done = yield FindResult(key, may_be_stale=True)
     if done is not None:

@@ -44,7 +44,7 @@ class ClaimOwner:
 
     :param task_key: The task, such as ``dag.task``.
     :param run_key: The run of it.
-    :param try_token: The try: random, so that two live tries of one run can be told apart.
+    :param try_token: The try: random, to distinguish two live tries of one run.
     """
 
     task_key: str
@@ -56,7 +56,7 @@ class ClaimOwner:
         return f"{self.task_key}, run {self.run_key}"
 
     def is_same_run(self, other: ClaimOwner) -> bool:
-        """Tell whether another owner is a try of the same run.
+        """Return whether another owner is a try of the same run.
 
         :param other: The other owner.
         """
@@ -92,7 +92,7 @@ class Version:
     :param key: The recording.
     :param n: The number of this version, from 1.
     :param owner: The try that created it.
-    :param source: Where the recording is, for people.
+    :param source: Where the recording is, for messages.
     :param identity: The identity of the recording. ``key`` is its hash.
     :param state: A :class:`Progress`.
     :param asset_id: The asset, once it has one.
@@ -155,7 +155,7 @@ class Result:
     """The result of a recording that is done.
 
     :param key: The recording.
-    :param source: Where it was, for people.
+    :param source: Where it was, for messages.
     :param identity: The identity of the recording. ``key`` is its hash.
     :param owner: The run that finished it.
     :param state: One of ``ENDED``.
@@ -208,13 +208,13 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the ledger has about one recording, as :meth:`Ledger.entries` shows it to people.
+    """What the ledger has about one recording, as :meth:`Ledger.entries` returns it.
 
     :param key: Its key, for :meth:`Ledger.forget`.
-    :param source: Where the recording is, for people.
-    :param wanted: Its identity, such as its URI, size and version, project and language.
+    :param source: Where the recording is, for messages.
+    :param identity: Its identity, such as its URI, size and version, project and language.
     :param owner: The run that claimed or finished it.
-    :param series: The task of that run.
+    :param task_key: The task of that run.
     :param state: A :class:`Progress`; or for a recording that is done, ``uploaded``, ``rejected``, ``gone``, or the
         asset's state in Roughy's words. ``taken`` for an announced asset that a run has taken.
     :param asset_id: The asset, once there is one.
@@ -229,9 +229,9 @@ class Entry:
 
     key: str
     source: str
-    wanted: dict[str, Any]
+    identity: dict[str, Any]
     owner: str
-    series: str = ""
+    task_key: str = ""
     state: str = "claimed"
     asset_id: str | None = None
     reason: str | None = None
@@ -248,6 +248,16 @@ class Entry:
         return f"{self.key}.json"
 
     @property
+    def wanted(self) -> dict[str, Any]:
+        """The name of :attr:`identity` in 0.2, also in stored entries."""
+        return self.identity
+
+    @property
+    def series(self) -> str:
+        """The name of :attr:`task_key` in 0.2, also in stored entries."""
+        return self.task_key
+
+    @property
     def is_done(self) -> bool:
         """Whether it is finished."""
         return self.state in ENDED or self.state == "taken"
@@ -258,9 +268,9 @@ class Entry:
         return cls(
             key=result.key,
             source=result.source,
-            wanted=result.identity,
+            identity=result.identity,
             owner=result.owner,
-            series=result.owner.partition(", run ")[0],
+            task_key=result.owner.partition(", run ")[0],
             state=result.state,
             asset_id=result.asset_id,
             reason=result.reason,
@@ -276,9 +286,9 @@ class Entry:
         return cls(
             key=version.key,
             source=version.source,
-            wanted=version.identity,
+            identity=version.identity,
             owner=str(version.owner),
-            series=version.owner.task_key,
+            task_key=version.owner.task_key,
             state=version.state,
             asset_id=version.asset_id,
             all_sent=version.acknowledged_at is not None,
@@ -306,8 +316,8 @@ class Entry:
                 fields = _Fields(line)
                 return cls(
                     key=key,
-                    wanted=fields.mapping("wanted"),
-                    series=fields.text_or_none("series") or "",
+                    identity=fields.mapping("wanted"),
+                    task_key=fields.text_or_none("series") or "",
                     state=fields.text_or_none("state") or Progress.CLAIMED,
                     all_sent=fields.values.get("all_sent") is True,
                     at=fields.text_or_none("at") or "",
@@ -320,14 +330,14 @@ class Entry:
         raise ValueError("no line of it is an entry")
 
 
-def entry_key(wanted: Mapping[str, Any]) -> str:
+def entry_key(identity: Mapping[str, Any]) -> str:
     """Return the key that 0.2 gave to a recording, and that an announced asset still has.
 
-    :param wanted: Its identity: ``uri``, and other fields.
+    :param identity: Its identity: ``uri``, and other fields.
     """
-    path = local_path(wanted["uri"])
+    path = local_path(identity["uri"])
     # One key for all spellings: file:///data/a.mp3, /data//a.mp3.
-    same = {**wanted, "uri": os.path.abspath(path) if path is not None else wanted["uri"]}
+    same = {**identity, "uri": os.path.abspath(path) if path is not None else identity["uri"]}
     text = json.dumps(same, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -359,7 +369,7 @@ def problem_name(key: str, state: str) -> str:
 
 
 def content_name(key: str, digest: str) -> str:
-    """Return the name of the empty object that tells the content of a file."""
+    """Return the name of the empty object whose name has the digest of a file's content."""
     return f"contents/{key}.{digest}"
 
 

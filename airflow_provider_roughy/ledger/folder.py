@@ -343,7 +343,7 @@ def http_status(error: BaseException) -> int | None:
 
 
 def is_final(error: Exception) -> bool:
-    """Tell whether no retry can fix an error of a storage, so that a person has to.
+    """Return whether no retry can fix an error of a storage, so that a person has to.
 
     :param error: What the storage raised.
     """

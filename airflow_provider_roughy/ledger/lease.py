@@ -70,7 +70,7 @@ class StoredLease:
             return cls()
 
     def is_alive(self, now: float) -> bool:
-        """Tell whether it has not expired.
+        """Return whether it has not expired.
 
         :param now: Seconds since the epoch.
         """

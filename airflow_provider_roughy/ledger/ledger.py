@@ -241,7 +241,7 @@ class Ledger(Runs, Announcements):
     # ---- Contents
 
     def identifies_by_content(self) -> bool:
-        """Tell whether the recordings of this ledger are identified by their content.
+        """Return whether the recordings of this ledger are identified by their content.
 
         :raises RoughyLedgerError: If the ledger cannot be read.
         """
@@ -301,7 +301,7 @@ class Ledger(Runs, Announcements):
         with self._errors():
             self._folder.remove([f"{key}.open"])
 
-    # ---- For people
+    # ---- For users
 
     def entries(self) -> Iterator[Entry]:
         """Yield all entries: results, recordings that are not done, and entries of 0.2.
@@ -350,7 +350,7 @@ class Ledger(Runs, Announcements):
             names = [name for name in self._folder.names() if name.partition(".")[0] == key]
             for folder in ("open", "problems"):
                 names += [f"{folder}/{n}" for n in self._folder.names(folder) if n.partition(".")[0] == key]
-            # The result goes last: until then, no run can begin anew.
+            # The result goes last: until then, no run can start anew.
             last = [name for name in names if name == result_name(key)]
             self._folder.remove([name for name in names if name not in last])
             self._folder.remove(last)

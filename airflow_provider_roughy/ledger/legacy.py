@@ -1,7 +1,7 @@
-"""Entries of 0.2 in a ledger: which recordings are done, and which have been begun.
+"""Entries of 0.2 in a ledger: which recordings are done, and which have been started.
 
 0.2 named an entry by a hash of the recording's identity as 0.2 spelled it: ``<key>.json``, and
-``<key>.<generation>.json`` after a claim was taken over. The highest generation counts. ``<key>.open`` beside an entry
+``<key>.<generation>.json`` after a claim was superseded. The highest generation counts. ``<key>.open`` beside an entry
 means that it is not done. Entries of announced assets that were taken have the same form, and are no recordings.
 
 This module finds entries of 0.2 by the identity of their recordings, so that a recording is found however its path is
@@ -35,9 +35,9 @@ class LegacyEntry:
 
     :param key: Its name.
     :param source: Where the recording was, as 0.2 spelled it.
-    :param wanted: The identity of the recording for 0.2.
+    :param wanted: The identity of the recording for 0.2, by its name in 0.2.
     :param owner: The name of the run that claimed it, as its lease has it.
-    :param series: The task of that run.
+    :param series: The task of that run, by its name in 0.2.
     :param state: The state, in the words of 0.2.
     :param asset_id: Its asset, if it has one.
     :param reason: Why it failed or was refused.
@@ -149,8 +149,8 @@ class LegacyIndex:
         """Raise an error if 0.2 has an entry about this recording that cannot be read."""
         for uri in uris:
             for version in [{name: value} for name, value in versions.items()] or [{}]:
-                wanted = {"uri": uri, "size": size, **version, "project_id": project_id, "language": language}
-                if (reason := self._broken.get(entry_key(wanted))) is not None:
+                identity = {"uri": uri, "size": size, **version, "project_id": project_id, "language": language}
+                if (reason := self._broken.get(entry_key(identity))) is not None:
                     raise RoughyLedgerEntryError(reason)
 
 
@@ -174,19 +174,19 @@ def build_index(
     remembered = _remembered(read(INDEX_NAME))
     entries: dict[str, LegacyEntry | None] = {}
     broken: dict[str, str] = {}
-    wanted = {LegacyNames.name(key, generation): key for key, generation in names.generations.items()}
-    unread = [name for name in wanted if name not in remembered]
+    keys = {LegacyNames.name(key, generation): key for key, generation in names.generations.items()}
+    unread = [name for name in keys if name not in remembered]
     for name, content in zip(unread, each(read, unread), strict=True):
         if content is None:
             continue
-        key = wanted[name]
+        key = keys[name]
         try:
             entries[name] = _as_legacy(Entry.decode(key, names.generations[key], content), is_open=key in names.open)
         except ValueError:
             broken[key] = explain(name, content)
     # Entries that are not done may change, and are read anew each time.
     final = {name: entry for name, entry in entries.items() if entry is None or entry.done}
-    kept = {name: entry for name, entry in remembered.items() if name in wanted}
+    kept = {name: entry for name, entry in remembered.items() if name in keys}
     if final or len(kept) != len(remembered):
         content = json.dumps({name: entry and asdict(entry) for name, entry in {**kept, **final}.items()})
         write(INDEX_NAME, content.encode())
@@ -210,15 +210,15 @@ def _is_sound(entry: LegacyEntry) -> bool:
 
 def _as_legacy(entry: Entry, *, is_open: bool) -> LegacyEntry | None:
     """Return an entry about a recording, or ``None`` if it is about something else."""
-    wanted = entry.wanted
-    if entry.state == "taken" or not isinstance(wanted.get("uri"), str) or not isinstance(wanted.get("size"), int):
+    identity = entry.identity
+    if entry.state == "taken" or not isinstance(identity.get("uri"), str) or not isinstance(identity.get("size"), int):
         return None
     return LegacyEntry(
         key=entry.key,
         source=entry.source,
-        wanted=wanted,
+        wanted=identity,
         owner=entry.owner,
-        series=entry.series,
+        series=entry.task_key,
         state=entry.state,
         asset_id=entry.asset_id,
         reason=entry.reason,
@@ -229,8 +229,8 @@ def _as_legacy(entry: Entry, *, is_open: bool) -> LegacyEntry | None:
 
 
 def _group_of(entry: LegacyEntry) -> tuple[int, str, str | None]:
-    wanted = entry.wanted
-    return wanted["size"], canonical_project(str(wanted.get("project_id"))), wanted.get("language") or None
+    identity = entry.wanted
+    return identity["size"], canonical_project(str(identity.get("project_id"))), identity.get("language") or None
 
 
 def _is_version(entry: LegacyEntry, versions: Mapping[str, str]) -> bool:

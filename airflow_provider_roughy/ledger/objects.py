@@ -71,7 +71,7 @@ class LedgerObjects:
         return for_each(do, values, at_once=self._folder.at_once)
 
     def is_within(self, folder: str | os.PathLike[str]) -> bool:
-        """Tell whether the ledger is in a folder, where its objects could be taken for recordings.
+        """Return whether the ledger is in a folder, where its objects could be taken for recordings.
 
         :param folder: A path, or a URI.
         """
@@ -80,7 +80,7 @@ class LedgerObjects:
         return any(f"{own}/".startswith(f"{other.rstrip('/')}/") for own in spellings for other in folders)
 
     def holds(self, location: str) -> bool:
-        """Tell whether a file is in its folder.
+        """Return whether a file is in its folder.
 
         :param location: Its canonical path or URI.
         """

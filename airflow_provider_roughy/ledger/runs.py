@@ -72,7 +72,7 @@ class Runs(LedgerObjects):
         return {"ledger": self._location, "conn_id": self._conn_id, **asdict(owner)}
 
     def is_alive(self, owner: ClaimOwner | str) -> bool:
-        """Tell whether the lease of a run has not expired.
+        """Return whether the lease of a run has not expired.
 
         :param owner: The run.
         :raises RoughyLedgerError: If the ledger cannot be read.
@@ -80,8 +80,8 @@ class Runs(LedgerObjects):
         lease = self._read_lease(str(owner))
         return lease is not None and lease.is_alive(time.time())
 
-    def begun(self, owner: ClaimOwner | str) -> bool:
-        """Tell whether a run has had a lease before, so that this is not its first try.
+    def has_started(self, owner: ClaimOwner | str) -> bool:
+        """Return whether a run has had a lease before, so that this is not its first try.
 
         :param owner: The run.
         :raises RoughyLedgerError: If the ledger cannot be read.

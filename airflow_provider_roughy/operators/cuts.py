@@ -68,7 +68,7 @@ class RoughyCutOperator(DerivedResourceOperator):
 
 
 class _ExportOperator(InterruptibleOperator):
-    """The part that the exports of a cut have in common."""
+    """The base of operators that export a file of a cut."""
 
     ui_color = "#e4f0ef"
 

@@ -1,4 +1,4 @@
-"""The part that the operators have in common that create a cut or a render from an asset."""
+"""The base of operators that create a cut or a render from an asset."""
 
 from __future__ import annotations
 

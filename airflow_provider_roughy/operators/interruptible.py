@@ -1,4 +1,4 @@
-"""The part that operators have in common whose requests and pauses end when their task is killed."""
+"""The base of operators whose requests and pauses end when their task is killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The part that the operators have in common that wait for a resource they have created."""
+"""The base of operators that create a resource and wait for it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class WaitingOperator(BaseOperator):
         return RoughyHook(self.roughy_conn_id)
 
     def deadline(self, started: float) -> float:
-        """Return when a wait that begins now has to end, in seconds since the epoch.
+        """Return when a wait that starts now has to end, in seconds since the epoch.
 
         :param started: When the task was started, in seconds since the epoch: ``execution_timeout`` counts from there.
         """
@@ -69,7 +69,7 @@ class WaitingOperator(BaseOperator):
         return min(deadline, started + self.execution_timeout.total_seconds())
 
     def give_up(self, id: str | None) -> None:
-        """Clean up a resource that nobody waits for any longer.
+        """Clean up a resource that no task waits for any longer.
 
         :param id: Its id; ``None`` if Airflow has ended the wait and the id is lost.
         """

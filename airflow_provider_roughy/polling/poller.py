@@ -34,7 +34,7 @@ waited_on: set[ResourcePoller] = set()
 
 
 class ResourcePoller:
-    """Judge one poll of a resource after another, and log each state once, with the time spent in the one before.
+    """Evaluate one poll of a resource after another, and log each state once, with the time spent in the one before.
 
     A triggerer holds thousands of them, and a full garbage collection visits every object: hence the slots, and
     what :class:`~airflow_provider_roughy.polling.SharedPoll` knows of it in the same object.
@@ -108,11 +108,11 @@ class ResourcePoller:
         return self.on_resource(resource)
 
     def on_answer(self, answer: Answer) -> Verdict | None:
-        """Judge the answer to a poll, and return the verdict if it is final."""
+        """Evaluate the answer to a poll, and return the verdict if it is final."""
         return self.on_error(answer) if isinstance(answer, RoughyError) else self.on_resource(answer)
 
     def on_resource(self, resource: Any) -> Verdict | None:
-        """Judge a resource that was just read, and return the verdict if it is final."""
+        """Evaluate a resource that was just read, and return the verdict if it is final."""
         if self._failed_polls:
             failed = counted(self._failed_polls, "failed poll")
             self.log.info("Polling %s %s works again, after %s", self.kind.name, self.id, failed)
@@ -184,7 +184,7 @@ def waiting(pollers: Iterable[ResourcePoller]) -> Iterator[None]:
 
 
 def others_wait_for(kind: Kind, id: str, *, than: ResourcePoller | None = None) -> bool:
-    """Tell whether another task of this worker or triggerer waits for a resource.
+    """Return whether another task of this worker or triggerer waits for a resource.
 
     It may be called in a signal handler. It knows nothing of other processes.
 

@@ -1,4 +1,4 @@
-"""Uploads that a later try of a task can resume: created, recorded, resumed, confirmed, and discarded if nobody can.
+"""Uploads that a later try of a task can resume: created, recorded, resumed, confirmed, and discarded if no try can.
 
 Nothing here depends on Airflow: one try leaves an :class:`UploadState` to the next in a :class:`StateStore`, such as
 Airflow's task state store. ``tus.py`` decides whether an upload is complete or dead; ``DurableUpload._discard`` decides
@@ -48,6 +48,8 @@ _MAX_UNNOTICED_SECONDS = 24 * 3600.0
 
 #: The key of an :class:`UploadState` in a :class:`StateStore`.
 _STATE_KEY = "roughy_upload"
+#: Fields of an :class:`UploadState` that are stored under another name, which earlier releases read.
+_STORED_NAMES = {"identity": "wanted"}
 
 _log = logging.getLogger(__name__)
 
@@ -175,13 +177,13 @@ class DurableUpload:
         :raises RoughyError: If the upload failed.
         """
         self._fresh = self._named = False
-        wanted = {**self._source.fingerprint, "project_id": project_id, "language": language}
-        earlier = self._find_earlier(wanted)
+        identity = {**self._source.fingerprint, "project_id": project_id, "language": language}
+        earlier = self._find_earlier(identity)
         if earlier is not None:
             self._recorded = True
             if self._send_earlier(earlier):
                 return earlier.id
-        return self._start(project_id, language, wanted)
+        return self._start(project_id, language, identity)
 
     def _send_earlier(self, asset: RoughyAsset) -> bool:
         """Send what is missing of an earlier try's upload.
@@ -242,12 +244,12 @@ class DurableUpload:
         with Client(self._client.settings) as client:
             self._discard(client, self._asset)
 
-    def _find_earlier(self, wanted: dict[str, Any]) -> RoughyAsset | None:
+    def _find_earlier(self, identity: dict[str, Any]) -> RoughyAsset | None:
         """Return the asset of an earlier try if its upload can be resumed; ``None`` to start anew.
 
         Retries, cleared tasks, killed workers and mapped tasks whose list has shifted all lead here.
 
-        :param wanted: The identity of the recording.
+        :param identity: The identity of the recording.
         """
         state = self._read_state()
         if state is None:
@@ -258,8 +260,8 @@ class DurableUpload:
             self._log.info("Starting anew, as asset %s of an earlier try is gone", state.asset_id)
             return None
         arrival = Arrival.of(asset)
-        if state.wanted != wanted:
-            changed = _differing(state.wanted, wanted)
+        if state.identity != identity:
+            changed = _differing(state.identity, identity)
             self._log.info("Starting anew, as asset %s of an earlier try differs in: %s", asset.id, changed)
             if arrival is not Arrival.ARRIVED and not state.all_sent:
                 self._discard(self._client, asset)
@@ -317,20 +319,20 @@ class DurableUpload:
             offset=self._source.size,
         )
 
-    def _start(self, project_id: str, language: str | None, wanted: dict[str, Any]) -> str:
-        asset = self._create(project_id, language, wanted)
+    def _start(self, project_id: str, language: str | None, identity: dict[str, Any]) -> str:
+        asset = self._create(project_id, language, identity)
         with self._cleaning_up(asset):
-            # Directly after the POST: a worker that dies in between leaves an asset that nobody knows.
-            self._set(_STATE_KEY, UploadState(asset.id, wanted, self._source.revision).to_dict())
+            # Directly after the POST: a worker that dies in between leaves an asset of unknown id.
+            self._set(_STATE_KEY, UploadState(asset.id, identity, self._source.revision).to_dict())
             self._recorded = self._memory is not None
             self._send(asset)
         self._on_arrival(asset.id)
         return asset.id
 
-    def _create(self, project_id: str, language: str | None, wanted: dict[str, Any]) -> RoughyAsset:
+    def _create(self, project_id: str, language: str | None, identity: dict[str, Any]) -> RoughyAsset:
         asset = self._post(project_id, language)
         self._fresh, self._recorded, self._uploader = True, False, None
-        self._state = UploadState(asset.id, wanted, self._source.revision)
+        self._state = UploadState(asset.id, identity, self._source.revision)
         size = bytes_in_words(self._source.size)
         self._log.info("Created asset %s in project %s for %s (%s)", asset.id, project_id, self._source.uri, size)
         return asset
@@ -529,7 +531,8 @@ class UploadState:
     """What one try of an upload leaves to the next. Airflow stores it in plain text, so it contains no secret.
 
     :param asset_id: The asset that receives the bytes.
-    :param wanted: The identity of the recording: the fingerprint of the source, ``project_id`` and ``language``.
+    :param identity: The identity of the recording: the fingerprint of the source, ``project_id`` and ``language``;
+        stored as ``wanted``.
     :param revision: The revision of the source whose bytes were sent; empty if it is not known.
     :param acknowledged: Bytes that Roughy has acknowledged.
     :param all_sent: Whether Roughy may have all bytes: it acknowledged them, or the reply to the last one is missing.
@@ -538,7 +541,7 @@ class UploadState:
     """
 
     asset_id: str
-    wanted: dict[str, Any]
+    identity: dict[str, Any]
     revision: dict[str, Any] = field(default_factory=dict)
     acknowledged: int = 0
     all_sent: bool = False
@@ -560,7 +563,7 @@ class UploadState:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain JSON."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {_STORED_NAMES.get(name, name): getattr(self, name) for name in self.__dataclass_fields__}
 
 
 def _differing(before: dict[str, Any], now: dict[str, Any]) -> str:

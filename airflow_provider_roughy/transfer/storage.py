@@ -36,7 +36,7 @@ _LASTING_NUMBERS = (errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
 
 
 def may_pass(error: Exception) -> bool:
-    """Tell whether a retry may fix an error of a path, such as a network file system that is down or a full disk.
+    """Return whether a retry may fix an error of a path, such as a network file system that is down or a full disk.
 
     :param error: The error that the file system raised.
     """
@@ -44,7 +44,7 @@ def may_pass(error: Exception) -> bool:
 
 
 def is_unusable(error: Exception) -> bool:
-    """Tell whether a URI cannot be used: it is malformed, or the Airflow provider of its storage is not installed.
+    """Return whether a URI cannot be used: it is malformed, or the Airflow provider of its storage is not installed.
 
     :param error: The error that Airflow's object storage raised.
     """
@@ -65,7 +65,7 @@ def storage_errors(
     :param what: What failed, such as ``Source s3://… cannot be opened``. The storage's own words are appended.
     :param passing: The class of errors that a retry may fix.
     :param final: The class of errors that no retry can fix; by default the same.
-    :param is_final: Tells which errors those are.
+    :param is_final: Returns whether an error is one of those.
     :param through: Errors that the caller handles. They are raised as they are, as are those of this package.
     """
     unchanged: tuple[type[Exception], ...] = (RoughyError, *through)
@@ -75,7 +75,7 @@ def storage_errors(
         raise
     except Exception as err:  # Storages raise errors of their own, and not all of them are OSError.
         cls = final if final is not None and is_final(err) else passing
-        # The class of an error says more than its text, unless the text was written for people.
+        # The class of an error is more useful than its text, unless the text was written for users.
         plain = isinstance(err, ValueError) or (isinstance(err, OSError) and err.errno is None)
         name = "" if plain and str(err) else f"{type(err).__name__}: "
         raise cls(f"{what}: {name}{words_of(err)}".removesuffix(": ")) from cause_of(err)

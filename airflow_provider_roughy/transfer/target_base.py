@@ -67,7 +67,7 @@ class Target(ABC):
         """Open the existing file."""
 
     def wants(self, size: int | None, overwrite: Overwrite = "replace", *, digest: str | None = None) -> bool:
-        """Tell whether a file has to be written here.
+        """Return whether a file has to be written here.
 
         :param size: Its size in bytes, if it is known.
         :param overwrite: ``"replace"``: always. ``"skip"``: unless the same file exists. ``"fail"``: likewise, and a

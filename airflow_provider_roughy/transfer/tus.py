@@ -7,9 +7,9 @@ nothing. Here, one ``PATCH`` sends all that is left, streamed from one open sour
 Replies get lost, replicas lag, and gateways reply in Roughy's place. So the state of an upload is defined as follows:
 
 - **Complete**: ``GET /v1/assets/{id}`` shows a state other than ``pending_upload``. The asset is read before any upload
-  ends with an error, whatever ``HEAD`` says.
-- **Dead**: Roughy says three times in a row that there is no such asset, or that it waits for bytes and has no upload.
-  A refused ``HEAD`` is only a reason to read the asset: its reply has no body that shows who sent it.
+  ends with an error, whatever ``HEAD`` returns.
+- **Dead**: Three replies in a row are that there is no such asset, or that it waits for bytes and has no upload. A
+  refused ``HEAD`` is only a reason to read the asset: its reply has no body that shows who sent it.
 - **Unconfirmed**: Roughy may have all bytes. It acknowledged them, or the last one was sent, its reply is missing, and
   the upload is gone. The asset is read again, and the upload is dead only if the asset is gone, too.
 - **Missed**: ``HEAD`` returns the full offset, but the asset still waits for bytes. An empty ``PATCH`` at the full
@@ -100,7 +100,7 @@ class RoughyUploader(Uploader):
         log: Log = _log,
     ) -> None:
         self._wire = client
-        self._look = look
+        self._read_asset_once = look
         self._confirm = confirm
         self._reader = reader
         self._log = log
@@ -187,7 +187,7 @@ class RoughyUploader(Uploader):
         backoff = Backoff(tries=4 if self.end_was_sent else 1, patience=30.0)
         while True:
             try:
-                return self._look()
+                return self._read_asset_once()
             except RoughyError as error:
                 pause = backoff.pause_after(error)
                 if pause is None:
@@ -255,7 +255,7 @@ class RoughyUploader(Uploader):
             self._conflict = error if start == 0 else None
             self._try_again(RoughyProtocolError(str(error)), rejected=start == 0 and self._tries.failed == 0)
         elif isinstance(error, RoughyNotFoundError):
-            self._read_asset(error)
+            self._check_asset(error)
         else:
             self._try_again(error)
 
@@ -270,7 +270,7 @@ class RoughyUploader(Uploader):
         except RoughyError as error:
             refused = isinstance(error, RoughyApiError) and not error.transient
             if refused or (self._end_in_doubt and error.transient):
-                self._read_asset(error)
+                self._check_asset(error)
             else:
                 self._try_again(error)
             return
@@ -287,7 +287,7 @@ class RoughyUploader(Uploader):
             self._short_replies += 1
             if self._short_replies < _CONFIRMATIONS:
                 what = f"all {self.stop_at} bytes were acknowledged, and only {offset} are there"
-                self._read_asset(RoughyProtocolError(what))
+                self._check_asset(RoughyProtocolError(what))
                 return
         self._continue_at(offset)
 
@@ -315,9 +315,9 @@ class RoughyUploader(Uploader):
             self.offset = self.stop_at
             return
         reason = RoughyProtocolError(f"{claim}, and the asset still waits for bytes")
-        self._read_asset(reason, end_again=by_head)
+        self._check_asset(reason, end_again=by_head)
 
-    def _end_again(self) -> None:
+    def _end_upload_again(self) -> None:
         """Send an empty request at the full offset, as the server has all bytes and has not ended the upload."""
         call = api.send_bytes(self._upload_url, (), offset=self.stop_at, length=0, headers=self.get_headers())
         try:
@@ -326,17 +326,17 @@ class RoughyUploader(Uploader):
             # A server that has ended the upload may refuse it in any way. The asset shows the result.
             self._log.debug("The empty request at the end failed: %s", error)
 
-    def _read_asset(self, reason: RoughyError, *, end_again: bool = False) -> None:
+    def _check_asset(self, reason: RoughyError, *, end_again: bool = False) -> None:
         """Read the asset to find out the state of the upload.
 
         :param reason: The reply that has to be confirmed by the asset.
         :param end_again: Whether to send an empty request if the asset still waits for bytes.
         """
         try:
-            arrival = self._look()
+            arrival = self._read_asset_once()
             if end_again and arrival is not Arrival.ARRIVED:
-                self._end_again()
-                arrival = self._look()
+                self._end_upload_again()
+                arrival = self._read_asset_once()
         except RoughyNotFoundError as gone:
             self._presume_dead(gone, gone, removed=True)
             return
@@ -363,7 +363,7 @@ class RoughyUploader(Uploader):
 
         :param reason: The reply.
         :param verdict: The error that ends the upload.
-        :param removed: Whether Roughy says that there is no such asset, so that nothing can be lost.
+        :param removed: Whether Roughy has replied that there is no such asset, so that nothing can be lost.
         """
         self._dead_replies += 1
         if self._conflict is not None:

@@ -241,9 +241,9 @@ STANDINGS: tuple[tuple[str, str, dict[str, bool]], ...] = (
 #: What a run does, in words.
 ACTIONS: dict[Action, str] = {
     Action.UPLOAD: "uploads it",
-    Action.GO_ON: "continues it",
+    Action.RESUME: "resumes it",
     Action.REPORT: "reports the result",
-    Action.LEAVE: "leaves it out, and counts it",
+    Action.LEAVE_OUT: "leaves it out, and counts it",
     Action.IGNORE: "does nothing",
 }
 
