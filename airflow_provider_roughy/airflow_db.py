@@ -1,7 +1,7 @@
-"""What this package reads from and writes to Airflow's own database.
+"""Queries of this package to Airflow's own database.
 
-Only processes that Airflow grants access use it: the API server of Airflow 3, and on Airflow 2 the triggerer. Triggers
-and tasks of Airflow 3 have no access.
+Only processes with access to the database use this module: the API server of Airflow 3, and on Airflow 2 the triggerer.
+Triggers and tasks of Airflow 3 have no access.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 class Announced(StrEnum):
     """Result of :func:`announce`."""
 
-    #: There is a new event, and every DAG that it concerns is queued.
+    #: A new event was created, and every DAG that it concerns is queued.
     MADE = "made"
-    #: There was such an event already.
+    #: Such an event existed already.
     KNOWN = "known"
     #: No DAG declares such an asset.
     NO_ASSET = "no_asset"
@@ -39,15 +39,15 @@ def announce(
     is_same: Callable[[dict[str, Any]], bool] = lambda extra: False,
     within: timedelta,
 ) -> Announced:
-    """Create an event of an Airflow asset, unless one says the same. To be called in a thread.
+    """Create an event of an Airflow asset, unless there is an equal one. Blocks; call it in a thread.
 
     The events of an asset are created one after another, whichever process creates them, so that each sees the others.
 
     :param name: Name of the asset, which a DAG has to declare.
     :param extra: Extra of the event, plain JSON.
-    :param words: Texts, one of which is in the extra of every event that says the same.
-    :param is_same: Whether an event with this extra says the same.
-    :param within: How old such an event may be.
+    :param words: Texts; the extra of every equal event contains one of them.
+    :param is_same: Returns whether an event with a given extra is equal.
+    :param within: The maximum age of an equal event.
     """
     from airflow.assets.manager import asset_manager
     from airflow.models.asset import AssetEvent
@@ -60,7 +60,7 @@ def announce(
             return Announced.NO_ASSET
         if words:
             text = cast(AssetEvent.extra, String)
-            # By the index on asset and time.
+            # These columns are indexed.
             alike = select(AssetEvent.extra).where(
                 AssetEvent.asset_id == asset.id,
                 AssetEvent.timestamp >= datetime.now(UTC) - within,
@@ -107,14 +107,14 @@ def _locked_asset(session: Session, name: str) -> AssetModel | None:
     from sqlalchemy import select, update
 
     declared = (AssetModel.name == name, AssetModel.active.has())
-    # Changes nothing, but locks the row: on every database, SQLite too, which knows no SELECT FOR UPDATE.
+    # Changes nothing, but locks the row on every database: SQLite has no SELECT FOR UPDATE.
     lock = update(AssetModel).where(*declared).values(updated_at=AssetModel.updated_at)
     session.execute(lock.execution_options(synchronize_session=False))
     return session.scalar(select(AssetModel).where(*declared))
 
 
 def _queue_unconsumed(session: Session, asset: AssetModel) -> list[str]:
-    """Do what :func:`queue_unconsumed` says."""
+    """Queue the DAGs of :func:`queue_unconsumed`, in a session."""
     from airflow.models.asset import AssetDagRunQueue, AssetEvent
     from airflow.utils.sqlalchemy import with_row_locks
     from sqlalchemy import func, select
@@ -124,15 +124,15 @@ def _queue_unconsumed(session: Session, asset: AssetModel) -> list[str]:
         return []
     of_asset = [AssetEvent.asset_id == asset.id]
     if hasattr(AssetEvent, "partition_key"):
-        # Only DAGs that are scheduled by partitions are queued for these, each by its key.
+        # For events with a partition key, only DAGs that are scheduled by partitions are queued.
         of_asset.append(AssetEvent.partition_key.is_(None))
     newest = session.scalar(select(func.max(AssetEvent.timestamp)).where(*of_asset))
     if newest is None:
         return []
     rows = select(AssetDagRunQueue).where(AssetDagRunQueue.asset_id == asset.id)
     known = {row.target_dag_id for row in session.scalars(rows)}
-    # A row that the scheduler has locked is being consumed: a later call sees what is left then. To wait for it could
-    # end in a deadlock.
+    # A row that the scheduler has locked is being consumed: a later call handles the rest. Waiting for it could end in
+    # a deadlock.
     locked = with_row_locks(rows, session=session, of=AssetDagRunQueue, skip_locked=True, key_share=False)
     free = {row.target_dag_id: row for row in session.scalars(locked)}
     queued = []
@@ -147,7 +147,7 @@ def _queue_unconsumed(session: Session, asset: AssetModel) -> list[str]:
             try:
                 with session.begin_nested():
                     session.add(AssetDagRunQueue(asset_id=asset.id, target_dag_id=dag_id, created_at=newest))
-            except IntegrityError:  # Another event has queued it just now.
+            except IntegrityError:  # Another event has queued it concurrently.
                 continue
             queued.append(dag_id)
     return queued
@@ -173,7 +173,7 @@ def _dags_started_by(session: Session, asset: AssetModel) -> Iterator[tuple[str,
     for dag, since in session.execute(scheduled).all():
         if getattr(dag, "timetable_partitioned", False) or not _is_met(dag.asset_expression, asset):
             continue
-        # As the scheduler works out where the events of a run begin.
+        # The scheduler uses the same start for the events of a run.
         last_run = session.scalar(
             select(func.max(DagRun.run_after)).where(
                 DagRun.dag_id == dag.dag_id, DagRun.run_type == DagRunType.ASSET_TRIGGERED
@@ -191,15 +191,15 @@ def _is_met(condition: Any, asset: AssetModel) -> bool:
             return any(_is_met(part, asset) for part in parts)
         case {"asset": {"name": name, "uri": uri}}:
             return bool(name == asset.name and uri == asset.uri)
-    # An alias, or the reference to another asset.
+    # An alias, or a reference to another asset.
     return False
 
 
 async def aget_task_state(task_instance: Any) -> str | None:
     """Return the current state of a task instance, such as ``"deferred"``, without blocking the event loop.
 
-    :param task_instance: As a trigger knows its own.
-    :returns: ``None`` if it has none, as after it was cleared.
+    :param task_instance: The task instance of a trigger.
+    :returns: ``None`` if it has no state, such as after it was cleared.
     """
     from asgiref.sync import sync_to_async
 
@@ -214,7 +214,7 @@ def _read_task_state(ti: Any) -> Any:
     found = RuntimeTaskInstance.get_task_states(
         dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
     )
-    # A mapped one is named with its index.
+    # The key of a mapped one has its index.
     return next(iter(found.get(ti.run_id, {}).values()), None)
 
 

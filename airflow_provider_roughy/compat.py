@@ -1,8 +1,8 @@
-"""Airflow's names, wherever the running Airflow keeps them.
+"""The names of Airflow that this package uses, from whichever module the running Airflow has them in.
 
-All of this package takes them from here, so that one place knows what moved between Airflow 2.11 and 3.4 and what each
-line needs. A name is imported when it is first asked for, so that a DAG file loads no more than it uses.
-A DAG file that shall run on Airflow 2 and 3 may take ``DAG``, ``Param``, ``task``, ``task_group`` and
+All other modules import them from here, so that only this module knows what moved between Airflow 2.11 and 3.4, and
+which version each feature needs. A name is imported at its first use, so that a DAG file loads no more than it uses.
+A DAG file that runs on both Airflow 2 and 3 may import ``DAG``, ``Param``, ``task``, ``task_group`` and
 ``AirflowSkipException`` from here too, and ``Asset`` and ``AssetAlias``, which Airflow 2 calls ``Dataset`` and
 ``DatasetAlias``.
 
@@ -94,11 +94,11 @@ __all__ = [
     "task_group",
 ]
 
-#: The running line of Airflow.
+#: The running version of Airflow, major and minor.
 _LINE = tuple(map(int, re.findall(r"\d+", AIRFLOW_VERSION)[:2]))
 
-#: Whether the scheduler's queue has a row for each asset event (Airflow 3.4). Before, one row stands for several, and
-#: an event may be left behind until the next one.
+#: Whether the scheduler's queue has a row for each asset event (Airflow 3.4). Before, one row represents several
+#: events, and an event may stay in the queue until the next one.
 QUEUES_EACH_EVENT = _LINE >= (3, 4)
 
 if _LINE < (2, 11):
@@ -106,8 +106,8 @@ if _LINE < (2, 11):
 
 _EXCEPTIONS = {(2, 11): "airflow.exceptions", (3, 2): "airflow.sdk.exceptions"}
 
-#: The module that holds a name, from each line of Airflow on in which it moved; ``module:name`` where it is called
-#: something else there.
+#: The module of each name, by the version of Airflow since which it is there; ``module:name`` if it has another name
+#: there.
 _HOMES: dict[str, dict[tuple[int, int], str]] = {
     "AirflowException": _EXCEPTIONS,
     "AirflowFailException": _EXCEPTIONS,
@@ -119,7 +119,7 @@ _HOMES: dict[str, dict[tuple[int, int], str]] = {
     "Asset": {(2, 11): "airflow.datasets:Dataset", (3, 0): "airflow.sdk"},
     "AssetAlias": {(2, 11): "airflow.datasets:DatasetAlias", (3, 0): "airflow.sdk"},
     "BaseAsset": {(2, 11): "airflow.datasets:BaseDataset", (3, 0): "airflow.sdk.definitions.asset"},
-    # Airflow 2 has no such class, and check_airflow() tells so whoever makes one.
+    # Airflow 2 has no such class; check_airflow() raises an error for it.
     "BaseEventTrigger": {(2, 11): "airflow.triggers.base:BaseTrigger", (3, 0): "airflow.triggers.base"},
     "BaseHook": {(2, 11): "airflow.hooks.base", (3, 1): "airflow.sdk"},
     "BaseOperator": {(2, 11): "airflow.models.baseoperator", (3, 0): "airflow.sdk"},
@@ -153,7 +153,7 @@ _MOVED = {
 }
 
 
-if not TYPE_CHECKING:  # To whom a module with __getattr__ has any name.
+if not TYPE_CHECKING:  # For mypy, a module with __getattr__ has every name.
 
     def __getattr__(name: str) -> Any:
         if name in _MOVED:
@@ -177,11 +177,11 @@ def is_lineage_read() -> bool:
 
 
 def check_airflow(what: str, *, needs: tuple[int, int]) -> None:
-    """Refuse what the running Airflow is too old for.
+    """Raise an error if the running Airflow is too old for a feature.
 
-    :param what: What the user calls it.
-    :param needs: The first line of Airflow that has what it takes.
-    :raises RuntimeError: If this one is older.
+    :param what: The name of the feature, for the user.
+    :param needs: The first version of Airflow that supports it.
+    :raises RuntimeError: If this Airflow is older.
     """
     if needs > _LINE:
         raise RuntimeError(f"{what} needs Apache Airflow {needs[0]}.{needs[1]}.0+; this is {AIRFLOW_VERSION}")
@@ -190,18 +190,18 @@ def check_airflow(what: str, *, needs: tuple[int, int]) -> None:
 async def aget_connection(conn_id: str) -> tuple[Connection, dict[str, Any]]:
     """Return a connection and its extra without blocking the event loop.
 
-    Both are read and their secrets masked by asking the process that started this one. Airflow does that
-    asynchronously since 3.3.2; before, even ``BaseHook.aget_connection`` masks synchronously, which on an event loop
+    Both are read, and their secrets masked, by requests to the process that started this one. Airflow does that
+    asynchronously since 3.3.2. Before, even ``BaseHook.aget_connection`` masks synchronously, which on an event loop
     can end in ``DeadlockImminentError`` (a ``BaseException``). So it is done in a thread there, and in one of asgiref,
-    as only from such a thread does Airflow find its way back to the loop.
+    because only from such a thread can Airflow use the event loop.
 
     :param conn_id: The Airflow connection.
     :raises AirflowNotFoundException: If Airflow finds no such connection.
     """
-    # As anybody else does: a module's __getattr__ does not serve the module itself.
+    # Imported as other modules do, because a module's __getattr__ does not apply within the module.
     from airflow_provider_roughy.compat import BaseHook, Connection
 
-    # What came with the asynchronous masking.
+    # It was added together with the asynchronous masking.
     if hasattr(Connection, "aextra_dejson"):
         connection = await BaseHook.aget_connection(conn_id)
         return connection, await connection.aextra_dejson()

@@ -1,4 +1,4 @@
-"""Event loops of asyncio: run a coroutine in a thread of its own, finish it although it is cancelled, end a task."""
+"""Helpers for asyncio: run a coroutine in a separate thread, finish it despite cancellation, end a task."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-#: Seconds after which a task that was cancelled is cancelled again.
+#: Seconds after which a cancelled task is cancelled again.
 _CANCEL_SECONDS = 1.0
 
 
 def run_here(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine to its end, in an event loop and a thread of its own.
+    """Run a coroutine to its end, in a separate event loop and thread.
 
-    So an event loop may run in this thread (as in a notebook), and an error that a signal handler raises, when a task
-    is killed or takes too long, reaches the caller and not a random part of the loop.
+    So an event loop may run in this thread (as in a notebook). An error that a signal handler raises, when a task
+    is killed or takes too long, reaches the caller and not an arbitrary part of the loop.
 
-    :param make: Makes the coroutine.
+    :param make: Creates the coroutine.
     """
     loop: asyncio.AbstractEventLoop | None = None
     running: asyncio.Task[T] | None = None
@@ -38,7 +38,7 @@ def run_here(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         try:
             return future.result()
         except BaseException:
-            # Without a cancellation, leaving the pool would wait for the coroutine, which may not have begun yet.
+            # Without a cancellation, leaving the pool would wait for the coroutine, which may not have started yet.
             given_up = True
             if loop is not None and running is not None and not future.done():
                 loop.call_soon_threadsafe(running.cancel)

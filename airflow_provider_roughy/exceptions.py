@@ -113,12 +113,12 @@ class RoughyApiError(RoughyError):
 
     :param request: The method and path that were answered, with no query.
     :param status: The HTTP status.
-    :param code: Roughy's error code, one of a closed list, or ``None`` where the answer carried none
+    :param code: Roughy's error code, one of a closed list, or ``None`` if the reply has none
         (a proxy's page, an empty body).
     :param message: Roughy's own text.
     :param fields: For ``validation_error``: ``{"field": "body.size_bytes", "message": ...}`` each.
-    :param request_id: The ``X-Request-Id`` of the answer, for Roughy's support.
-    :param retry_after: Seconds that Roughy asked to wait.
+    :param request_id: The ``X-Request-Id`` of the reply, for Roughy's support.
+    :param retry_after: Seconds of ``Retry-After``.
     :param hint: What to do about it, such as what to change in which connection; by default that of the class.
     """
 
@@ -155,7 +155,7 @@ class RoughyApiError(RoughyError):
         return _says_later(self.status, self.code)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON, from which :func:`api_error` makes the same error again, without its ``hint``."""
+        """Return plain JSON, from which :func:`api_error` creates the same error again, without its ``hint``."""
         return {
             "request": self.request,
             "status": self.status,
@@ -286,13 +286,13 @@ _ERRORS_BY_STATUS: dict[int, type[RoughyApiError]] = {
 
 
 def api_error(request: str, *, status: int, code: str | None = None, **details: Any) -> RoughyApiError:
-    """Make the error of a reply: by its code, else by its status.
+    """Return the error of a reply: by its code, else by its status.
 
-    A status that says "later" counts more than the code, as a gateway may have answered.
+    A status that asks for a later request takes precedence over the code, as a gateway may have replied.
 
     :param request: The method and path of the request.
     :param status: The HTTP status.
-    :param code: Roughy's error code, if the answer carried one.
+    :param code: Roughy's error code, if the reply has one.
     :param details: The other arguments of :class:`RoughyApiError`.
     """
     by_status = _ERRORS_BY_STATUS.get(status, RoughyServerError if status >= 500 else RoughyApiError)
@@ -475,7 +475,7 @@ class RoughyCutFailedError(RoughyFailedError):
 
 
 class RoughyRenderFailedError(RoughyFailedError):
-    """Roughy could not render the asset, or somebody cancelled the render."""
+    """Roughy could not render the asset, or the render was cancelled."""
 
     kind = "render"
 

@@ -1,6 +1,6 @@
-"""What Airflow is told of this package, read from the entry point ``apache_airflow_provider`` at every start.
+"""The provider's metadata, which Airflow reads from the entry point ``apache_airflow_provider`` at every start.
 
-The connection form is declared here, once: Airflow 3.2 and later read it from here, earlier ones from the methods of
+The connection form is declared only here: Airflow 3.2 and later read it from here, earlier versions from the methods of
 the hook, which return the same.
 """
 
@@ -69,7 +69,7 @@ CONFIG: dict[str, Any] = {
     },
 }
 
-#: What the form's standard fields are called.
+#: The labels of the form's standard fields.
 UI_FIELD_BEHAVIOUR: dict[str, Any] = {
     "hidden-fields": ["login", "port", "schema"],
     "relabeling": {"password": "API key", "host": "Base URL"},
@@ -109,11 +109,11 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "extra-links": [
             "airflow_provider_roughy.observability.links.RoughyAssetLink",
-            # In DAGs that 0.2 serialized. Airflow 2 restores only links that are listed here.
+            # For DAGs that 0.2 serialized. Airflow 2 restores only links that are listed here.
             "airflow_provider_roughy.links.RoughyAssetLink",
         ],
         "asset-uris": uris,
-        # What Airflow 2 reads.
+        # The key for Airflow 2.
         "dataset-uris": uris,
         "config": CONFIG,
     }

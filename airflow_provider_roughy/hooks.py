@@ -87,7 +87,7 @@ class RoughyHook(BaseHook):
     conn_type = "roughy"
     hook_name = "Roughy"
 
-    #: Look-ups of connections under way, by event loop and connection.
+    #: Lookups of connections under way, by event loop and connection.
     _lookups: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Task[Settings]]]] = (
         WeakKeyDictionary()
     )
@@ -142,7 +142,7 @@ class RoughyHook(BaseHook):
         return self._settings is not None
 
     async def aget_settings(self) -> Settings:
-        """Return :attr:`settings` without blocking the event loop. Callers at the same time share one look-up.
+        """Return :attr:`settings` without blocking the event loop. Concurrent callers share one lookup.
 
         :raises RoughyMissingConnectionError: If Airflow finds no such connection, or cannot read it now.
         :raises RoughyConfigurationError: If the connection is unusable.
@@ -154,7 +154,7 @@ class RoughyHook(BaseHook):
             if lookup is None:
                 lookup = lookups[self.roughy_conn_id] = loop.create_task(self._alook_up())
                 lookup.add_done_callback(lambda _: lookups.pop(self.roughy_conn_id))
-            # A caller that is cancelled must not cancel the look-up of the others.
+            # A caller that is cancelled must not cancel the lookup of the others.
             self._settings = await asyncio.shield(lookup)
         return self._settings
 

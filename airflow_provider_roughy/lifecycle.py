@@ -54,13 +54,13 @@ OnPendingPayment = Literal["fail", "skip", "return", "wait"]
 
 
 #: Characters of Roughy's reason that a verdict on one of many keeps.
-_LONGEST_REASON = 300
+_MAX_REASON = 300
 #: Characters of an error's message that an event keeps.
-_LONGEST_MESSAGE = 10_000
+_MAX_MESSAGE = 10_000
 
 
 class Outcome(StrEnum):
-    """What the state of a resource means for whoever waits for it."""
+    """What the state of a resource means for a task that waits for it."""
 
     WAITING = "waiting"
     SUCCEEDED = "succeeded"
@@ -324,7 +324,7 @@ class Verdict:
             kept = {} if duration is None else {"duration_seconds": duration}
             return dataclasses.replace(self, resource=kept, request_id=None)
         names = ("error_code", "error_message")
-        reason = {name: decode.text(self.resource.get(name), limit=_LONGEST_REASON) or None for name in names}
+        reason = {name: decode.text(self.resource.get(name), limit=_MAX_REASON) or None for name in names}
         return dataclasses.replace(self, resource=reason)
 
     def to_event(self) -> dict[str, Any]:
@@ -401,7 +401,7 @@ def batch_from_event(event: dict[str, Any] | None) -> list[Verdict]:
 
 def _error_to_dict(error: RoughyError) -> dict[str, Any]:
     # Not all of it comes from a reply: a certificate or a path may be quoted too.
-    message = decode.text(str(error), limit=_LONGEST_MESSAGE)
+    message = decode.text(str(error), limit=_MAX_MESSAGE)
     if isinstance(error, RoughyApiError):
         return {"message": message, "api": error.to_dict()}
     return {"message": message, "class": type(error).__name__}

@@ -1,4 +1,4 @@
-"""How long a recording is, read from its own headers by PyAV (extra ``probe``); on object storage by ranged reads."""
+"""The duration of a recording, from its own headers by PyAV (extra ``probe``); on object storage by ranged reads."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from airflow_provider_roughy.exceptions import RoughyConfigurationError, RoughyS
 if TYPE_CHECKING:
     from airflow_provider_roughy.transfer.source import Source
 
-#: Seconds that reading the headers of one recording may take; its length is unknown afterwards.
+#: Seconds for reading the headers of one recording; afterwards, its duration counts as unknown.
 TIME_LIMIT = 60.0
 
-#: Start of a file -> FFmpeg's demuxer, for the containers that declare their length or have time stamps at their end.
-#: FFmpeg is told the demuxer and never guesses it: of a playlist it would open the files and URLs that are named in it.
+#: Start of a file -> FFmpeg's demuxer, for the containers that declare their duration or have timestamps at their end.
+#: FFmpeg gets the demuxer and never guesses it: for a playlist, it would open the files and URLs in it.
 _DEMUXERS = {
     rb".{4}(ftyp|moov|mdat|wide|pnot|free|skip)": "mov",
     rb"\x1aE\xdf\xa3": "matroska",
@@ -38,19 +38,19 @@ _DEMUXERS = {
     rb"(\x47.{187}|.{4}\x47.{191})\x47": "mpegts",
     rb"\xff[\xe2-\xff]": "mp3",
 }
-#: Bits a second.
+#: Bits per second.
 _LOWEST_BIT_RATE = 8000
-#: In the first frame of an MP3: its encoder counted the frames (of Xing, the lowest bit of four bytes says so).
+#: In the first frame of an MP3 whose encoder counted the frames (for Xing, the lowest bit of four bytes is set).
 _FRAME_COUNT = rb"(Xing|Info)...[\x01\x03\x05\x07\x09\x0b\x0d\x0f]|VBRI"
 
 
 def check_installed() -> None:
-    """See whether PyAV is there.
+    """Check that PyAV is installed.
 
     :raises RoughyConfigurationError: If it is not.
     """
     try:
-        import av  # noqa: F401 - an extra, which takes a tenth of a second to load.
+        import av  # noqa: F401 - an extra that takes 0.1 s to import.
     except ImportError as err:
         raise RoughyConfigurationError(
             f"max_credits reads the length of recordings: pip install 'airflow-provider-roughy[probe]' ({err})"
@@ -58,7 +58,7 @@ def check_installed() -> None:
 
 
 def seconds_of(source: Source) -> float | None:
-    """Return how long a recording is, in seconds, or ``None`` if its headers do not declare it.
+    """Return the duration of a recording, in seconds, or ``None`` if its headers do not declare it.
 
     :param source: The recording.
     :raises RoughySourceError: If it cannot be read.
@@ -68,7 +68,7 @@ def seconds_of(source: Source) -> float | None:
         try:
             demuxer = _demuxer(file)
             length = _length(file, demuxer, source.size) if demuxer else None
-        except Exception:  # PyAV has raised almost everything for damaged media, and each release something else.
+        except Exception:  # PyAV raises almost anything for damaged media, and other errors in each release.
             length = None
     if file.error:
         raise RoughySourceError(f"Source {source.uri} cannot be read: {file.error}") from file.error
@@ -76,23 +76,23 @@ def seconds_of(source: Source) -> float | None:
 
 
 def credits_for(seconds: float) -> int:
-    """Return what a recording costs: a credit for each started minute (page "Credit ledger").
+    """Return the price of a recording: one credit for each started minute (page "Credit ledger").
 
-    :param seconds: How long it is.
+    :param seconds: Its duration.
     """
     return max(1, math.ceil(seconds / 60))
 
 
 def max_credits_for(size: int) -> int:
-    """Return the most that a recording of unknown length can cost: what its size holds at the lowest bit rate of MP3.
+    """Return the maximum price of a recording of unknown duration: by its size and the lowest bit rate of MP3.
 
-    :param size: Bytes.
+    :param size: Its size in bytes.
     """
     return credits_for(size * 8 / _LOWEST_BIT_RATE)
 
 
 class _Headers:
-    """An open recording as PyAV reads it: it ends where it cannot be read, or when time is up.
+    """An open recording for PyAV: it ends at the first error, or when the time is up.
 
     :param file: The open recording.
     """
@@ -100,7 +100,7 @@ class _Headers:
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._deadline = time.monotonic() + TIME_LIMIT
-        #: What the storage raised. PyAV loses it, or shows another error instead.
+        #: The error of the storage. PyAV loses it, or raises another error instead.
         self.error: Exception | None = None
         #: Whether the time was up.
         self.is_late = False
@@ -117,20 +117,20 @@ class _Headers:
             return b""
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Move to another place, and return it."""
+        """Move to another position, and return it."""
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
-        """Return the current place."""
+        """Return the current position."""
         return self._file.tell()
 
     def seekable(self) -> bool:
-        """Return whether it has places to move to."""
+        """Return whether the position can be changed."""
         return self._file.seekable()
 
 
 def _demuxer(file: _Headers) -> str | None:
-    """Return the demuxer for a recording, and leave the file at its start; ``None`` if it declares no length."""
+    """Return the demuxer for a recording, and seek back to its start; ``None`` if it declares no duration."""
     head, start = file.read(4096), 0
     if head.startswith(b"ID3") and len(head) > 10:
         # ID3v2: the length of the tag is four bytes of seven bits.
@@ -149,7 +149,7 @@ def _demuxer(file: _Headers) -> str | None:
 def _length(file: _Headers, demuxer: str, size: int) -> float | None:
     import av
 
-    # Titles in another encoding than they declare are no obstacle to PyAV 19, which has no such argument.
+    # PyAV 19 has no such argument, and always accepts titles that are not in the encoding that they declare.
     lenient: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
     with av.open(file, "r", format=demuxer, **lenient) as container:
         lengths = [
@@ -159,7 +159,7 @@ def _length(file: _Headers, demuxer: str, size: int) -> float | None:
         ]
         if container.duration is not None:
             lengths.append(container.duration / av.time_base)
-        # A header that was written before the end was known may say anything; uncompressed audio cannot be longer.
+        # A header that was written before the end may have any duration; uncompressed audio cannot be longer than this.
         longest = [
             size * 8 / stream.codec_context.bit_rate
             for stream in container.streams.audio

@@ -1,4 +1,4 @@
-"""When Airflow runs a task again that failed because Roughy asked for time (Airflow 3.3)."""
+"""A retry policy for tasks that fail because Roughy requested a pause (Airflow 3.3)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CAN_RESCHEDULE = hasattr(RetryDecision, "reschedule")
 
 
 class RoughyRetryPolicy(RetryPolicy):
-    """Runs a task again when Roughy asked for it, and not at all where that could not help.
+    """Retries a task when Roughy requested it, and not at all if no retry can help.
 
     For any task, an operator of this package or one of your own that uses the hook::
 
@@ -40,16 +40,16 @@ class RoughyRetryPolicy(RetryPolicy):
                                                      ``retry_exponential_backoff``
     ================================================ =======================================================
 
-    On Airflow 3.4 and later the first two use no retry: the task waits as ``up_for_reschedule``, until ``patience`` is
-    over; then they count as any other failure. On Airflow 3.3 the first uses a retry, and the second is "anything
+    On Airflow 3.4 and later, the first two use no retry: the task waits as ``up_for_reschedule``, until ``patience`` is
+    over; then they count as any other failure. On Airflow 3.3, the first uses a retry, and the second is "anything
     else".
 
-    An error of your own that was raised ``from`` one of this package counts as that, and an upload that gave up because
-    of a 503 waits as that says. There are never more tries than ``retries``. To ask other policies as well, put this
-    one into Airflow 3.4's ``ChainRetryPolicy``: it has no opinion on errors that are not Roughy's.
+    An error of your own that was raised ``from`` one of this package counts as that one, and an upload that gave up
+    because of a 503 waits as after a 503. There are never more tries than ``retries``. To combine it with other
+    policies, put it into Airflow 3.4's ``ChainRetryPolicy``: it makes no decision on errors that are not Roughy's.
 
-    :param shortest: The shortest pause, whatever Roughy asks for: a task that starts costs more than a request.
-    :param longest: The longest one.
+    :param shortest: The shortest pause, whatever Roughy requests: the start of a task costs more than a request.
+    :param longest: The longest pause.
     :param patience: How long after its first reschedule a try is still rescheduled (Airflow 3.4).
     :raises ValueError: If ``shortest`` is negative or longer than ``longest``, or ``patience`` is not positive.
     :raises RuntimeError: On import, before Airflow 3.3.
@@ -73,16 +73,16 @@ class RoughyRetryPolicy(RetryPolicy):
     def evaluate(
         self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
     ) -> RetryDecision:
-        """Decide what follows from an error, as Airflow asks on the worker."""
+        """Return the decision about an error. Airflow calls this on the worker."""
         errors = list(_causes(exception))
-        # What it was raised from may be final, and it is not: an upload that is gone is begun anew.
+        # Only the error itself decides, not its causes: an upload that is gone has a final cause, but is started anew.
         if errors and errors[0].final:
             return RetryDecision.fail(f"No retry can fix this: {errors[0]}")
         for error in errors:
             if isinstance(error, RoughyApiError) and error.retry_after is not None:
                 delay = max(self.shortest, min(timedelta(seconds=error.retry_after), self.longest))
                 return self._later(delay, f"Roughy asked to wait {error.retry_after:.0f} s: {error}")
-            if _CAN_RESCHEDULE and _asks_for_time(error):
+            if _CAN_RESCHEDULE and _is_not_ready_yet(error):
                 return self._later(None, f"Roughy asked to come back later: {error}")
         return RetryDecision.default()
 
@@ -94,24 +94,24 @@ class RoughyRetryPolicy(RetryPolicy):
         return RetryDecision.retry(delay, reason)
 
     def serialize(self) -> dict[str, Any]:
-        """Return its settings in seconds, although Airflow stores only that there is a policy."""
+        """Return its settings in seconds. Airflow currently stores only that there is a policy."""
         return {name: value.total_seconds() for name, value in vars(self).items()}
 
     @classmethod
     def deserialize(cls, data: dict[str, Any]) -> RoughyRetryPolicy:
-        """Make it again from its settings."""
+        """Create it from its settings."""
         return cls(**{name: timedelta(seconds=seconds) for name, seconds in data.items()})
 
 
-def _asks_for_time(error: RoughyError) -> bool:
-    """Whether an error without ``Retry-After`` says that Roughy, or a gateway before it, is only not ready yet."""
+def _is_not_ready_yet(error: RoughyError) -> bool:
+    """Return whether an error without ``Retry-After`` means that Roughy, or a gateway before it, is not ready yet."""
     if isinstance(error, (RoughyRateLimitError, RoughyAssetProcessingError)):
         return True
     return isinstance(error, RoughyApiError) and error.status == 503
 
 
 def _causes(exception: BaseException) -> Iterator[RoughyError]:
-    """Yield the errors of this package that an error is, or was raised from; itself first."""
+    """Yield the errors of this package among an error and its causes, the error itself first."""
     seen: set[int] = set()
     now: BaseException | None = exception
     while now is not None and id(now) not in seen:

@@ -294,7 +294,7 @@ def _text(name: str, value: Any) -> str | None:
 
 
 def _meant(name: str) -> str | None:
-    """Return the field that a name of the extra is a misspelling of, if it looks like one."""
+    """Return the field of the extra that a name is probably a misspelling of, if there is one."""
 
     def bare(name: str) -> str:
         return re.sub(r"\W|_", "", name.lower().removeprefix("extra__roughy__"))

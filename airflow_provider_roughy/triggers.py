@@ -241,7 +241,7 @@ class RoughyRenderTrigger(RoughyTrigger):
     """Waits in a triggerer until a render is completed or failed, and can cancel it if its task is killed meanwhile.
 
     :param render_id: The render.
-    :param cancel_on_kill: Whether to cancel the render when somebody marks the waiting task as failed or as a success.
+    :param cancel_on_kill: Whether to cancel the render when a user marks the waiting task as failed or as a success.
         It stays if the task is cleared, as the next start finds it, if the triggerer stops, and if another task of the
         triggerer waits for it.
     :param options: As of :class:`RoughyTrigger`.
@@ -274,7 +274,7 @@ class RoughyRenderTrigger(RoughyTrigger):
             raise
 
     async def on_kill(self) -> None:
-        """Cancel the render if Airflow says that the task has ended.
+        """Cancel the render if the task has ended, by its state in Airflow.
 
         Airflow also stops a trigger that moves to another triggerer, and 3.3 may take that for a kill.
         """
@@ -306,7 +306,7 @@ class RoughyRenderTrigger(RoughyTrigger):
 
 
 class RoughyAssetsReadyTrigger(BaseEventTrigger):
-    """Creates an event of an Airflow ``Asset`` when assets of Roughy have become ready, whoever uploaded them.
+    """Creates an event of an Airflow ``Asset`` when assets of Roughy have become ready, however they were uploaded.
 
     For an ``AssetWatcher`` of Airflow 3. The payload of an event is asset ids by state, ``{"ready": [...]}``, the
     oldest first, at most 1,000 of each state: all assets that have reached the state since the first start and were not
@@ -315,7 +315,7 @@ class RoughyAssetsReadyTrigger(BaseEventTrigger):
 
     The trigger never ends. All triggers of one event loop that use the same connection share one poll.
 
-    :param ledger: The folder that remembers which assets were taken, and when the watch began: a local path that
+    :param ledger: The folder that remembers which assets were taken, and when the watch started: a local path that
         triggerers and workers share, or a URI that Airflow's object storage knows. Each DAG that has to get all assets
         needs a ledger of its own.
     :param ledger_conn_id: The Airflow connection of that storage.

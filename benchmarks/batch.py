@@ -24,7 +24,7 @@ from benchmarks.servers import KEY, Scratch, Server, emulated, sink, tls_sink
 from harness.airflow import LocalAirflow
 
 #: Files of a folder, of which the most are uploaded once, for their memory.
-_COUNTS, _MOST = (100, 1000), 10_000
+_COUNTS, _MAX_FILES = (100, 1000), 10_000
 #: A recording of some 46 KB.
 _RECORDING = ROOT / "demo" / "media" / "interview.mp3"
 _LARGE_FILES, _LARGE = 20, 256 * MIB
@@ -63,14 +63,14 @@ def run(scratch: Scratch, *, say: Callable[[str], None]) -> tuple[list[str], lis
     :returns: Tables and targets.
     """
     small = {count: _small(scratch, count, say) for count in _COUNTS}
-    say(f"batch: {_MOST:,} files")
-    with _folder(scratch, _MOST) as folder:
-        most = _measure(scratch, OURS, folder, _MOST)
+    say(f"batch: {_MAX_FILES:,} files")
+    with _folder(scratch, _MAX_FILES) as folder:
+        most = _measure(scratch, OURS, folder, _MAX_FILES)
     on_airflow = _on_airflow(scratch, say)
     large = {name: _large(scratch, serve, name, say) for name, serve in (("sink", sink), ("sink over TLS", tls_sink))}
     tables = [
         *(_table(f"{count:,} files of 46 KB", results, SCRIPT) for count, results in small.items()),
-        _table(f"{_MOST:,} files of 46 KB", {OURS: [most]}, OURS),
+        _table(f"{_MAX_FILES:,} files of 46 KB", {OURS: [most]}, OURS),
         *(_table(f"{count:,} files on Airflow", results, ONE_TASK) for count, results in on_airflow.items()),
         *(_table(f"{_LARGE_TITLE}, {name}", results, CURL) for name, results in large.items()),
     ]
@@ -222,7 +222,7 @@ def _targets(small: Results, most: Cost, on_airflow: dict[int, Results], large: 
         yield Target(f"{what} of a script's, 1,000 files", 1.15, ratio)
     growth = max(cost.growth for cost in small[OURS]) / MIB
     yield Target("MiB over an idle task, 1,000 files", 60, growth)
-    yield Target(f"MiB more, {_MOST:,} files", 40, most.growth / MIB - growth)
+    yield Target(f"MiB more, {_MAX_FILES:,} files", 40, most.growth / MIB - growth)
     [mapped], [ours] = on_airflow[100][MAPPED], on_airflow[1000][ONE_TASK]
     for what, times in (("wall", 12), ("cpu", 20)):
         value = attrgetter(what)

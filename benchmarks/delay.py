@@ -18,7 +18,7 @@ from benchmarks.processes import end_with_parent
 
 _BLOCK_BYTES = 256 * 1024
 #: Bytes on the way in one direction: at 20 ms, more than 3 GiB/s.
-_MOST_BYTES = 64 * 1024**2
+_MAX_BYTES = 64 * 1024**2
 
 
 class _Line:
@@ -49,7 +49,7 @@ class _Line:
                 data = b""
             due = max(time.monotonic(), self._opened) + self._seconds
             with self._changed:
-                self._changed.wait_for(lambda: self._bytes < _MOST_BYTES)
+                self._changed.wait_for(lambda: self._bytes < _MAX_BYTES)
                 self._blocks.append((due, data))
                 self._bytes += len(data)
                 self._changed.notify_all()

@@ -32,7 +32,7 @@ _SETTLING = 1.2
 #: Seconds between two looks at the event loop's lag.
 _TICK = 0.005
 #: Seconds from the measurement to the last event, at most.
-_PATIENCE = 240.0
+_TIMEOUT = 240.0
 #: States in which the peers wait on.
 _WAITING = ("pending_upload", "processing")
 
@@ -186,7 +186,7 @@ async def _measure(make: Factory, ids: Sequence[str], *, interval: float, rounds
     spent = time.process_time() - cpu
     async with ticker:
         _tell(begin=begin, end=time.time(), cpu=spent, growth=memory("VmRSS") - resident, early=len(events))
-        await asyncio.wait(tasks, timeout=_PATIENCE)
+        await asyncio.wait(tasks, timeout=_TIMEOUT)
     _tell(events=events, **{name: [percentile(lags, 99), max(lags)] for name, lags in ticker.found.items()})
 
 

@@ -28,7 +28,7 @@ _TITLES = {
 #: Seconds between two looks, by the number of waiters. The emulator answers some 200 requests a second.
 _INTERVALS = {10: 1.0, 100: 2.0, 1000: 8.0, 5000: 8.0, 10_000: 16.0}
 #: With more waiters, the peers would ask more than that.
-_MOST_OF_PEERS = 1000
+_MAX_PEER_WAITERS = 1000
 #: Intervals in which all assets are processing, in which some settle one by one, and until their events are there.
 _ROUNDS, _TRICKLE, _PAUSE = 2.2, 1.0, 1.5
 #: The share of the assets that settle one by one; the others settle at once.
@@ -75,7 +75,7 @@ def run(scratch: Scratch, *, say: Callable[[str], None]) -> tuple[list[str], lis
     for count in _INTERVALS:
         for way in _TITLES:
             say(f"waiting: {count:,} with {_TITLES[way]}")
-            left_out = (way != OURS and count > _MOST_OF_PEERS) or (way == CUTS and count < _MOST_OF_PEERS)
+            left_out = (way != OURS and count > _MAX_PEER_WAITERS) or (way == CUTS and count < _MAX_PEER_WAITERS)
             waits[count, way] = None if left_out else _wait(scratch, way, count)
     return [_cost_table(waits), _delay_table(waits)], list(_targets(waits))
 
@@ -178,7 +178,7 @@ def _cost_table(waits: Waits) -> str:
         rows.append([f"{count:,}", _TITLES[way], *(values or ["-"] * (len(header) - 2))])
     title = (
         "waiting: a round while all are processing; lag in all other rounds, first and last too, own: at work itself; "
-        f"-: left out, more than {_MOST_OF_PEERS:,} GETs a round are too many for the emulator"
+        f"-: left out, more than {_MAX_PEER_WAITERS:,} GETs a round are too many for the emulator"
     )
     return table(title, header, rows)
 

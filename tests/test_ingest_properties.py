@@ -25,7 +25,7 @@ from tests.zygote import Told, Zygote
 
 SIZE = 40_000
 #: A try has about 60 steps that others can see, and 30 more for each recording. One that ends before is not killed.
-MOST_STEPS = 200
+MAX_STEPS = 200
 
 # Seconds; a hundred nights on a busy machine.
 pytestmark = pytest.mark.timeout(1800)
@@ -79,7 +79,7 @@ def tries() -> st.SearchStrategy[dict[str, Any]]:
         {
             "night": st.sampled_from(["night 1", "night 2", "night 3"]),
             "after": st.just(0.0) | st.floats(0.0, 0.05),
-            "dies_at": st.none() | st.integers(0, MOST_STEPS // 2) | st.integers(0, MOST_STEPS),
+            "dies_at": st.none() | st.integers(0, MAX_STEPS // 2) | st.integers(0, MAX_STEPS),
             "parallel": st.sampled_from([1, 3]),
             "clock": st.sampled_from([0.0, 0.0, 0.0, 3600.0, -3600.0]),
             "lag": st.sampled_from([False, False, False, True]),

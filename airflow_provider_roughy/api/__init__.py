@@ -1,7 +1,7 @@
-"""Roughy's HTTP API as data: one function an endpoint, each returning a :class:`Call`; a file a tag of the API.
+"""Roughy's HTTP API as data: one function for each endpoint, which returns a :class:`Call`; one module for each tag.
 
-The facts are those of docs.roughy.ai, "API reference", v1; where the pages are silent the parsers are liberal (any 2xx
-of a DELETE, unknown fields, unknown states).
+It follows docs.roughy.ai, "API reference", v1. Where the pages are silent, the parsers are liberal: they accept any 2xx
+of a DELETE, unknown fields and unknown states.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ class RoughyAsset(Resource):
 
     :param duration_seconds: Decimal seconds as text, e.g. ``"324.412"``; ``None`` until measured.
     :param size_bytes: ``None`` while the state is ``pending_upload``.
-    :param upload_url: Where the bytes go; a secret.
-    :param download_url: A signed link of about 15 minutes; a secret.
+    :param upload_url: The URL of its upload; a secret.
+    :param download_url: A signed link, valid for about 15 minutes; a secret.
     """
 
     project_id: str
@@ -62,7 +62,7 @@ class RoughyAsset(Resource):
 
     @property
     def file_name(self) -> str:
-        """What its original is called in a folder."""
+        """The file name of its original in a folder."""
         return file_name(self.id, self.extension)
 
 
@@ -88,7 +88,7 @@ def list_assets(
 def create_asset(project_id: str, size_bytes: int, *, language: str | None = None) -> Call[RoughyAsset]:
     """Create an asset and open its upload: ``POST /v1/assets``.
 
-    There is no idempotency key: every call makes an asset.
+    There is no idempotency key: every request creates an asset.
 
     :param project_id: The project it belongs to.
     :param size_bytes: The exact size of the upload, 64 bytes to 50 GiB.
@@ -106,7 +106,7 @@ def create_asset(project_id: str, size_bytes: int, *, language: str | None = Non
     def parse(reply: Reply) -> RoughyAsset:
         made = read_json(reply)
         if isinstance(made, dict):
-            # The Location header carries the same URL (API page "Create an asset"). And an asset that is known can be
+            # The Location header has the same URL (API page "Create an asset"). And an asset whose id is known can be
             # deleted, whatever else its reply lacks.
             known = {"upload_url": reply.headers.get("location"), "project_id": body["project_id"]}
             made |= {name: value for name, value in known.items() if not made.get(name)}
@@ -116,7 +116,7 @@ def create_asset(project_id: str, size_bytes: int, *, language: str | None = Non
 
 
 def delete_asset(asset_id: str) -> Call[None]:
-    """Remove an asset and everything derived from it, at once and for good: ``DELETE /v1/assets/{asset_id}``."""
+    """Delete an asset and everything derived from it, immediately and permanently: ``DELETE /v1/assets/{asset_id}``."""
     return Call(Request("DELETE", f"/v1/assets/{resource_id('asset_id', asset_id)}"), parse_nothing)
 
 

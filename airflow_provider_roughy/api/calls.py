@@ -1,7 +1,7 @@
-"""What every file of the API is made of: a call, its request, its reply, and the parsers' common parts.
+"""The types of API calls: a call, its request, its reply, and the common parts of the parsers.
 
-A call is the request to send and the parser of its reply. Nothing here touches the network or a clock; ``http/``
-drives calls, in sync or async code alike.
+A call is the request to send and the parser of its reply. This module uses neither the network nor a clock; ``http/``
+sends calls, in sync or async code alike.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ R = TypeVar("R", bound="Resource")
 
 #: The longest page of a list (API page "List assets").
 PAGE_SIZE = 100
-#: Seconds; a longer ``Retry-After`` says the same.
-_LONGEST_RETRY_AFTER = 365 * 86400.0
-#: Characters of a URL; a longer one is taken for none.
-_LONGEST_URL = 100_000
+#: Seconds; a longer ``Retry-After`` is shortened to this.
+_MAX_RETRY_AFTER = 365 * 86400.0
+#: Characters of a URL; a longer one is discarded.
+_MAX_URL = 100_000
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Request:
     :param target: A path under the connection's base URL, or an absolute URL.
     :param params: The query.
     :param json: The body, as JSON.
-    :param headers: Headers beside the key's and the client's own.
-    :param content: The body, as blocks of bytes; ``headers`` then hold its ``Content-Length``.
-    :param longest_reply: Bytes that the reply may have, unpacked; ``None`` for as many as any other.
+    :param headers: Headers besides the key's and the client's own.
+    :param content: The body, as blocks of bytes; ``headers`` then have its ``Content-Length``.
+    :param longest_reply: The maximum number of bytes of the decompressed reply; ``None`` for the client's default.
     """
 
     method: str
@@ -58,7 +58,7 @@ class Request:
     longest_reply: int | None = None
 
     def __str__(self) -> str:
-        """Name it in an error: method and path; of a URL that Roughy handed out, not the part that is a secret."""
+        """Return method and path, for errors; of a URL from a reply, only the part that is not secret."""
         path = re.split(r"[?#]", self.target, maxsplit=1)[0]
         if not path.startswith("/"):
             path = "/" + path.partition("://")[2].partition("/")[2].rpartition("/")[0]
@@ -68,13 +68,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply as it came.
+    """A reply, not decoded.
 
     :param status: The HTTP status.
     :param headers: Its headers, with lower-case names.
     :param body: Its body.
-    :param whole: Whether it is certain that nothing is missing at its end. A body whose length no header tells ends
-        where the connection does, for whatever reason; of a packed one, a member may be missing.
+    :param whole: Whether it is certain that the body is complete. Without a header with its length, a body ends when
+        the connection is closed, for whatever reason; of a compressed one, a member may be missing.
     """
 
     status: int
@@ -84,7 +84,7 @@ class Reply:
 
     @property
     def request_id(self) -> str | None:
-        """Roughy's name for this exchange, to give to its support."""
+        """Roughy's id of the request, for its support."""
         return decode.text(self.headers.get("x-request-id"))
 
 
@@ -92,9 +92,9 @@ class Reply:
 class Call(Generic[T]):
     """A request and the parser of its reply.
 
-    :param request: What to send.
-    :param parse: Makes the value of a 2xx reply.
-    :param idempotent: Whether sending it twice does no more than sending it once.
+    :param request: The request.
+    :param parse: Returns the value of a 2xx reply.
+    :param idempotent: Whether sending it twice has the same effect as sending it once.
     """
 
     request: Request
@@ -103,10 +103,10 @@ class Call(Generic[T]):
 
 
 def decipher(call: Call[T], reply: Reply, *, conn_id: str | None = None) -> T:
-    """Return the value of a reply, or raise what went wrong.
+    """Return the value of a reply, or raise its error.
 
-    :param call: What was asked.
-    :param reply: What came back.
+    :param call: The call.
+    :param reply: The reply.
     :param conn_id: The Airflow connection that was used, which errors name.
     :raises RoughyApiError: The subclass that fits Roughy's error.
     :raises RoughyProtocolError: If the reply breaks the contract.
@@ -114,7 +114,7 @@ def decipher(call: Call[T], reply: Reply, *, conn_id: str | None = None) -> T:
     if 200 <= reply.status < 300:
         try:
             return call.parse(reply)
-        except Exception as err:  # Whatever a parser stumbles over: deep nesting, a number beyond all bounds.
+        except Exception as err:  # A parser may raise anything: for deep nesting, for a number beyond all bounds.
             raise _broken(call.request, reply, f"{type(err).__name__}: {err}") from err
     if reply.status < 400:
         raise _broken(call.request, reply, "a redirect, which is not followed")
@@ -140,7 +140,7 @@ def _error(request: Request, reply: Reply, conn_id: str | None) -> RoughyApiErro
             for entry in (entries if isinstance(entries, list) else ())
             if isinstance(entry, dict)
         ]
-    except Exception:  # A proxy's page, a HEAD, whose reply has no body, or what nobody thought of.
+    except Exception:  # A proxy's page, the reply to a HEAD (which has no body), or anything unexpected.
         code, message, details = None, "", []
     return api_error(
         str(request),
@@ -150,13 +150,13 @@ def _error(request: Request, reply: Reply, conn_id: str | None) -> RoughyApiErro
         fields=details,
         request_id=reply.request_id,
         retry_after=retry_after(reply),
-        # Without a code it is not Roughy's own error.
+        # Without a code, the error is not Roughy's own.
         hint="" if code is None else _hint(request, reply.status, conn_id),
     )
 
 
 def _hint(request: Request, status: int, conn_id: str | None) -> str:
-    """Return what to check after an error of Roughy, in which connection; empty if the error's class says it all."""
+    """Return what to check after an error of Roughy, in which connection; empty if the error's class has a hint."""
     if conn_id and status in (401, 403):
         return f"Check the API key, which is the password of the Airflow connection {conn_id!r}"
     project_id = _project_of(request)
@@ -177,23 +177,23 @@ def _project_of(request: Request) -> str | None:
 
 
 def retry_after(reply: Reply) -> float | None:
-    """Return how many seconds Roughy asks to wait, from either form of ``Retry-After`` (RFC 9110, 10.2.3).
+    """Return the seconds of ``Retry-After``, in either of its forms (RFC 9110, 10.2.3).
 
-    A date is measured against the reply's own ``Date``, so that no clock but the server's counts.
+    A date is compared with the reply's own ``Date``, so that only the server's clock matters.
     """
     value = reply.headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit():
-        return min(float(value), _LONGEST_RETRY_AFTER)
+        return min(float(value), _MAX_RETRY_AFTER)
     until, now = decode.http_date(value), decode.http_date(reply.headers.get("date"))
     if until is None or now is None:
         return None
-    return min(max(0.0, (until - now).total_seconds()), _LONGEST_RETRY_AFTER)
+    return min(max(0.0, (until - now).total_seconds()), _MAX_RETRY_AFTER)
 
 
 def is_page(headers: Mapping[str, str]) -> bool:
-    """Return whether a body is a web page, which a proxy or a login page sends in the place of a file.
+    """Return whether a body is a web page, which a proxy or a login page sends instead of a file.
 
-    :param headers: Of the reply, with lower-case names.
+    :param headers: The headers of the reply, with lower-case names.
     """
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     return kind in ("text/html", "application/xhtml+xml")
@@ -203,32 +203,33 @@ def is_page(headers: Mapping[str, str]) -> bool:
 
 
 def secret() -> Any:
-    """Declare a field of a resource that is a secret, such as a signed URL: neither its ``repr`` nor XCom shows it.
+    """Declare a field of a resource that is a secret, such as a signed URL: it is in neither ``repr`` nor XCom.
 
-    Nor is it compared: each answer has a link of its own to the same file.
+    It is not compared either, because each reply has a different link to the same file.
     """
-    # Airflow's masker is not told of it: it forgets nothing, so that a triggerer would fill it for months, and compiles
-    # all that it knows anew for each secret. 100 signed URLs cost it 3 s of a processor, 200 of them 12 s.
+    # It is not registered with Airflow's masker, which forgets nothing, so that it would grow for months in a
+    # triggerer, and which compiles all its secrets again for each new one: 100 signed URLs take 3 s of CPU, 200 of
+    # them 12 s.
     return field(default=None, repr=False, compare=False, metadata={"secret": True})
 
 
 def _url(value: Any) -> str | None:
-    """Decode a URL, which is of no use if it is changed."""
-    return value if isinstance(value, str) and decode.text(value, limit=_LONGEST_URL) == value else None
+    """Decode a URL; ``None`` if decoding would change it, because it would not work then."""
+    return value if isinstance(value, str) and decode.text(value, limit=_MAX_URL) == value else None
 
 
 def _moment(value: Any) -> str | None:
-    """Decode a date-time that stays as Roughy wrote it."""
+    """Decode a date-time, and keep it as Roughy wrote it."""
     return value if decode.timestamp(value) is not None else None
 
 
 def _object(value: Any) -> dict[str, Any]:
-    """Decode an object, of whatever members."""
+    """Decode an object with any members."""
     found = decode.plain(value)
     return found if isinstance(found, dict) else {}
 
 
-#: What decodes a field, by its annotation, unless the name or the class says something else.
+#: The decoders of fields by annotation, unless there is one for the name or in the class.
 _BY_TYPE: Mapping[str, Callable[[Any], Any]] = {
     "str": decode.text,
     "int": decode.integer,
@@ -255,7 +256,7 @@ class _Field:
     """How a field of a resource is decoded.
 
     :param name: Its name.
-    :param decode: Returns its value, or ``None`` where there is none.
+    :param decode: Returns its value, or ``None`` if it has none.
     :param required: Whether a reply must have it.
     :param nullable: Whether it may be ``None``.
     """
@@ -268,17 +269,17 @@ class _Field:
 
 @dataclass(frozen=True)
 class Resource:
-    """What the API's resources have in common. Fields that this version does not know are ignored.
+    """The base of the API's resources. Unknown fields are ignored.
 
     :param id: The resource.
     """
 
     id: str
 
-    #: The ``X-Request-Id`` of the answer; not a field of the API.
+    #: The ``X-Request-Id`` of the reply; not a field of the API.
     request_id: str | None = field(default=None, repr=False, compare=False, kw_only=True)
 
-    #: What decodes fields of this class alone.
+    #: The decoders of fields of this class.
     _decoders: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
 
     @classmethod
@@ -296,11 +297,11 @@ class Resource:
 
     @classmethod
     def from_json(cls, body: Any, *, request_id: str | None = None) -> Self:
-        """Make one of a reply's JSON. A field of another type than the API's becomes ``None`` or text, and is logged.
+        """Create one from a reply's JSON. A field of an unexpected type becomes ``None`` or text, and is logged.
 
         :param body: The JSON.
         :param request_id: The ``X-Request-Id`` of the reply.
-        :raises ValueError: If it is no object, or a field that the API requires is missing or cannot be decoded.
+        :raises ValueError: If it is not an object, or a field that the API requires is missing or cannot be decoded.
         """
         if not isinstance(body, dict):
             raise ValueError("not an object")
@@ -320,20 +321,20 @@ class Resource:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON, fit for XCom: every field but the secrets."""
+        """Return plain JSON for XCom: every field but the secrets."""
         shown = [each.name for each in fields(self) if not each.metadata.get("secret") and each.name != "request_id"]
         return {name: getattr(self, name) for name in shown}
 
     def serialize(self) -> dict[str, Any]:
-        """Return what Airflow stores of an XCom, without the secrets. Airflow calls this for what a task returns."""
+        """Return what Airflow stores as an XCom, without the secrets. Airflow calls this for the values of tasks."""
         return {**self.to_dict(), "request_id": self.request_id}
 
     @classmethod
     def deserialize(cls, data: dict[str, Any], version: int) -> Self:
-        """Return what Airflow has stored. Airflow calls this if ``[core] allowed_deserialization_classes`` allows it.
+        """Return a resource that Airflow has stored. Airflow calls it if ``allowed_deserialization_classes`` allows it.
 
-        :param data: What :meth:`serialize` has returned.
-        :param version: Of the class, as Airflow stored it.
+        :param data: The result of :meth:`serialize`.
+        :param version: The version of the class, as Airflow stored it.
         """
         return cls(**data)
 
@@ -343,11 +344,11 @@ class Page(Generic[T]):
     """One page of a list (API page "List assets").
 
     :param items: The items, newest first, without those that cannot be decoded.
-    :param total: How many match in all.
-    :param limit: How many were asked for.
-    :param offset: How many were passed over.
-    :param ids: What tells each entry from the others, in their order, also of those that cannot be decoded; empty for
-        the ids of ``items``.
+    :param total: The number of all entries that match.
+    :param limit: The requested number of items.
+    :param offset: The requested offset.
+    :param ids: A unique key of each entry, in order, including entries that cannot be decoded; empty for the ids of
+        ``items``.
     """
 
     items: list[T]
@@ -362,21 +363,21 @@ class Page(Generic[T]):
 
     @property
     def end(self) -> int:
-        """Behind how many entries of the list it ends."""
+        """The offset after its last entry."""
         return self.offset + len(self.ids)
 
     @property
     def next_offset(self) -> int | None:
-        """Where the next page starts, or ``None`` after the last one."""
+        """The offset of the next page, or ``None`` after the last one."""
         return self.end if self.ids and self.end < self.total else None
 
 
 def resource_id(name: str, value: str) -> str:
-    """Spell the id of a resource as Roughy does: a UUID in lower case.
+    """Return the id of a resource in Roughy's spelling: a UUID in lower case.
 
-    :param name: What the user calls it.
+    :param name: The parameter's name.
     :param value: The id, in any spelling of a UUID.
-    :raises RoughyConfigurationError: If it is none.
+    :raises RoughyConfigurationError: If it is not a UUID.
     """
     try:
         return str(UUID(value))
@@ -385,18 +386,18 @@ def resource_id(name: str, value: str) -> str:
 
 
 def file_name(id: str, extension: Any) -> str:
-    """Return what a file of a resource is called in a folder: its id, which is its own, and its extension.
+    """Return the file name of a resource in a folder: its id, which is unique, and its extension.
 
     :param id: The resource.
-    :param extension: Without a dot. Roughy's word, of which only what can be no path is taken.
+    :param extension: Roughy's extension, without a dot; ignored if it could change the path.
     """
     return f"{id}.{extension}" if re.fullmatch(r"[A-Za-z0-9]{1,16}", str(extension or "")) else id
 
 
 def read_json(reply: Reply) -> Any:
-    """Return the JSON of a reply, whose values are still to be decoded.
+    """Return the JSON of a reply, whose values are not decoded.
 
-    :raises ValueError: If it is none.
+    :raises ValueError: If the body is not JSON.
     """
     return decode.loads(reply.body)
 
@@ -408,7 +409,7 @@ def page_params(limit: int, offset: int, *, state: str | None = None, **ids: str
     :param offset: After this many.
     :param state: Only those in one state.
     :param ids: Only those of these resources, by the name of the parameter.
-    :raises RoughyConfigurationError: If one of them is no id, or the state no text.
+    :raises RoughyConfigurationError: If an id is not a UUID, or the state is not text.
     """
     params: dict[str, str | int] = {"limit": limit, "offset": offset}
     params |= {name: resource_id(name, id) for name, id in ids.items() if id is not None}
@@ -416,7 +417,7 @@ def page_params(limit: int, offset: int, *, state: str | None = None, **ids: str
 
 
 def parse_nothing(reply: Reply) -> None:
-    """Take any reply for an answer."""
+    """Accept any reply."""
 
 
 def parse_as(cls: type[R]) -> Callable[[Reply], R]:
@@ -427,9 +428,9 @@ def parse_as(cls: type[R]) -> Callable[[Reply], R]:
 def parse_page_of(cls: type[R], *, limit: int, offset: int) -> Callable[[Reply], Page[R]]:
     """Return the parser of a page.
 
-    :param cls: Its items.
-    :param limit: What was asked for; what the reply repeats of it counts for nothing.
-    :param offset: Likewise.
+    :param cls: The class of its items.
+    :param limit: The requested number of items; the one in the reply is ignored.
+    :param offset: The requested offset, likewise.
     """
 
     def parse(reply: Reply) -> Page[R]:
@@ -442,13 +443,13 @@ def parse_page_of(cls: type[R], *, limit: int, offset: int) -> Callable[[Reply],
 def page_of(cls: type[R], entries: Any, total: Any, reply: Reply, *, limit: int, offset: int) -> Page[R]:
     """Return a page without the entries that cannot be decoded, each of which is logged once.
 
-    :param cls: Its items.
-    :param entries: The entries as they came.
-    :param total: How many match in all, as it came. Without it, a full page is taken not to be the last one.
-    :param reply: The reply that they came with.
-    :param limit: How many were asked for.
-    :param offset: How many were passed over.
-    :raises ValueError: If there is no array of entries.
+    :param cls: The class of its items.
+    :param entries: The entries of the reply.
+    :param total: The reply's number of all entries that match. Without it, a full page counts as not the last one.
+    :param reply: The reply.
+    :param limit: The requested number of items.
+    :param offset: The requested offset.
+    :raises ValueError: If ``entries`` is not an array.
     """
     if not isinstance(entries, list):
         raise ValueError("no array of items")
@@ -457,7 +458,7 @@ def page_of(cls: type[R], entries: Any, total: Any, reply: Reply, *, limit: int,
     for entry in entries:
         try:
             item = cls.from_json(entry, request_id=request_id)
-        except Exception as error:  # A page is not to be stopped by whatever one of its entries is.
+        except Exception as error:  # One entry must not fail the page, whatever it is.
             ids.append(_name_of(entry) or repr(decode.plain(entry)))
             decode.report_once(
                 "Skipped %s %s of a list, which cannot be decoded: %s",
@@ -474,12 +475,12 @@ def page_of(cls: type[R], entries: Any, total: Any, reply: Reply, *, limit: int,
 
 
 def sendable_text(name: str, value: Any, *, most: int | None = None) -> str:
-    """Return text that a user wants to send, if it can be: Airflow's database may not store what Roughy repeats of it.
+    """Return text for a request if Roughy may repeat it in a reply: Airflow's database cannot store every text.
 
-    :param name: What the user calls it.
+    :param name: The parameter's name.
     :param value: The text.
-    :param most: Characters that it may have.
-    :raises RoughyConfigurationError: If it is no text, too long, or holds NUL or half of a surrogate pair.
+    :param most: The maximum number of characters.
+    :raises RoughyConfigurationError: If it is not text, too long, or has NUL or half of a surrogate pair.
     """
     if not isinstance(value, str) or (most is not None and len(value) > most):
         what = f"{len(value)} characters" if isinstance(value, str) else repr(value)
@@ -492,11 +493,11 @@ def sendable_text(name: str, value: Any, *, most: int | None = None) -> str:
 
 
 def sendable(name: str, value: Any) -> Any:
-    """Return JSON that a user wants to send, if it can be.
+    """Return JSON for a request if Roughy may repeat it in a reply.
 
-    :param name: What the user calls it.
+    :param name: The parameter's name.
     :param value: The JSON.
-    :raises RoughyConfigurationError: If it is none, or holds what no database stores.
+    :raises RoughyConfigurationError: If it is not JSON, or has parts that no database can store.
     """
     if isinstance(value, str):
         return sendable_text(name, value)

@@ -1,4 +1,4 @@
-"""Credits: what work is paid with."""
+"""Credits, and the ledger of their changes."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RoughyCreditEntry(Resource):
-    """An entry of the credit ledger, which is only ever added to (page "Credit ledger").
+    """An entry of the credit ledger, which is append-only (page "Credit ledger").
 
     :param type: ``consume_asset``, ``topup``, ``refund``, ``adjustment`` or ``expiry``.
-    :param delta: Credits, negative if they were spent.
+    :param delta: Credits; negative if they were spent.
     :param asset_id: The asset that they were spent on.
-    :param grant_id: The grant that they came from or went with.
-    :param stripe_invoice_id: The invoice that they were bought with.
+    :param grant_id: The grant that they belong to.
+    :param stripe_invoice_id: The invoice that paid for them.
     """
 
     type: str

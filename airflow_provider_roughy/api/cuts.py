@@ -1,4 +1,4 @@
-"""Cuts: what is kept of an asset, and the files that tell an editor or a player of it."""
+"""Cuts: the kept parts of an asset, and their export as timelines and captions."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 #: The longest script, in characters (API page "Cut an asset").
 MAX_SCRIPT_CHARACTERS = 100_000
-#: Bytes. An export is kept in memory; a day of captions has some 15 MiB.
-_LONGEST_EXPORT = 64 * 1024 * 1024
+#: Bytes. An export is kept in memory; the captions of a day have about 15 MiB.
+_MAX_EXPORT_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class RoughyCut(Resource):
     """A cut, with the API's own field names (API pages "Get a cut", "List cuts").
 
-    :param script: What it was made with, as it was when it was made.
+    :param script: The script at the time of its creation.
     """
 
     asset_id: str
@@ -55,11 +55,11 @@ class RoughyCut(Resource):
 
 @dataclass(frozen=True)
 class RoughyExport:
-    """A file made of a cut: an editor's timeline, or captions.
+    """A file exported from a cut: an editor's timeline, or captions.
 
     :param content: Its bytes.
-    :param content_type: What Roughy calls them.
-    :param filename: What Roughy would name the file, without a folder; ``None`` if it does not say.
+    :param content_type: Its content type.
+    :param filename: Roughy's name for the file, without a folder; ``None`` if the reply has none.
     """
 
     content: bytes = field(repr=False)
@@ -68,10 +68,10 @@ class RoughyExport:
 
 
 def create_cut(asset_id: str, *, script: str | None = None) -> Call[RoughyCut]:
-    """Cut an asset: ``POST /v1/cuts``. The same asset and script find the same cut, so it may be sent again.
+    """Cut an asset: ``POST /v1/cuts``. The same asset and script return the same cut, so the call is idempotent.
 
     :param asset_id: The asset.
-    :param script: What to cut by, up to 100,000 characters.
+    :param script: The script, up to 100,000 characters.
     :raises RoughyConfigurationError: If an argument is out of bounds.
     """
     body: dict[str, Any] = {"asset_id": resource_id("asset_id", asset_id)}
@@ -108,11 +108,11 @@ def list_cuts(
 def export_cut(cut_id: str, format: str, *, frame_rate: float | str | None = None) -> Call[RoughyExport]:
     """Read a cut as an editor's timeline: ``GET /v1/cuts/{cut_id}/export``.
 
-    The documentation names no formats, so Roughy itself refuses what it does not know.
+    The documentation does not list the formats, so Roughy rejects unknown ones.
 
     :param cut_id: The cut.
-    :param format: The format, by Roughy's name for it.
-    :param frame_rate: Frames a second of the timeline, for a recording that has none of its own.
+    :param format: Roughy's name of the format.
+    :param frame_rate: Frames per second of the timeline, for a recording without a frame rate.
     """
     rate = {} if frame_rate is None else {"frame_rate": sendable_text("frame_rate", str(frame_rate))}
     params = {"format": sendable_text("format", format)} | rate
@@ -130,7 +130,7 @@ def export_subtitles(cut_id: str, format: str = "srt") -> Call[RoughyExport]:
 
 
 def _export(path: str, params: Mapping[str, str]) -> Call[RoughyExport]:
-    request = Request("GET", path, params=params, headers={"Accept": "*/*"}, longest_reply=_LONGEST_EXPORT)
+    request = Request("GET", path, params=params, headers={"Accept": "*/*"}, longest_reply=_MAX_EXPORT_BYTES)
     return Call(request, _parse_export)
 
 

@@ -1,7 +1,7 @@
-"""Decode what comes from outside into values that every database of Airflow's stores.
+"""Decode values from outside into values that every database of Airflow can store.
 
-Everything that comes from outside passes here once: replies of the API, webhooks, ledger entries, manifests. Each
-function takes any value, raises nothing, and returns a value of its type, or ``None`` where there is none:
+All values from outside are decoded here: replies of the API, webhooks, ledger entries, manifests. Each function takes
+any value, raises no error, and returns a value of its type, or ``None``:
 
 =================== ================================================================================================
 Function            Returns
@@ -16,16 +16,17 @@ Function            Returns
 :func:`http_date`   the date of an HTTP header, as a ``datetime`` in UTC
 :func:`identifier`  a UUID as Roughy spells it
 :func:`texts`       a list of :func:`text`
-:func:`plain`       any JSON, each part of it decoded so, cut where it is nested deeply or long
+:func:`plain`       any JSON, each part of it decoded, shortened where it is nested deeply or long
 =================== ================================================================================================
 
-:func:`loads` reads JSON for them: numbers that no database stores become ``None`` or text, and do not fail the rest.
-Wherever one of them changes a value or gives up, the caller knows what was read and logs it by :func:`report_once`.
+:func:`loads` reads JSON for them: numbers that no database can store become ``None`` or text, and do not fail the rest.
+If a function changes or discards a value, the caller has the original and logs it with :func:`report_once`.
 
-Why not msgspec or pydantic, which Airflow installs: both pass NUL and numbers of any size, both reject a whole document
-for one field of another type, and msgspec rejects it for half of a surrogate pair too. Airflow 2.11 has no pydantic.
+Why not msgspec or pydantic, which Airflow installs? Both accept NUL and numbers of any size. Both reject a whole
+document for one field of another type, and msgspec rejects it for half of a surrogate pair too. Airflow 2.11 has no
+pydantic.
 
-This module imports nothing of the package, and knows neither network nor clock.
+This module imports nothing of the package, and uses neither network nor clock.
 """
 
 from __future__ import annotations
@@ -41,27 +42,27 @@ from uuid import UUID
 
 #: Characters of a text; a longer one is shortened. It goes into logs, events and Airflow's database.
 TEXT_LIMIT = 2000
-#: What signed 64 bits hold. Databases and Airflow's own messages between its processes hold no more.
+#: The range of signed 64 bits. Databases and Airflow's messages between its processes cannot hold more.
 INTEGER_MIN, INTEGER_MAX = -(2**63), 2**63 - 1
 
 #: Levels of nested JSON that :func:`plain` keeps; Airflow's serialization of XComs ends at 20.
-_MOST_LEVELS = 6
+_MAX_LEVELS = 6
 #: Members of each object and array that :func:`plain` keeps.
-_MOST_MEMBERS = 100
-#: Levels that are parsed where JSON is nested more deeply than Python's parser goes.
+_MAX_MEMBERS = 100
+#: Levels that are parsed of JSON that is nested too deeply for Python's parser.
 _PARSED_LEVELS = 64
-#: Messages that are remembered as logged.
-_MOST_REPORTS = 10_000
+#: How many messages are remembered as logged.
+_MAX_REPORTS = 10_000
 
-#: What PostgreSQL, UTF-8 or both refuse in a text.
+#: Characters that PostgreSQL, UTF-8 or both reject in a text.
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,19}")
-#: What is worked out from them, such as credits, fits 64 bits as well.
+#: Limited so that values calculated from it, such as credits, fit 64 bits as well.
 _DECIMAL = re.compile(r"[+-]?([0-9]{1,15}(\.[0-9]{0,60})?|\.[0-9]{1,60})")
 #: Python takes any character, NUL too, between a date and a time.
 _TIMESTAMP = re.compile(r"[0-9W-]{8,10}([T ][0-9:.,+Z -]{2,50})?")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-#: A string, whose brackets count for nothing, or a bracket.
+#: A string, whose brackets are ignored, or a bracket.
 _BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 
 _log = logging.getLogger(__name__)
@@ -69,10 +70,10 @@ _reported: set[object] = set()
 
 
 def text(value: Any, *, limit: int = TEXT_LIMIT) -> str | None:
-    """Return text that can be stored and logged, or ``None``. A number or a truth value becomes its text.
+    """Return text that can be stored and logged, or ``None``. A number or a boolean becomes its text.
 
     :param value: Anything.
-    :param limit: Characters that it may have, at least 50; a longer one is shortened, and says so at its end.
+    :param limit: The maximum number of characters, at least 50; a longer text is shortened, and marked at its end.
     """
     if not isinstance(value, str):
         if isinstance(value, bool):
@@ -133,7 +134,7 @@ def decimal(value: Any) -> str | None:
 
 
 def boolean(value: Any) -> bool | None:
-    """Return a truth value, or ``None``.
+    """Return a boolean, or ``None``.
 
     :param value: Anything.
     """
@@ -162,7 +163,7 @@ def http_date(value: Any) -> datetime | None:
     try:
         found = parsedate_to_datetime(value)
         return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
-    except Exception:  # Of what is no date, Python's parser has raised almost everything.
+    except Exception:  # For an invalid date, Python's parser may raise almost anything.
         return None
 
 
@@ -182,17 +183,17 @@ def identifier(value: Any) -> str | None:
 
 
 def texts(value: Any, *, limit: int = TEXT_LIMIT) -> list[str] | None:
-    """Return a list of texts without those that are none, or ``None``.
+    """Return a list of texts, without entries that are not text; ``None`` if it is not a list.
 
     :param value: Anything.
-    :param limit: Characters that each may have.
+    :param limit: The maximum number of characters of each.
     """
     if not isinstance(value, list | tuple):
         return None
     return [found for each in value if (found := text(each, limit=limit)) is not None]
 
 
-def plain(value: Any, *, levels: int = _MOST_LEVELS) -> Any:
+def plain(value: Any, *, levels: int = _MAX_LEVELS) -> Any:
     """Return JSON that can be stored: each part decoded, ``None`` for deeper levels, the first 100 members of each.
 
     :param value: Any JSON.
@@ -201,10 +202,10 @@ def plain(value: Any, *, levels: int = _MOST_LEVELS) -> Any:
     if isinstance(value, dict):
         if levels <= 0:
             return None
-        members = list(value.items())[:_MOST_MEMBERS]
+        members = list(value.items())[:_MAX_MEMBERS]
         return {text(str(name)) or "": plain(member, levels=levels - 1) for name, member in members}
     if isinstance(value, list | tuple):
-        return [plain(member, levels=levels - 1) for member in value[:_MOST_MEMBERS]] if levels > 0 else None
+        return [plain(member, levels=levels - 1) for member in value[:_MAX_MEMBERS]] if levels > 0 else None
     if isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -215,11 +216,11 @@ def plain(value: Any, *, levels: int = _MOST_LEVELS) -> Any:
 def loads(body: bytes | str) -> Any:
     """Read JSON.
 
-    Numbers that no database stores do not fail the document: ``NaN`` and ``1e999`` become ``None``, whole numbers of
-    more than 20 digits text. Bytes that are no UTF-8 become U+FFFD, and what is nested too deeply becomes ``None``.
+    Numbers that no database can store do not fail the document: ``NaN`` and ``1e999`` become ``None``, whole numbers of
+    more than 20 digits become text. Bytes that are not UTF-8 become U+FFFD, and too deeply nested parts ``None``.
 
     :param body: The document.
-    :raises ValueError: If it is no JSON.
+    :raises ValueError: If it is not JSON.
     """
     document = body.decode("utf-8-sig", "replace") if isinstance(body, bytes) else body
     try:
@@ -236,18 +237,18 @@ def report_once(message: str, *args: object) -> None:
     """Log a warning, unless this process has logged the same one.
 
     :param message: As for a logger.
-    :param args: Likewise; what comes from outside must be decoded.
+    :param args: As for a logger; values from outside must be decoded.
     """
     if (message, args) in _reported:
         return
-    if len(_reported) >= _MOST_REPORTS:
+    if len(_reported) >= _MAX_REPORTS:
         _reported.clear()
     _reported.add((message, args))
     _log.warning(message, *args)
 
 
 def _without_depths(document: str) -> str:
-    """Put ``null`` in the place of what is nested too deeply."""
+    """Replace too deeply nested parts by ``null``."""
     kept: list[str] = []
     level = start = 0
     for found in _BRACKET.finditer(document):

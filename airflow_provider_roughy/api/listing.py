@@ -1,14 +1,14 @@
-"""Read a list to its end while it changes: the one way in which this package turns pages.
+"""Read a list to its end while it changes. All pagination of this package is here.
 
 Roughy's lists have pages by offset, newest first (API page "List assets"). An entry that vanishes moves all entries
-behind it up by one, so that plain offsets miss an entry; an entry that appears moves them down, so that an entry comes
-twice. An old asset may also enter the list of a state in the middle.
+after it up by one, so that plain offsets miss an entry; a new entry moves them down, so that an entry is read twice. An
+old asset may also enter the list of a state in the middle.
 
-So each page begins with the last entry of the page before. As long as a page holds any known entry, nothing between
-the two pages was missed. Otherwise the list has moved, by as much as its ``total`` says or more, and is read again from
+So each page starts with the last entry of the page before. As long as a page has any known entry, no entry between the
+two pages was missed. Otherwise the list has moved, by at least the change of its ``total``, and is read again from
 there, then from further up, twice as far each time, back to its start if need be. Known entries are skipped.
 
-Where nothing changes, this costs one request in 99 more than plain offsets, and none up to 100 entries::
+If nothing changes, this costs one request in 99 more than plain offsets, and none up to 100 entries::
 
     entries           100   250   1,000   10,000
     requests            1     3      11      101
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound="Resource")
 
-#: Pages that may hold no known entry, in all, and entries for each of which one more may.
-_MOST_MISSES, _ENTRIES_A_MISS = 25, 20
+#: The maximum number of pages without a known entry; one more for each so many entries.
+_MAX_MISSES, _ENTRIES_PER_MISS = 25, 20
 
 
 class Listing(Generic[R]):
@@ -42,25 +42,25 @@ class Listing(Generic[R]):
             for asset in listing.take(client.run(call)):
                 ...
 
-    An entry that is on the list from the first page to the last is returned exactly once, any other one at most once.
+    An entry that is in the list from the first page to the last is returned exactly once, any other one at most once.
 
     :param read: Returns the call that reads the page at an offset.
-    :param overlap: How many entries of a page the next one repeats. With 0 an entry may be missed: for those who ask
-        for it by itself then.
+    :param overlap: How many entries of a page the next one repeats. With 0, an entry may be missed: for callers that
+        read missing entries one by one.
     """
 
     def __init__(self, read: Callable[[int], Call[Page[R]]], *, overlap: int = 1) -> None:
         self._read = read
         self._overlap = overlap
-        #: Where the next page begins; ``None`` at the end.
+        #: The offset of the next page; ``None`` at the end.
         self._offset: int | None = 0
         self._seen: set[str] = set()
-        #: The last page that was taken: where it began, where it ended, and what it held.
+        #: The start, the end and the entries of the last page.
         self._start, self._end, self._ids = 0, 0, tuple[str, ...]()
         self._total = 0
         #: Whether the next page holds a known entry unless the list has moved.
         self._overlaps = False
-        #: Pages without a known entry since a page told anything new, and in all.
+        #: The number of pages without a known entry, since the last page with a new entry and in all.
         self._misses = self._all_misses = 0
 
     def next_call(self) -> Call[Page[R]] | None:
@@ -69,14 +69,14 @@ class Listing(Generic[R]):
 
     @property
     def entries_left(self) -> int:
-        """How many entries there are behind the last page, by what that said."""
+        """The number of entries after the last page, by the total of that page."""
         return 0 if self._offset is None else max(0, self._total - self._end)
 
     def take(self, page: Page[R]) -> list[R]:
-        """Return what is new on the page that was read.
+        """Return the new entries of a page.
 
         :param page: The value of :meth:`next_call`.
-        :raises RoughyProtocolError: If the list does not go on.
+        :raises RoughyProtocolError: If the server returns the same page for another offset.
         """
         assert self._offset is not None
         offset, grown = self._offset, page.total - self._total
@@ -85,7 +85,7 @@ class Listing(Generic[R]):
             self._find_last_known(offset, grown)
             return []
         if page.ids and page.ids == self._ids and offset > self._start and grown <= 0:
-            # Had the list moved down by a page, it would have grown: the server ignores offsets.
+            # A list that has moved down by a page would have grown: the server ignores offsets.
             raise RoughyProtocolError(f"A list of Roughy's does not go on: it is the same behind {offset} entries")
         new = [item for item in {item.id: item for item in page.items}.values() if item.id not in self._seen]
         if not self._seen.issuperset(page.ids):
@@ -98,15 +98,15 @@ class Listing(Generic[R]):
         return new
 
     def _find_last_known(self, offset: int, grown: int) -> None:
-        """Look for the last entry that is known elsewhere than at an offset.
+        """Set the offset to search further up for the last known entry.
 
         :param offset: Where it should have been.
         :param grown: By how much the list has grown since the page before.
         """
         self._misses, self._all_misses = self._misses + 1, self._all_misses + 1
-        if self._all_misses > _MOST_MISSES + len(self._seen) // _ENTRIES_A_MISS:
+        if self._all_misses > _MAX_MISSES + len(self._seen) // _ENTRIES_PER_MISS:
             raise RoughyProtocolError("A list of Roughy's changes faster than it can be read")
         step = max(-grown, 1 << (self._misses - 1))
         self._offset = offset + grown if self._misses == 1 and grown > 0 else max(0, offset - step)
-        # The list will most likely go on changing.
+        # The list will probably change again.
         self._overlap = max(self._overlap, min(step, 50))

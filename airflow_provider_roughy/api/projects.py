@@ -1,4 +1,4 @@
-"""Projects: what assets belong to."""
+"""Projects, which assets belong to."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def create_project(name: str) -> Call[RoughyProject]:
     """Create a project: ``POST /v1/projects``.
 
     :param name: Free text, 1 to 256 characters.
-    :raises RoughyConfigurationError: If it is no text, or holds what no database stores.
+    :raises RoughyConfigurationError: If it is not text, or has characters that no database can store.
     """
     body = {"name": sendable_text("name", name)}
     return Call(Request("POST", "/v1/projects", json=body), parse_as(RoughyProject), idempotent=False)
@@ -61,9 +61,9 @@ def update_project(project_id: str, *, name: str | None = None, state: str | Non
     """Change a project: ``PATCH /v1/projects/{project_id}``.
 
     :param project_id: The project.
-    :param name: Its new name, 1 to 256 characters; ``None`` leaves it.
-    :param state: ``"active"`` or ``"archived"``; ``None`` leaves it.
-    :raises RoughyConfigurationError: If nothing is to be changed.
+    :param name: Its new name, 1 to 256 characters; ``None`` keeps it.
+    :param state: ``"active"`` or ``"archived"``; ``None`` keeps it.
+    :raises RoughyConfigurationError: If both are ``None``.
     """
     changes = {key: sendable_text(key, value) for key, value in (("name", name), ("state", state)) if value is not None}
     if not changes:
@@ -73,7 +73,7 @@ def update_project(project_id: str, *, name: str | None = None, state: str | Non
 
 
 def delete_project(project_id: str) -> Call[None]:
-    """Remove a project with its assets and all that was made of them, at once and for good.
+    """Delete a project with its assets and everything derived from them, immediately and permanently.
 
     ``DELETE /v1/projects/{project_id}``.
     """

@@ -1,4 +1,4 @@
-"""Renders: media files made of an asset, whole or as a cut of it."""
+"""Renders: media files rendered from an asset, whole or by a cut of it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from airflow_provider_roughy.exceptions import RoughyConfigurationError
 class RoughyRender(Resource):
     """A render, with the API's own field names (API pages "Render an asset", "Read a render").
 
-    :param output: What was asked for, e.g. ``{"format": "mp4", "resolution": "1080p"}``.
-    :param cut_id: The cut that it follows; ``None`` if it is of the whole asset.
+    :param output: The output options, e.g. ``{"format": "mp4", "resolution": "1080p"}``.
+    :param cut_id: The cut to render; ``None`` for the whole asset.
     :param size_bytes: ``None`` until it is completed.
-    :param download_url: A signed link, short-lived, once it is completed; a secret. A list and the reply to a
-        ``POST`` do not carry it.
+    :param download_url: A signed link, short-lived, once it is completed; a secret. Lists and the reply to a
+        ``POST`` do not have it.
     """
 
     asset_id: str
@@ -49,18 +49,18 @@ class RoughyRender(Resource):
 
     @property
     def file_name(self) -> str:
-        """What it is called in a folder."""
+        """Its file name in a folder."""
         return file_name(self.id, self.output.get("format") if isinstance(self.output, dict) else None)
 
 
 def create_render(asset_id: str, output: Mapping[str, Any], *, cut_id: str | None = None) -> Call[RoughyRender]:
-    """Render an asset: ``POST /v1/renders``. The same request finds the same render, so it may be sent again.
+    """Render an asset: ``POST /v1/renders``. The same request returns the same render, so the call is idempotent.
 
     :param asset_id: The asset.
-    :param output: What to make, in the API's own words: ``format`` (``mp4``, ``mov``, ``m4a``, ``mp3``) and, if
-        wanted, ``resolution``, ``video_bitrate`` (Mbps), ``audio_bitrate`` (kbps). Roughy judges them.
-    :param cut_id: A completed cut of this asset; ``None`` renders the whole of it.
-    :raises RoughyConfigurationError: If an argument is none.
+    :param output: The output options of the API: ``format`` (``mp4``, ``mov``, ``m4a``, ``mp3``), and optionally
+        ``resolution``, ``video_bitrate`` (Mbps), ``audio_bitrate`` (kbps). Roughy validates them.
+    :param cut_id: A completed cut of this asset; ``None`` renders the whole asset.
+    :raises RoughyConfigurationError: If an argument is invalid.
     """
     if not isinstance(output, Mapping) or not output.get("format"):
         raise RoughyConfigurationError(f"output must be an object that names a format, not {output!r}")
@@ -85,7 +85,7 @@ def list_renders(
 ) -> Call[Page[RoughyRender]]:
     """Read one page of renders, newest first: ``GET /v1/renders``.
 
-    The documentation says that there is a list, but not by what it can be filtered: the filters are those of cuts.
+    The documentation mentions the list without its filters. They are assumed to be those of cuts.
 
     :param asset_id: Only those of one asset.
     :param project_id: Only those of one project.
@@ -100,10 +100,10 @@ def list_renders(
 def cancel_render(render_id: str, *, method: Literal["DELETE", "POST"] = "DELETE") -> Call[None]:
     """Cancel a render: ``DELETE /v1/renders/{render_id}`` or ``POST /v1/renders/{render_id}/cancel``.
 
-    The documentation says that a render can be cancelled, but not how.
+    The documentation mentions that a render can be cancelled, but not how.
 
     :param render_id: The render.
-    :param method: Which of the two.
+    :param method: The HTTP method.
     """
     path = f"/v1/renders/{resource_id('render_id', render_id)}"
     return Call(Request(method, path if method == "DELETE" else f"{path}/cancel"), parse_nothing)

@@ -1,4 +1,4 @@
-"""Uploads: TUS 1.0.0 (tus.io/protocols/resumable-upload), with the URL that a new asset comes with."""
+"""Uploads: TUS 1.0.0 (tus.io/protocols/resumable-upload), at the upload URL of a new asset."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ TUS_HEADERS = {"Tus-Resumable": "1.0.0"}
 
 
 def read_offset(upload_url: str, *, headers: Mapping[str, str] = TUS_HEADERS) -> Call[tuple[int, int | None]]:
-    """Ask how much of an upload has arrived: ``HEAD {upload_url}``.
+    """Read how many bytes of an upload have arrived: ``HEAD {upload_url}``.
 
-    :returns: The offset in bytes, and the length in bytes if it was told.
+    :returns: The offset in bytes, and the length in bytes if the reply has it.
     """
 
     def parse(reply: Reply) -> tuple[int, int | None]:
@@ -40,9 +40,9 @@ def send_bytes(
     """Send bytes of an upload: ``PATCH {upload_url}``.
 
     :param content: The bytes, in blocks.
-    :param offset: Where they belong, in bytes from the start.
-    :param length: How many there are.
-    :returns: The offset that Roughy stands at now, in bytes.
+    :param offset: Their offset, in bytes from the start.
+    :param length: Their number.
+    :returns: The new offset of the upload, in bytes.
     """
     headers = {
         **headers,

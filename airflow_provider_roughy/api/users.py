@@ -1,4 +1,4 @@
-"""Users: whose key it is."""
+"""Users: the profile of the key's owner."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from airflow_provider_roughy.api.calls import Call, Request, Resource, parse_as
 class RoughyUser(Resource):
     """A user, with the API's own field names (API page "Get your profile").
 
-    :param deleted_at: When the account was deleted; it can be had back for 30 days.
+    :param deleted_at: When the account was deleted; it can be restored for 30 days.
     """
 
     email: str

@@ -31,10 +31,10 @@ from airflow_provider_roughy.settings import Address
 class RoughyWebhookEndpoint(Resource):
     """A webhook endpoint, with the API's own field names (API page "Create a webhook endpoint").
 
-    :param id: Plain text, no UUID.
-    :param event_types: What it is told of, e.g. ``asset.ready``.
-    :param signing_secret: What its webhooks are signed with. The documentation names no such field, and leaves open how
-        else a client learns the secret, so it is read where Roughy happens to send it, as ``secret`` too.
+    :param id: Text, not a UUID.
+    :param event_types: The event types that it subscribes to, e.g. ``asset.ready``.
+    :param signing_secret: The signing secret of its webhooks. The documentation has no such field, and does not say how
+        else a client gets the secret, so it is read if Roughy sends it, also as ``secret``.
     """
 
     url: str
@@ -48,19 +48,18 @@ class RoughyWebhookEndpoint(Resource):
 def create_webhook_endpoint(
     url: str, event_types: Iterable[str], *, description: str | None = None
 ) -> Call[RoughyWebhookEndpoint]:
-    """Make a webhook endpoint: ``POST /v1/webhook-endpoints``.
+    """Create a webhook endpoint: ``POST /v1/webhook-endpoints``.
 
-    Nothing says that the same request finds the same endpoint, so it counts as one that makes another.
+    The documentation does not say that the same request returns the same endpoint, so the call is not idempotent.
 
-    :param url: Where Roughy sends to, https; plain http to this machine only, which is for the emulator.
-    :param event_types: What to tell, in Roughy's own words, e.g. ``["asset.ready", "asset.failed"]``; Roughy judges
-        them.
+    :param url: The URL that receives webhooks, https; plain http to this machine only, which is for the emulator.
+    :param event_types: Roughy's event types, e.g. ``["asset.ready", "asset.failed"]``; Roughy validates them.
     :param description: Free text.
-    :raises RoughyConfigurationError: If an argument is none.
+    :raises RoughyConfigurationError: If an argument is invalid.
     """
     address = Address.of(url) if isinstance(url, str) else None
     if address is None or not (address.scheme == "https" or address.is_loopback):
-        # Not quoted: its path or query may be what keeps others out.
+        # Not quoted, since its path or query may contain a secret.
         raise RoughyConfigurationError("url must be an https URL; plain http is for this machine only")
     names = [] if isinstance(event_types, str) or not isinstance(event_types, Iterable) else list(event_types)
     if not names or not all(isinstance(name, str) and name for name in names):
@@ -74,7 +73,7 @@ def create_webhook_endpoint(
 def list_webhook_endpoints(*, limit: int = PAGE_SIZE, offset: int = 0) -> Call[Page[RoughyWebhookEndpoint]]:
     """Read one page of webhook endpoints: ``GET /v1/webhook-endpoints``.
 
-    The documentation does not say what the reply looks like: a page as of all other lists is read, and a bare array.
+    The documentation does not show the reply, so both a page, as of all other lists, and a bare array are read.
 
     :param limit: At most this many, 1 to 100.
     :param offset: After this many.
@@ -85,7 +84,7 @@ def list_webhook_endpoints(*, limit: int = PAGE_SIZE, offset: int = 0) -> Call[P
         entries, total = (body, None) if isinstance(body, list) else (body["items"], body.get("total"))
         if isinstance(entries, list):
             entries = [_with_secret(entry) for entry in entries]
-            # What has no total is the whole.
+            # Without a total, the reply is the whole list.
             total = offset + len(entries) if total is None else total
         return page_of(RoughyWebhookEndpoint, entries, total, reply, limit=limit, offset=offset)
 
@@ -93,9 +92,9 @@ def list_webhook_endpoints(*, limit: int = PAGE_SIZE, offset: int = 0) -> Call[P
 
 
 def delete_webhook_endpoint(endpoint_id: str) -> Call[None]:
-    """Remove a webhook endpoint: ``DELETE /v1/webhook-endpoints/{endpoint_id}``.
+    """Delete a webhook endpoint: ``DELETE /v1/webhook-endpoints/{endpoint_id}``.
 
-    :raises RoughyConfigurationError: If the id is none.
+    :raises RoughyConfigurationError: If the id is empty or could change the path.
     """
     if not isinstance(endpoint_id, str) or endpoint_id.strip() in ("", ".", ".."):
         raise RoughyConfigurationError(f"endpoint_id must be the id of a webhook endpoint, not {endpoint_id!r}")

@@ -1,4 +1,4 @@
-"""Announce assets that somebody else uploads as events of an Airflow asset, and give each of them to one run.
+"""Announce assets that others upload as events of an Airflow asset, and give each of them to one run.
 
 =============== ====================================================================================================
 Module          Content

@@ -43,7 +43,7 @@ class AssetSnapshot:
 
 @dataclass(frozen=True)
 class Baseline:
-    """The assets that are settled: they had ended before the watcher began, or a run has taken them since.
+    """The assets that are settled: they had ended before the watcher started, or a run has taken them since.
 
     :param newest: Assets created before this time are settled, except those in ``waiting`` and ``due``; ``None`` if no
         asset is settled by its time.

@@ -58,7 +58,7 @@ class OpenAssets:
     :param unchanged: Assets that must still be on their list, by its length, with their states.
     :param date: When a full round read them, by Roughy's clock.
     :param total: How many assets there were in all, in a full round.
-    :param baseline: The baseline of a subscription that begins now, without its open assets, if one asked for it.
+    :param baseline: The baseline of a subscription that starts now, without its open assets, if one requested it.
     """
 
     base_url: str
@@ -92,7 +92,7 @@ class AssetFeed:
         self._tracked: dict[str, str] = {}
         #: Assets that have ended, by state, as far back as the lists are read.
         self._ended: dict[str, set[str]] = {}
-        #: Futures that wait for the end of a round that begins after them, and whether they need a baseline.
+        #: Futures that wait for the end of a round that starts after them, and whether they need a baseline.
         self._waiters: dict[asyncio.Future[OpenAssets | None], bool] = {}
         #: Whether the next round is a full one.
         self._full = True
@@ -165,7 +165,7 @@ class AssetFeed:
         self._wake.set()
 
     async def baseline(self) -> OpenAssets:
-        """Return the baseline of a subscription that begins now. Subscriptions that ask at the same time share a round.
+        """Return the baseline of a subscription that starts now. Concurrent subscriptions share a round.
 
         :raises RoughyProtocolError: If the task of the feed ended.
         """
@@ -201,7 +201,7 @@ class AssetFeed:
         outage = OutageLog(f"Watching assets of connection {self._conn_id}", _log, self._interval)
         while True:
             try:
-                # Read the connection again from time to time, because somebody may change it.
+                # Read the connection again from time to time, because a user may change it.
                 async with SharedPoll.joined(RoughyHook(self._conn_id), ASSET) as poll:
                     await self._rounds(poll, outage)
             except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
@@ -320,7 +320,7 @@ class AssetFeed:
         return opened
 
     async def _read_baseline(self, poll: SharedPoll, opened: OpenAssets) -> Baseline:
-        """Return the baseline of a subscription that begins now, without the open assets."""
+        """Return the baseline of a subscription that starts now, without the open assets."""
         assets: list[AssetSnapshot] = []
         past: list[datetime] = []
         listing: Listing[RoughyAsset] = Listing(lambda offset: list_assets(offset=offset))
@@ -348,7 +348,7 @@ class AssetFeed:
                     break
 
     def _oldest(self) -> datetime | None:
-        """Return the time before which assets are settled for all subscriptions that have begun."""
+        """Return the time before which assets are settled for all subscriptions that have started."""
         starts = [each.baseline.newest for each in self._subscriptions if each.baseline is not None]
         return None if None in starts or not starts else min(start for start in starts if start)
 
@@ -357,11 +357,11 @@ class AssetFeed:
 
         :returns: The ids of the assets on the pages that were read.
         """
-        begun = [each for each in self._subscriptions if each.baseline is not None]
+        started = [each for each in self._subscriptions if each.baseline is not None]
         found: set[str] = set()
         oldest = self._oldest()
         for state in ASSET.ends:
-            if state in _OPEN or not any(state in subscription.states for subscription in begun):
+            if state in _OPEN or not any(state in subscription.states for subscription in started):
                 continue
             known, listed = self._ended.setdefault(state, set()), set[str]()
             failures = len(failed)
@@ -379,9 +379,9 @@ class AssetFeed:
                 # Most likely, an asset that is no longer listed was deleted, or it is older. Read it if it is due.
                 gone = known - listed
                 known &= listed
-                unlisted = gone | {id for each in begun for id, asset in each.due.items() if asset.state == state}
+                unlisted = gone | {id for each in started for id, asset in each.due.items() if asset.state == state}
                 self._tracked |= {
-                    id: state for id in unlisted - found if any(id in subscription.due for subscription in begun)
+                    id: state for id in unlisted - found if any(id in subscription.due for subscription in started)
                 }
         return found
 

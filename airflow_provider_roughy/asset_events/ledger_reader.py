@@ -50,7 +50,7 @@ class LedgerReader:
         return (asset.id, asset.state) in self._taken
 
     def forget_all_but(self, ids: Collection[str]) -> None:
-        """Forget what is known about other assets, which nobody will ask for.
+        """Forget other assets, which will not be read again.
 
         :param ids: The assets to keep.
         """
@@ -134,7 +134,7 @@ class LedgerReader:
         except TimeoutError:
             raise RoughyLedgerError(f"The ledger did not answer within {_STORAGE_SECONDS:.0f} s") from None
         except RoughyError:
-            # The next operation reads the connection of the storage again, which somebody may have corrected.
+            # The next operation reads the connection of the storage again, which a user may have corrected.
             self._ledger = None
             raise
 

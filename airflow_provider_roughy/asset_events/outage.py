@@ -41,7 +41,7 @@ class OutageLog:
             self._logged.add(kind)
             trace = None if known is error else error
             self._log.warning("%s failed; retrying until it works: %s", self._operation, error or kind, exc_info=trace)
-        # Errors that a retry does not fix are retried, too, because somebody may fix the cause.
+        # Errors that a retry does not fix are retried, too, because a user may fix the cause.
         pause = self._backoff.pause_after(known if known.transient else RoughyProtocolError(kind)) or MAX_PAUSE_SECONDS
         has_retry_after = isinstance(known, RoughyApiError) and known.retry_after is not None
         return min(pause, interval if known.transient and not has_retry_after else MAX_PAUSE_SECONDS)

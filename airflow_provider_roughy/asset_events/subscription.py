@@ -61,7 +61,7 @@ class Subscription:
         self.roughy_conn_id = roughy_conn_id
         self.states = states
         self.poll_interval = poll_interval
-        #: ``None`` until the subscription has begun.
+        #: ``None`` until the subscription has started.
         self.baseline: Baseline | None = None
         #: The assets to announce that are not known to be taken.
         self.due: dict[str, AssetSnapshot] = {}
@@ -271,7 +271,7 @@ class Subscription:
             return None
         again = self._first(self._overdue())
         if again:
-            # Somebody may have deleted assets since. Poll only what an event holds, because much more may be due.
+            # Assets may have been deleted since. Poll only what an event holds, because much more may be due.
             await feed.poll(again)
             again = self._first(self._overdue())
         if not again:

@@ -312,7 +312,7 @@ def _watch(connection: socket.socket, interruption: interrupt.Interrupt | None) 
 def _step_timeout(timeout: float | None, error: type[Exception]) -> float | None:
     """Return the timeout of a single step in seconds.
 
-    :param timeout: The timeout that httpcore asks for, in seconds.
+    :param timeout: httpcore's timeout, in seconds.
     :param error: What to raise if the deadline has passed.
     """
     deadline = _current_deadline.get()

@@ -12,9 +12,9 @@ Object                     Content
 ``by-content``             All tasks identify the recordings of this ledger by their content.
 ``runs/<run>.json``        The lease of a run: until when it counts as alive.
 ``runs/<run>.<n>.json``    The results that a try has reported, for the later tries of its run; ``n`` = 1, 2, …
-``note-<name>.json``       A note of a watcher, such as when it began.
+``note-<name>.json``       A note of a watcher, such as when it started.
 ``<32 digits>.json``       An announced asset that a run has taken; or an entry of 0.2, which is read and left as it is.
-``<32 times f>.json``      Tells 0.2 that it must not use this ledger any more; with a ``.open`` beside it.
+``<32 times f>.json``      Stops 0.2, which must not use this ledger any more; with a ``.open`` beside it.
 ``index-0.2.json``         A copy of the entries of 0.2, so that each is read once. You may remove it.
 ``created``                When the ledger was first used.
 ========================== ============================================================================================

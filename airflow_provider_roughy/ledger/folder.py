@@ -197,7 +197,7 @@ class StoredFolder:
     def __init__(self, uri: str, conn_id: str | None) -> None:
         self._uri = uri
         self._conn_id = conn_id
-        # From the location, as not every file system tells its protocol.
+        # From the location, as not every file system has its protocol.
         scheme = uri.partition("://")[0].lower()
         self._is_s3 = scheme in ("s3", "s3a", "s3n")
         self._is_sftp = scheme in ("sftp", "ssh")
@@ -343,7 +343,7 @@ def http_status(error: BaseException) -> int | None:
 
 
 def is_final(error: Exception) -> bool:
-    """Return whether no retry can fix an error of a storage, so that a person has to.
+    """Return whether no retry can fix an error of a storage, so that a user has to.
 
     :param error: What the storage raised.
     """

@@ -60,5 +60,5 @@ def show_asset(context: Context, asset_id: str) -> None:
 
 def _template() -> str | None:
     template = conf.get("roughy", "asset_link", fallback="")
-    # Only http and https, so that nobody can set a `javascript:` URL.
+    # Only http and https, so that a `javascript:` URL is not possible.
     return template if re.fullmatch(r"https?://[!-~]*\{asset_id\}[!-~]*", template) else None

@@ -130,8 +130,8 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
     :param on_empty: What to do if there is no file at all: ``"return"`` an empty list, ``"skip"`` or ``"fail"``.
     :param on_pending_payment: What to do about assets that the credits do not cover, and files that were not uploaded
         because none were left: ``"fail"`` at the end, ``"skip"``, ``"return"`` them in ``pending_payment`` and
-        ``deferred``, or ``"wait"`` for those that are uploaded until somebody tops up. Unpaid assets of earlier runs
-        are reported and do not fail this one.
+        ``deferred``, or ``"wait"`` until the credits are topped up, for those that are uploaded. Unpaid assets of
+        earlier runs are reported and do not fail this one.
     :param on_failed: What to do at the end if recordings failed, were rejected or interrupted: ``"fail"``, with a retry
         only if one may fix any of them, or ``"return"``.
     :param poll_interval: Seconds, or a ``timedelta``, between two polls.
@@ -351,7 +351,7 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         :param failed: Whether an error has ended the batch.
         """
         results = batch.results
-        # An error before the first result says all by itself.
+        # An error before the first result needs no summary.
         if not failed or results.numbers():
             self.log.info("%s", results.summary())
         lines = list(results.table())

@@ -7,7 +7,7 @@ read by its ``GET``, and so is every resource once more before its waiter times 
 hundreds of resources end at once, the lists of ended resources are read first, because a list may lag but never invents
 an end.
 
-A waiter registers its resources once, for the whole wait. The poll judges each answer itself, in the waiter's context
+A waiter registers its resources once, for the whole wait. The poll evaluates each reply itself, in the waiter's context
 (so that log lines reach the right task's log), and wakes the waiter only when nothing is left to wait for: to wake
 10,000 coroutines a round takes longer than all requests of the round, and what each of them allocates makes Python
 collect garbage, which holds the event loop.
@@ -62,7 +62,7 @@ T = TypeVar("T")
 #: A process that runs triggers has imported it.
 _TRIGGERER = "airflow.jobs.triggerer_job_runner"
 
-#: Judges an answer; returns whether the wait for that resource has ended.
+#: Evaluates a reply; returns whether the wait for that resource has ended.
 Take = Callable[[ResourcePoller, Answer], bool]
 
 #: Seconds that a round waits for more waiters: a triggerer starts its triggers in bursts.
@@ -90,7 +90,7 @@ class Wait:
     """One waiter: a task that waits for one resource, or for a batch.
 
     :param pollers: Of its resources.
-    :param take: Judges the answers.
+    :param take: Evaluates the replies.
     :param interval: Seconds between two polls.
     :param deadline: When it gives up, in seconds since the epoch.
     :param on_round: Called each time that all resources have been polled and some are left.
@@ -148,14 +148,14 @@ class Wait:
             self.ended.set_exception(error)
 
 
-#: The look-ups of connections that are under way, by event loop and connection, with those who wait for them.
+#: The lookups of connections that are under way, by event loop and connection, with the number of waiters.
 _look_ups: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, list[asyncio.Future[RoughyHook]]]] = (
     WeakKeyDictionary()
 )
 
 
 async def _with_settings(conn_id: str) -> RoughyHook:
-    """Return a hook that has read its connection. Callers at the same time share one look-up.
+    """Return a hook that has read its connection. Concurrent callers share one lookup.
 
     They continue some at a time: a triggerer that starts has thousands.
 
@@ -191,7 +191,7 @@ async def _with_settings(conn_id: str) -> RoughyHook:
 
 @cache
 def _exempt_imports_from_collections() -> None:
-    """Exempt from garbage collection what a triggerer has imported; once, when it begins to wait.
+    """Exempt from garbage collection what a triggerer has imported; once, when it starts to wait.
 
     A full collection visits all objects of the process and holds the event loop meanwhile. Those that Airflow has
     imported take 70 to 100 ms, and live as long as the process.
@@ -224,7 +224,7 @@ class SharedPoll:
         self._pollers: dict[str, list[ResourcePoller]] = {}
         #: Those that the current round still has to answer.
         self._due: set[ResourcePoller] = set()
-        #: The factor of all intervals that begin in the current round, so that rounds of many processes spread.
+        #: The factor of all intervals that start in the current round, so that rounds of many processes spread.
         self._spread = 1.0
         self._wake = asyncio.Event()
         self._client: AsyncClient | None = None
@@ -290,7 +290,7 @@ class SharedPoll:
         """Poll resources, at first in the next round, until each has been taken or the deadline has passed.
 
         :param pollers: Each of a resource of its own, and in no other wait.
-        :param take: Judges each answer, in the context of the caller.
+        :param take: Evaluates each reply, in the context of the caller.
         :param interval: Seconds between two polls of a resource, give or take a tenth. A poll may come sooner, with
             that of another waiter.
         :param deadline: When to give up, in seconds since the epoch.
@@ -392,7 +392,7 @@ class SharedPoll:
         self._task.add_done_callback(self._on_task_done)
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        """Start the task again, after an interval, if it has ended while somebody waits."""
+        """Start the task again, after an interval, if it has ended while there are waiters."""
         if task is not self._task or not self._pollers:
             return
         error = None if task.cancelled() else task.exception()
@@ -461,7 +461,7 @@ class SharedPoll:
                 try:
                     await self._get(turns.pop())
                 except BaseException:
-                    # The others end what they have begun, and begin nothing more.
+                    # The others finish their current request, and start no other.
                     turns.clear()
                     raise
 
@@ -505,7 +505,7 @@ class SharedPoll:
         await self._answer((poller, answer) for poller in tuple(self._pollers.get(id, ())))
 
     def concerns_all(self, error: RoughyError) -> bool:
-        """Whether an error of one resource says something of all others."""
+        """Whether an error of one resource affects all others."""
         if isinstance(error, RoughyAuthenticationError):
             return error.status != 403
         if not error.transient:
@@ -636,7 +636,7 @@ class SharedPoll:
     # ---- Answers
 
     async def _answer(self, answers: Iterable[tuple[ResourcePoller, Answer]], *, listed: bool = False) -> None:
-        """Have answers judged, some at a time.
+        """Have replies evaluated, some at a time.
 
         :param answers: Pollers with their answers.
         :param listed: Whether a list gave the answers.
@@ -649,7 +649,7 @@ class SharedPoll:
                 await asyncio.sleep(0)
 
     def _judge(self, poller: ResourcePoller, wait: Wait, answer: Answer, *, listed: bool) -> None:
-        """Have the waiter judge an answer, and wake it if it has nothing left to wait for."""
+        """Have the waiter evaluate a reply, and wake it if it has nothing left to wait for."""
         if not isinstance(answer, RoughyError):
             poller.unverified_rounds = poller.unverified_rounds + 1 if listed else 0
         self._due.discard(poller)

@@ -20,7 +20,7 @@ from airflow_provider_roughy.polling.shared import SharedPoll
 
 #: Seconds that the last polls of a wait may take after its deadline.
 _GRACE_SECONDS = 20.0
-#: Pollers that hear of an error before the event loop may do something else.
+#: How many pollers are notified of an error before the event loop may do something else.
 _MAX_ERRORS_A_TURN = 500
 #: Seconds between two log lines about the progress of a batch.
 _PROGRESS_SECONDS = 10.0
@@ -170,7 +170,7 @@ async def wait_until_all_final(
 
 
 async def _join(hook: RoughyHook, pollers: Sequence[ResourcePoller]) -> SharedPoll | None:
-    """Join the shared poll, or return ``None`` after all pollers have judged why that failed."""
+    """Join the shared poll, or return ``None`` after all pollers have evaluated the error."""
     try:
         return await SharedPoll.join(hook, pollers[0].kind)
     except RoughyError as error:

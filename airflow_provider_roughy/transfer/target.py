@@ -1,7 +1,7 @@
 """Where a download's bytes go: a local file, or an object that Airflow's ``ObjectStoragePath`` can write.
 
 A target appears whole or not at all, whatever ends the download: an error, a kill, a full disk. An existing file stays
-until then. Two downloads to the same target write separate unfinished files with names that nobody can guess.
+until then. Two downloads to the same target write separate unfinished files with unpredictable names.
 ``overwrite`` is applied twice: before the download, and again when the file appears. With ``"fail"``, the file appears
 by an operation that the storage itself refuses if there is a file by then.
 """

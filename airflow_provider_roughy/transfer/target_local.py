@@ -160,14 +160,14 @@ class _LocalSink(Sink):
         return True
 
     def _discard(self) -> None:
-        # While it is locked, nobody else removes it or has created another of that name.
+        # While it is locked, no other process removes it or has created another of that name.
         with suppress(FileNotFoundError):
             os.unlink(self._unfinished)
         os.close(self._file)
 
 
 def _create_unfinished(folder: str) -> tuple[str, int]:
-    """Create and lock an unfinished file, whose name nobody can guess.
+    """Create and lock an unfinished file, whose name is unpredictable.
 
     :param folder: The folder of the target.
     :returns: Its path and its descriptor.

@@ -18,7 +18,7 @@ of your own::
     account = verify(headers, body, {"production": "whsec_…"})
     event = parse(body, id=message_id(headers))
 
-An event only says that a resource has changed. Read the state of the resource from Roughy's API.
+An event only shows that a resource has changed. Read the state of the resource from Roughy's API.
 """
 
 from importlib import import_module

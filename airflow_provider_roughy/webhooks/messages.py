@@ -1,4 +1,4 @@
-"""Verify that Roughy signed a request, and read what it says. This module knows neither Airflow nor the network."""
+"""Verify that Roughy signed a request, and read its content. This module uses neither Airflow nor the network."""
 
 from __future__ import annotations
 

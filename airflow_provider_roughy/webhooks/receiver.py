@@ -85,7 +85,7 @@ def build_app(receiver: Receiver | None = None) -> Starlette:
 
 
 class _Later(Exception):
-    """Roughy should deliver this verified webhook again; the text says why."""
+    """Roughy should deliver this verified webhook again; the text has the reason."""
 
 
 class Receiver:
