@@ -1,1 +1,1 @@
-"""What ``make bench`` measures, against other clients in the same minutes on the same machine."""
+"""The measurements of ``make bench``, compared with other clients on the same machine at the same time."""

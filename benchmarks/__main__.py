@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: measure, print tables, and say which targets are met."""
+"""``python -m benchmarks``: measure, print tables, and report which targets are met."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def _arguments() -> argparse.Namespace:
 
 
 def _memory_folder(needed: int) -> str | None:
-    """Return a folder in memory with so many bytes to spare, if there is one: disks would be measured otherwise."""
+    """Return a folder in memory with so many free bytes, if there is one: otherwise, the disk would be measured."""
     folder = Path("/dev/shm")
     return str(folder) if folder.is_dir() and shutil.disk_usage(folder).free > needed else None
 
 
 def _run(arguments: argparse.Namespace, scratch: Scratch) -> None:
-    """Run the parts that are wanted, and print their tables and what became of the targets."""
+    """Run the selected parts, and print their tables and the results of the targets."""
     wanted = arguments.only or PARTS
     parts: dict[str, Callable[[], tuple[list[str], list[Target]]]] = {
         "memory": lambda: memory.run(scratch, say=_say),
@@ -83,7 +83,7 @@ def main() -> None:
     arguments = _arguments()
     if sys.platform != "linux":
         sys.exit("The benchmarks read /proc, which only Linux has.")
-    # An end like any other, which leaves neither processes nor files.
+    # A normal exit, which leaves neither processes nor files behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     system = f"{platform.system()} {platform.release()}, {os.cpu_count()} CPUs"
     print(f"Python {platform.python_version()}, {system}, load {_load()} before\n")

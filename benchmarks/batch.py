@@ -1,4 +1,4 @@
-"""What a folder costs: as one task, by hand, as a task a file on a real Airflow, and large files beside curl."""
+"""The cost of a folder: as one task, by hand, as one task per file on Airflow; and of large files beside curl."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from benchmarks.processes import ROOT, module
 from benchmarks.servers import KEY, Scratch, Server, emulated, sink, tls_sink
 from harness.airflow import LocalAirflow
 
-#: Files of a folder, of which the most are uploaded once, for their memory.
+#: The numbers of files in a folder. The largest is uploaded once only, to measure memory.
 _COUNTS, _MAX_FILES = (100, 1000), 10_000
-#: A recording of some 46 KB.
+#: A recording of about 46 KB.
 _RECORDING = ROOT / "demo" / "media" / "interview.mp3"
 _LARGE_FILES, _LARGE = 20, 256 * MIB
 _LARGE_TITLE = f"{_LARGE_FILES} files of {_LARGE / MIB:g} MiB"
@@ -37,12 +37,12 @@ ONE_TASK, MAPPED = "the operator as a task", "a mapped task a file"
 
 @dataclass(frozen=True)
 class Cost:
-    """What a folder cost.
+    """The cost of a folder.
 
-    :param wall: Seconds that passed.
+    :param wall: Elapsed seconds.
     :param cpu: Seconds of processor time.
-    :param growth: The most memory over that of an idle process, in bytes; 0 where that says nothing.
-    :param requests: How many there were a file; 0 where nobody counts.
+    :param growth: The peak memory above that of an idle process, in bytes; 0 if it is not measured.
+    :param requests: The number of requests per file; 0 if it is not measured.
     """
 
     wall: float
@@ -51,15 +51,15 @@ class Cost:
     requests: float = 0
 
 
-#: By client, a cost a round.
+#: The costs by client, one for each round.
 Results = dict[str, list[Cost]]
 
 
 def run(scratch: Scratch, *, say: Callable[[str], None]) -> tuple[list[str], list[Target]]:
     """Measure folders of small files, and of large ones.
 
-    :param scratch: Where to keep things.
-    :param say: Told how far it is.
+    :param scratch: The folder for files.
+    :param say: Called with lines about the progress.
     :returns: Tables and targets.
     """
     small = {count: _small(scratch, count, say) for count in _COUNTS}
@@ -89,7 +89,7 @@ def _small(scratch: Scratch, count: int, say: Callable[[str], None]) -> Results:
 
 @contextmanager
 def _folder(scratch: Scratch, count: int) -> Iterator[Path]:
-    """Make a folder of so many recordings. They are copies, as hard links are one recording."""
+    """Create a folder with so many recordings. They are copies, as hard links are one recording."""
     folder = scratch.folder / f"recordings-{count}"
     folder.mkdir()
     for number in range(count):
@@ -107,7 +107,7 @@ def _emulated(scratch: Scratch) -> Iterator[Server]:
 
 
 def _measure(scratch: Scratch, name: str, folder: Path, count: int) -> Cost:
-    """Upload a folder to an emulator of its own, in a process of its own."""
+    """Upload a folder to a new emulator, in a new process."""
     ledger = scratch.folder / "ledger"
     with _emulated(scratch) as server:
         commands = {
@@ -122,7 +122,7 @@ def _measure(scratch: Scratch, name: str, folder: Path, count: int) -> Cost:
 
 
 def _on_airflow(scratch: Scratch, say: Callable[[str], None]) -> dict[int, Results]:
-    """Run folders as DAGs; the mapped tasks of a hundred files only, for they take their time."""
+    """Run folders as DAGs; mapped tasks with a hundred files only, as they take long."""
     results: dict[int, Results] = {count: {} for count in _COUNTS}
     dags = [(100, ONE_TASK, "one_task"), (100, MAPPED, "a_task_a_file"), (1000, ONE_TASK, "one_task")]
     with _emulated(scratch) as server:
@@ -148,10 +148,10 @@ def _run_dag(airflow: LocalAirflow, dag_id: str, folder: Path, ledger: Path) -> 
 
 
 def _cpu(airflow: LocalAirflow) -> float:
-    """Return the processor time of all processes of an Airflow, those that have ended included."""
+    """Return the processor time of all processes of an Airflow, including those that have ended."""
     seconds = 0.0
     for pid in airflow.pids():
-        # One that ends meanwhile is counted in its parent.
+        # A process that ends meanwhile is counted in its parent.
         with suppress(psutil.NoSuchProcess):
             seconds += sum(psutil.Process(pid).cpu_times()[:4])
     return seconds
@@ -183,7 +183,7 @@ def _operator(server: Server, folder: Path) -> Cost:
 
 
 def _curl(server: Server, files: list[Path]) -> Cost:
-    """Open the uploads outside of the measurement, and have so many curls at a time fill them."""
+    """Open the uploads outside of the measurement, and send the files with several curls in parallel."""
     pairs = files[0].parent.parent / "pairs"
     with pairs.open("w") as writer:
         for file in files:
@@ -210,7 +210,7 @@ def _table(title: str, results: Results, reference: str) -> str:
 
 
 def _ratios(results: Results, name: str, reference: str, what: str) -> list[float]:
-    """Return a client's values in those of another one in the same round."""
+    """Return a client's values relative to those of another one in the same round."""
     value = attrgetter(what)
     return [value(one) / value(other) for one, other in zip(results[name], results[reference], strict=True)]
 

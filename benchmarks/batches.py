@@ -1,7 +1,7 @@
-"""A folder of recordings in a fresh process, which prints what it cost as JSON, imports not counted.
+"""A folder of recordings in a new process, which prints its cost as JSON, without imports.
 
 Usage: ``python -m benchmarks.batches operator FOLDER [LEDGER]`` (this package, with Airflow's connection from the
-environment), or ``... script FOLDER URL KEY PROJECT`` (by hand: a ``POST`` and a ``PATCH`` a file, and nothing else).
+environment), or ``... script FOLDER URL KEY PROJECT`` (by hand: one ``POST`` and one ``PATCH`` per file, nothing else).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from types import SimpleNamespace
 from benchmarks.measure import measured, memory
 from benchmarks.uploads import IDLE, OURS
 
-#: Uploads at a time.
+#: Concurrent uploads.
 PARALLEL = 4
 
 
 def operator(folder: str, ledger: str | None = None) -> dict[str, float]:
     """Ingest with the operator.
 
-    :returns: A sample's fields, and the bytes that were resident before anything of this package was imported.
+    :returns: A sample's fields, and the resident bytes before anything of this package was imported.
     """
     for name in IDLE:
         import_module(name)
@@ -42,9 +42,9 @@ def operator(folder: str, ledger: str | None = None) -> dict[str, float]:
 
 
 def script(folder: str, url: str, key: str, project_id: str) -> dict[str, float]:
-    """Upload as one would by hand, with the same number of uploads at a time.
+    """Upload by hand, with the same number of concurrent uploads.
 
-    :returns: A sample's fields, and the bytes that were resident before.
+    :returns: A sample's fields, and the resident bytes before.
     """
     import httpx
 

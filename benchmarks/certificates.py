@@ -1,4 +1,4 @@
-"""An authority and a server certificate of one run, and a CA bundle of real size that trusts it."""
+"""A certificate authority and a server certificate for one run, and a CA bundle of realistic size that includes it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import trustme
 
 
 def make_certificates(folder: Path) -> tuple[Path, Path, Path]:
-    """Make all that TLS on 127.0.0.1 needs.
+    """Create the certificates for TLS on 127.0.0.1.
 
-    :param folder: Where to.
-    :returns: The paths of the server's certificate, its key, and the bundle that clients verify against.
+    :param folder: The folder of the files.
+    :returns: The paths of the server's certificate, its key, and the bundle with which clients verify it.
     """
     authority = trustme.CA()
     server = authority.issue_cert("127.0.0.1")

@@ -1,4 +1,4 @@
-"""The clients that are measured, each upload in a fresh process."""
+"""The measured clients. Each upload runs in a new process."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Client = Callable[[Server, Path], Sample]
 
 OURS = "this package's operator"
 CURL = "curl"
-#: Runs a command and prints what it cost.
+#: Runs a command and prints its cost.
 SMALL = [sys.executable, "-I", "-S", str(ROOT / "benchmarks" / "curl.py")]
 
 
 def run(command: Sequence[str], server: Server) -> Any:
-    """Run a client to its end and return the JSON that it prints last.
+    """Run a client to its end and return the last JSON that it prints.
 
     :param command: The client.
-    :param server: Its environment leads there.
+    :param server: The server, to which the client's environment points.
     """
     done = subprocess.run(command, cwd=ROOT, env=server.environment, capture_output=True, text=True, timeout=900)
     if done.returncode:
@@ -44,17 +44,17 @@ def operator(server: Server, file: Path) -> Sample:
 
 
 def curl(server: Server, file: Path) -> Sample:
-    """Send one streamed ``PATCH``. The whole process counts."""
+    """Send one streamed ``PATCH``. The whole process is measured."""
     return _to_new_upload(server, file, lambda url: [*SMALL, *curl_command(), str(file), url])
 
 
 def curl_command() -> list[str]:
-    """Return the command that sends one streamed ``PATCH``; the file and the URL are to follow."""
+    """Return the command that sends one streamed ``PATCH``, without the file and the URL."""
     headers = {
         "Tus-Resumable": "1.0.0",
         "Upload-Offset": "0",
         "Content-Type": "application/offset+octet-stream",
-        # Or curl waits a second for a 100 that no TUS server sends.
+        # Otherwise, curl waits a second for a 100, which no TUS server sends.
         "Expect": "",
     }
     command = ["curl", "--silent", "--show-error", "--fail", "--http1.1", "--request", "PATCH"]
@@ -64,7 +64,7 @@ def curl_command() -> list[str]:
 
 
 def tuspy(chunk_bytes: int) -> Client:
-    """Return tuspy as it comes.
+    """Return tuspy without changes.
 
     :param chunk_bytes: Its chunk size; 0 for its default, which is the whole file.
     """
@@ -82,7 +82,7 @@ def tus_js_client(server: Server, file: Path) -> Sample:
 
 
 def _to_new_upload(server: Server, file: Path, command: Callable[[str], Sequence[str]]) -> Sample:
-    """Open an upload outside of the measurement, have it filled, and see that all bytes arrived."""
+    """Open an upload outside of the measurement, let a command fill it, and check that all bytes arrived."""
     asset = server.ask("/v1/assets", {"size_bytes": file.stat().st_size})
     url = server.url + urlsplit(asset["upload_url"]).path
     sample = Sample(**run(command(url), server))
@@ -104,7 +104,7 @@ def available() -> dict[str, Client]:
 
 
 def left_out() -> list[str]:
-    """Say what this machine cannot run."""
+    """Return the clients that this machine cannot run, with reasons."""
     lines = []
     if not shutil.which("curl"):
         lines.append("curl is not installed: it is left out, and with it all ratios.")

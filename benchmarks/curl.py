@@ -1,6 +1,6 @@
-"""Runs one command and prints what it cost: ``python -I -S curl.py COMMAND...``.
+"""Runs one command and prints its cost: ``python -I -S curl.py COMMAND...``.
 
-A process inherits the memory peak of the one that started it, so this one imports next to nothing.
+A process inherits the memory peak of its parent, so this one imports almost nothing.
 """
 
 import os

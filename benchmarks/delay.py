@@ -1,8 +1,8 @@
-"""A relay on loopback in which every byte spends some time, as on a long line.
+"""A relay on loopback that delays every byte, like a long-distance connection.
 
-Usage: ``python -m benchmarks.delay PORT SECONDS``: the server's port, and the time in each direction. It prints its own
-port, and ends when its standard input does. A connection takes a round trip to open, too. The rate is not limited, and
-TCP's slow start is not imitated.
+Usage: ``python -m benchmarks.delay PORT SECONDS``: the server's port, and the delay in each direction. It prints its
+own port, and ends when its standard input does. Opening a connection takes a round trip, too. The rate is not limited,
+and TCP's slow start is not emulated.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from contextlib import suppress
 from benchmarks.processes import end_with_parent
 
 _BLOCK_BYTES = 256 * 1024
-#: Bytes on the way in one direction: at 20 ms, more than 3 GiB/s.
+#: Bytes in transit in one direction: at 20 ms, more than 3 GiB/s.
 _MAX_BYTES = 64 * 1024**2
 
 
 class _Line:
     """One direction of one connection.
 
-    :param source: Where bytes come in.
-    :param target: Where they go out.
-    :param seconds: How long they are on the way.
-    :param opened: When the first may enter, on the monotonic clock.
+    :param source: The socket to read from.
+    :param target: The socket to write to.
+    :param seconds: The delay.
+    :param opened: When the first byte may be read, on the monotonic clock.
     """
 
     def __init__(self, source: socket.socket, target: socket.socket, seconds: float, opened: float) -> None:
@@ -55,7 +55,7 @@ class _Line:
                 self._changed.notify_all()
 
     def give_out(self) -> None:
-        """Write to the end; what a broken target does not take is dropped."""
+        """Write to the end; drop what a broken target does not accept."""
         broken = False
         while True:
             with self._changed:

@@ -1,4 +1,4 @@
-"""Whole downloads by several clients, compared with curl, and the memory that ours take."""
+"""Whole downloads by several clients, compared with curl, and the memory of this package's."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from benchmarks.servers import Scratch, Server, storage, storage_and_s3
 from benchmarks.transfer import race, race_table, ratios
 
 _TITLES = {"plain": "download", "tls": "download over TLS"}
-#: Downloads to S3, and rounds of memory.
+#: The number of downloads to S3, and of rounds that measure memory.
 _ROUNDS = 3
-#: Bytes that are downloaded to S3, at most: a server in Python takes them.
+#: The maximum bytes of a download to S3, whose server is written in Python.
 _S3_BYTES = 256 * MIB
 
 
@@ -27,11 +27,11 @@ def run(
 ) -> tuple[list[str], list[Target]]:
     """Measure downloads to a file and to S3.
 
-    :param scratch: Where to keep things.
+    :param scratch: The folder for files.
     :param size: Bytes of a download.
-    :param rounds: How often.
-    :param peer_rounds: In how many of the rounds the clients that are no part of a target run as well.
-    :param say: Told how far it is.
+    :param rounds: The number of rounds.
+    :param peer_rounds: In how many of the rounds clients without a target run as well.
+    :param say: Called with lines about the progress.
     :returns: Tables and targets.
     """
     file = scratch.source(size)
@@ -58,7 +58,7 @@ def run(
 
 
 def _to_s3(scratch: Scratch, size: int, say: Callable[[str], None]) -> tuple[str, float]:
-    """Return a table, and by how many MiB our memory grew."""
+    """Return a table, and the growth of this package's memory in MiB."""
     commands = {
         OURS: module("downloads", "operator", "s3://out/ours"),
         "HttpToS3Operator": module("downloads", "http_to_s3", "file", "out", "peer"),
@@ -97,7 +97,7 @@ def _clients() -> dict[str, Client]:
 
 
 def _client(command: Callable[[Server, Path], list[str]]) -> Client:
-    """Return a client that downloads to a new file, and see that all bytes arrived."""
+    """Return a client that downloads to a new file, and checks that all bytes arrived."""
 
     def client(server: Server, file: Path) -> Sample:
         target = _downloaded(server)

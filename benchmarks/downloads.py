@@ -1,4 +1,4 @@
-"""One download in a fresh process, which prints what it cost as JSON, imports not counted.
+"""One download in a new process, which prints its cost as JSON, without imports.
 
 Usage: ``python -m benchmarks.downloads operator TARGET`` (this package, with Airflow's connections from the
 environment), ``... requests URL FILE``, ``... urllib3 URL FILE``, ``... http_to_s3 ENDPOINT BUCKET KEY`` (Airflow's
@@ -15,9 +15,9 @@ from importlib import import_module
 from benchmarks.measure import MIB, Sample, forget_peak, measured, memory
 from benchmarks.uploads import IDLE
 
-#: What a download imports of this package.
+#: The modules of this package that a download imports.
 _OURS = ("airflow_provider_roughy.operators", "airflow_provider_roughy.http.client")
-#: Of an object storage.
+#: The modules of an object storage.
 _STORES = ("s3fs", "airflow.providers.amazon.aws.fs.s3")
 _ASSET_ID = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"
 
@@ -34,7 +34,7 @@ def operator(target: str) -> Sample:
 
 
 def memory_growth(target: str) -> Sample:
-    """Download with the operator; the peak is what its memory grew by from the first byte to the last."""
+    """Download with the operator; the peak is the growth of its memory from the first byte to the last."""
     from airflow_provider_roughy.transfer import download
 
     plain = download.Downloader.download
@@ -53,7 +53,7 @@ def memory_growth(target: str) -> Sample:
 
 
 def with_requests(url: str, file: str) -> Sample:
-    """Download with requests, in the way that its documentation shows, by pieces of 1 MiB."""
+    """Download with requests as in its documentation, in blocks of 1 MiB."""
     import requests
 
     def work() -> None:
@@ -66,7 +66,7 @@ def with_requests(url: str, file: str) -> Sample:
 
 
 def with_urllib3(url: str, file: str) -> Sample:
-    """Download with urllib3, by pieces of 1 MiB."""
+    """Download with urllib3, in blocks of 1 MiB."""
     import os
 
     import urllib3

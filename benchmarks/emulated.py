@@ -1,8 +1,8 @@
-"""The emulator in a process of its own, with assets or cuts in it.
+"""The emulator in a separate process, with assets or cuts in it.
 
-Usage: ``python -m benchmarks.emulated FOLDER KEY PROGRESSION KIND DONE PROCESSING``: where its state lives, the API
-key, how fast work is done, ``asset`` or ``cut``, and how many of them are done, and how many are in processing, from
-the start on. It prints its port, and ends when its standard input does.
+Usage: ``python -m benchmarks.emulated FOLDER KEY PROGRESSION KIND DONE PROCESSING``: the folder of its state, the API
+key, the progression, ``asset`` or ``cut``, and how many of them are done, and how many are in processing, from the
+start on. It prints its port, and ends when its standard input does.
 """
 
 from __future__ import annotations

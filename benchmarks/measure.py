@@ -15,11 +15,11 @@ GIB = 1024**3
 
 @dataclass(frozen=True)
 class Sample:
-    """What one upload cost its client.
+    """The cost of one upload for its client.
 
-    :param wall: Seconds that passed.
+    :param wall: Elapsed seconds.
     :param cpu: Seconds of processor time, user and system.
-    :param peak: The most memory that was resident at once, in bytes.
+    :param peak: The peak of resident memory, in bytes.
     """
 
     wall: float
@@ -28,7 +28,7 @@ class Sample:
 
 
 def measured(work: Callable[[], object]) -> Sample:
-    """Do some work in this process and return what it cost."""
+    """Do some work in this process and return its cost."""
     started, cpu = time.perf_counter(), _cpu()
     work()
     return Sample(time.perf_counter() - started, _cpu() - cpu, memory("VmHWM"))
@@ -40,11 +40,11 @@ def _cpu() -> float:
 
 
 def memory(name: str) -> int:
-    """Return what the kernel says about this process' memory, in bytes.
+    """Return a figure of the kernel about this process' memory, in bytes.
 
-    :param name: ``VmRSS`` for what is resident now, ``VmHWM`` for its peak.
+    :param name: ``VmRSS`` for the resident memory now, ``VmHWM`` for its peak.
     """
-    # Not ru_maxrss, which a process inherits from the one that started it.
+    # Not ru_maxrss, which a process inherits from its parent.
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
@@ -52,7 +52,7 @@ def memory(name: str) -> int:
 
 
 def forget_peak() -> None:
-    """Let ``VmHWM`` start anew from what is resident now."""
+    """Reset ``VmHWM`` to the resident memory now."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -66,16 +66,16 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Sum up at least one value."""
+        """Summarise at least one value."""
         return cls(median(values), min(values), max(values))
 
     def text(self, digits: int = 2) -> str:
-        """Return ``median (least-most)``."""
+        """Return ``median (minimum-maximum)``."""
         return f"{self.median:.{digits}f} ({self.least:.{digits}f}-{self.most:.{digits}f})"
 
 
 def percentile(values: Iterable[float], percent: int) -> float:
-    """Return what so many percent of at least two values do not exceed.
+    """Return the value that a percentage of at least two values does not exceed.
 
     :param percent: 1 to 99.
     """
@@ -84,11 +84,11 @@ def percentile(values: Iterable[float], percent: int) -> float:
 
 @dataclass(frozen=True)
 class Target:
-    """A promise and what was measured.
+    """A target and its measured value.
 
-    :param promise: In words, with the unit.
-    :param limit: The most that keeps it.
-    :param value: What was measured.
+    :param promise: The target in words, with the unit.
+    :param limit: The maximum value that meets it.
+    :param value: The measured value.
     """
 
     promise: str
@@ -109,7 +109,7 @@ class Target:
 def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table in Markdown, aligned for a terminal.
 
-    :param title: What stands above it.
+    :param title: The line above it.
     :param header: The names of the columns; the first is flush left, the others flush right.
     :param rows: The cells.
     """

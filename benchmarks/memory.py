@@ -1,4 +1,4 @@
-"""How much memory an upload takes, by the size of its source."""
+"""The memory of an upload, by the size of its source."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks.measure import GIB, MIB, Spread, Target, table
 from benchmarks.processes import module
 from benchmarks.servers import Scratch, tls_sink
 
-#: Bytes; from the last on the file is one hole.
+#: Bytes; the larger files are sparse.
 SIZES = (64 * MIB, GIB, 8 * GIB)
 _ROUNDS = 3
 
@@ -17,8 +17,8 @@ _ROUNDS = 3
 def run(scratch: Scratch, *, say: Callable[[str], None]) -> tuple[list[str], list[Target]]:
     """Measure the operator's memory over TLS.
 
-    :param scratch: Where to keep things.
-    :param say: Told how far it is.
+    :param scratch: The folder for files.
+    :param say: Called with lines about the progress.
     :returns: Tables and targets.
     """
     rows, targets = [], []

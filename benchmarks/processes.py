@@ -1,4 +1,4 @@
-"""Servers in processes of their own, which never outlive the benchmark."""
+"""Servers in separate processes, which never outlive the benchmark."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ ROOT = Path(__file__).parent.parent
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return the environment of all processes: nothing of Airflow's, of proxies or of certificates is inherited.
+    """Return the environment of all processes, without Airflow's variables, proxies and certificates.
 
-    :param more: What is added to it.
+    :param more: Additional variables.
     """
     return {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ} | more
 
 
 def module(name: str, *arguments: str | os.PathLike[str]) -> list[str]:
-    """Return the command that runs one of these modules in a fresh interpreter."""
+    """Return the command that runs one of these modules in a new interpreter."""
     return [sys.executable, "-m", f"benchmarks.{name}", *(os.fspath(argument) for argument in arguments)]
 
 
 @contextmanager
 def serving(command: Sequence[str], env: Mapping[str, str] | None = None) -> Iterator[int]:
-    """Run a server that prints its port and ends with its standard input; yields the port.
+    """Run a server that prints its port and ends with its standard input; yield the port.
 
     :param command: The server.
     :param env: Its environment.
@@ -52,7 +52,7 @@ def serving(command: Sequence[str], env: Mapping[str, str] | None = None) -> Ite
 
 
 def end_with_parent() -> None:
-    """End this process as soon as its standard input ends, which is when its parent does."""
+    """End this process as soon as its standard input ends, which is when its parent ends."""
 
     def wait() -> None:
         sys.stdin.read()

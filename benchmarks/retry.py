@@ -1,4 +1,4 @@
-"""What a killed worker costs: bytes that are sent again, and time until new ones arrive."""
+"""The cost of a killed worker: bytes that are sent again, and the time until new ones arrive."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _KILLS = 5
 
 @dataclass(frozen=True)
 class Retry:
-    """One kill and what followed.
+    """One kill and its consequences.
 
     :param stored: Bytes that the server had when the worker was dead.
-    :param twice: Bytes that it got again.
+    :param twice: Bytes that were sent again.
     :param from_start: Seconds from the start of the new process to its first new byte at the server.
     :param from_execute: Seconds from the operator's start to that byte.
     """
@@ -40,11 +40,11 @@ class Retry:
 
 
 def run(scratch: Scratch, *, size: int, say: Callable[[str], None]) -> tuple[list[str], list[Target]]:
-    """Kill uploads, each at another point, and resume them.
+    """Kill uploads, each at a different point, and resume them.
 
-    :param scratch: Where to keep things.
+    :param scratch: The folder for files.
     :param size: Bytes of an upload.
-    :param say: Told how far it is.
+    :param say: Called with lines about the progress.
     :returns: Tables and targets.
     """
     file = scratch.source(size)
@@ -85,15 +85,15 @@ def run(scratch: Scratch, *, size: int, say: Callable[[str], None]) -> tuple[lis
 def _kill_and_resume(server: Server, file: Path, share: float) -> Retry:
     """Kill an upload in its middle, and resume it.
 
-    :param server: Where to.
+    :param server: The server.
     :param file: The source.
-    :param share: Of the bytes, at least so many have arrived before; 0 to 1.
+    :param share: The minimum share of the bytes that have arrived before the kill; 0 to 1.
     """
     size = file.stat().st_size
     earlier = len(server.ask("/log"))
     cut = _kill(server, file, share)
     if cut["received"] == size:
-        # It was faster than the kill.
+        # The upload was finished before the kill.
         return _kill_and_resume(server, file, share / 2)
     started = time.monotonic()
     sample = run_client(module("uploads", "operator", file, cut["asset_id"]), server)
@@ -108,7 +108,7 @@ def _kill_and_resume(server: Server, file: Path, share: float) -> Retry:
 
 
 def _kill(server: Server, file: Path, share: float) -> dict[str, Any]:
-    """Kill an upload and return what the sink's log says of it."""
+    """Kill an upload and return its entry in the sink's log."""
     size = file.stat().st_size
     earlier = len(server.ask("/log"))
     worker = subprocess.Popen(
@@ -127,7 +127,7 @@ def _kill(server: Server, file: Path, share: float) -> dict[str, Any]:
 
 
 def _await(server: Server, index: int, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """Wait until a request in the sink's log is as wanted, and return it."""
+    """Wait until a request in the sink's log meets a condition, and return it."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         patches: list[dict[str, Any]] = server.ask("/log")[index:]

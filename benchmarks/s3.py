@@ -1,4 +1,4 @@
-"""An S3 with an empty bucket ``out``. Usage: ``python -m benchmarks.s3``.
+"""An S3 server with an empty bucket ``out``. Usage: ``python -m benchmarks.s3``.
 
 It prints its port on loopback, and ends when its standard input does.
 """
@@ -15,7 +15,7 @@ from benchmarks.processes import end_with_parent
 
 
 def _main() -> None:
-    # Or it logs each request.
+    # Otherwise, it logs each request.
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()

@@ -1,4 +1,4 @@
-"""The servers that take the uploads, each in a process of its own, on loopback."""
+"""The servers for uploads and downloads, each in a separate process, on loopback."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.certificates import make_certificates
 from benchmarks.processes import ROOT, environment, module, serving
 from harness.npm import beside_packages
 
-#: Seconds that a byte spends on the long line, each way.
+#: Seconds of delay of the long-distance connection, each way.
 DELAY = 0.02
 #: The API key of all connections.
 KEY = "sk_benchmark"
@@ -25,9 +25,9 @@ KEY = "sk_benchmark"
 
 @dataclass
 class Scratch:
-    """Where a run keeps what it makes; the certificates are made once.
+    """The folder for the files of a run; the certificates are created once.
 
-    :param folder: An empty folder, in memory where possible.
+    :param folder: An empty folder, in memory if possible.
     """
 
     folder: Path
@@ -39,10 +39,10 @@ class Scratch:
         self.certificate, self.key, self.bundle = make_certificates(self.folder)
 
     def source(self, size: int, *, sparse: bool = False) -> Path:
-        """Return a file of this size, made the first time it is asked for.
+        """Return a file of this size, which is created at the first call.
 
         :param size: Bytes.
-        :param sparse: Whether it is one hole instead of random bytes.
+        :param sparse: Whether it is sparse instead of random bytes.
         """
         path = self.folder / f"source-{size}"
         if not path.exists():
@@ -61,10 +61,10 @@ class Server:
     """A running server.
 
     :param url: Its base URL.
-    :param scratch: Where its run keeps things.
-    :param folder: Where it stores uploads, if it stores them.
-    :param near_url: Its base URL for those who only watch, if ``url`` leads over a long line.
-    :param more: What its clients find in their environment beside what all do.
+    :param scratch: The folder for files.
+    :param folder: Its folder of uploads, if it stores them.
+    :param near_url: Its base URL without the delay, if ``url`` has one.
+    :param more: Additional variables for the environment of its clients.
     :param project_id: The project of new assets.
     """
 
@@ -77,7 +77,7 @@ class Server:
 
     @cached_property
     def environment(self) -> dict[str, str]:
-        """What its clients find in their environment: Airflow's connection, and the bundle to verify against."""
+        """The environment of its clients: Airflow's connection, and the bundle to verify against."""
         bundle = str(self.scratch.bundle)
         return environment(
             AIRFLOW_HOME=str(self.scratch.folder / "airflow"),
@@ -96,7 +96,7 @@ class Server:
         return {"conn_type": "roughy", "host": self.url, "password": KEY, "extra": extra}
 
     def ask(self, path: str, body: object = None) -> Any:
-        """Send a request, not over the long line, and return the reply's JSON.
+        """Send a request without the delay, and return the reply's JSON.
 
         :param path: The path.
         :param body: Sent as JSON, with ``POST``.
@@ -112,28 +112,28 @@ class Server:
         return urllib.request.build_opener(urllib.request.ProxyHandler({}), tls)
 
     def clear(self) -> None:
-        """Remove what it stored."""
+        """Remove the stored uploads."""
         for file in self.folder.iterdir() if self.folder else ():
             file.unlink()
 
 
 @contextmanager
 def sink(scratch: Scratch) -> Iterator[Server]:
-    """Run a server that throws bytes away."""
+    """Run a server that discards bytes."""
     with serving(module("sinks")) as port:
         yield Server(f"http://127.0.0.1:{port}", scratch)
 
 
 @contextmanager
 def tls_sink(scratch: Scratch) -> Iterator[Server]:
-    """Run the same over TLS."""
+    """Run a sink over TLS."""
     with serving(module("sinks", scratch.certificate, scratch.key)) as port:
         yield Server(f"https://127.0.0.1:{port}", scratch)
 
 
 @contextmanager
 def distant_sink(scratch: Scratch) -> Iterator[Server]:
-    """Run the same over TLS and a long line."""
+    """Run a sink over TLS and a delay."""
     with (
         serving(module("sinks", scratch.certificate, scratch.key)) as port,
         serving(module("delay", str(port), str(DELAY))) as far,
@@ -143,7 +143,7 @@ def distant_sink(scratch: Scratch) -> Iterator[Server]:
 
 @contextmanager
 def reference_server(scratch: Scratch) -> Iterator[Server]:
-    """Run ``@tus/server``, which stores what it gets in the scratch folder."""
+    """Run ``@tus/server``, which stores uploads in the scratch folder."""
     folder = scratch.folder / "stored"
     folder.mkdir()
     with serving(["node", str(node_program("server.mjs")), str(folder)]) as port:
@@ -156,10 +156,10 @@ def emulated(
 ) -> Iterator[Server]:
     """Run the emulator.
 
-    :param name: Of a new folder for its state.
-    :param progression: How fast work is done.
+    :param name: The name of a new folder for its state.
+    :param progression: The progression of work.
     :param kind: ``asset`` or ``cut``.
-    :param done: How many of them are done, from the start on.
+    :param done: How many of them are done from the start on.
     :param processing: How many are in processing.
     """
     folder = scratch.folder / name
@@ -171,10 +171,10 @@ def emulated(
 
 @contextmanager
 def storage(scratch: Scratch, file: Path, *, tls: bool = False) -> Iterator[Server]:
-    """Run a Roughy whose only asset is a file, and the storage that its link leads to.
+    """Run a Roughy whose only asset is a file, and the storage that its link points to.
 
     :param file: The file.
-    :param tls: Whether it talks TLS.
+    :param tls: Whether to use TLS.
     """
     certificate = (scratch.certificate, scratch.key) if tls else ()
     with serving(module("storages", file, *certificate)) as port:
@@ -183,7 +183,7 @@ def storage(scratch: Scratch, file: Path, *, tls: bool = False) -> Iterator[Serv
 
 @contextmanager
 def storage_and_s3(scratch: Scratch, file: Path) -> Iterator[Server]:
-    """Run the same, and an S3 with an empty bucket ``out`` that Airflow's connection ``s3`` leads to."""
+    """Run the same, and an S3 with an empty bucket ``out`` for Airflow's connection ``s3``."""
     with storage(scratch, file) as server, serving(module("s3")) as port:
         extra = {"endpoint_url": f"http://127.0.0.1:{port}", "region_name": "us-east-1"}
         connections = {
@@ -194,5 +194,5 @@ def storage_and_s3(scratch: Scratch, file: Path) -> Iterator[Server]:
 
 
 def node_program(name: str) -> Path:
-    """Return a program of node beside the npm packages that it imports."""
+    """Return the path of a Node program, beside the npm packages that it imports."""
     return beside_packages(ROOT / "benchmarks" / "node", "benchmarks") / name

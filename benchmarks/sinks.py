@@ -1,7 +1,7 @@
-"""A server that stores offsets and throws bytes away, so that a client shows its own limits.
+"""A server that stores offsets and discards bytes, so that the client is the bottleneck.
 
 Usage: ``python -m benchmarks.sinks [CERTIFICATE KEY]``. It prints its port on loopback, and ends when its standard
-input does. ``GET /log`` tells every ``PATCH`` so far.
+input does. ``GET /log`` returns every ``PATCH`` so far.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TUS = {"Tus-Resumable": "1.0.0", "Cache-Control": "no-store"}
 class Stored:
     """An upload.
 
-    :param size: Bytes in all.
+    :param size: The number of all bytes.
     :param offset: Bytes that have arrived.
     """
 
@@ -35,13 +35,13 @@ class Stored:
 
 @dataclass
 class Patch:
-    """A request that brought bytes.
+    """A request with bytes.
 
-    :param asset_id: Where to.
-    :param offset: Where they started.
-    :param received: How many arrived.
-    :param first: When the first one did, in seconds of the machine's monotonic clock.
-    :param ended: Whether the request is over.
+    :param asset_id: The asset.
+    :param offset: The offset of its first byte.
+    :param received: How many bytes arrived.
+    :param first: When the first byte arrived, in seconds of the machine's monotonic clock.
+    :param ended: Whether the request has ended.
     """
 
     asset_id: str
@@ -54,7 +54,7 @@ class Patch:
 class Sink:
     """All uploads of one server.
 
-    :param context: Of a server with TLS.
+    :param context: The context of a server with TLS.
     """
 
     def __init__(self, context: ssl.SSLContext | None) -> None:
@@ -63,7 +63,7 @@ class Sink:
         self.log: list[Patch] = []
 
     def talk(self, connection: socket.socket) -> None:
-        """Answer all requests of a connection."""
+        """Handle all requests of a connection."""
         talk = _Talk(self, connection)
         while talk.answer_next():
             pass
@@ -77,11 +77,11 @@ class _Talk:
         self._connection = connection
         self._buffer = bytearray(_BUFFER_BYTES)
         self._ahead = b""
-        # TLS has to be undone; without it the kernel can drop the bytes.
+        # TLS has to decrypt the bytes; without it, the kernel can drop them.
         self._flags = 0 if sink.context else socket.MSG_TRUNC
 
     def answer_next(self) -> bool:
-        """Answer one request; ``False`` at the end of the connection."""
+        """Handle one request; return ``False`` at the end of the connection."""
         while b"\r\n\r\n" not in self._ahead:
             data = self._connection.recv(65536)
             if not data:

@@ -1,4 +1,4 @@
-"""Servers on bare sockets, which take no more time than Python must."""
+"""Servers on plain sockets, with as little overhead as possible in Python."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NoReturn
 
 
 def server_context(certificate: str | None = None, key: str | None = None) -> ssl.SSLContext | None:
-    """Return what a server needs to talk TLS, or ``None`` if it has no certificate.
+    """Return the TLS context of a server, or ``None`` without a certificate.
 
     :param certificate: The path of its certificate.
     :param key: The path of its key.
@@ -26,8 +26,8 @@ def server_context(certificate: str | None = None, key: str | None = None) -> ss
 def serve(talk: Callable[[socket.socket], None], context: ssl.SSLContext | None) -> NoReturn:
     """Print a new port on loopback, and serve there until the process ends.
 
-    :param talk: Called with each connection, in a thread of its own; may raise ``OSError``.
-    :param context: Of a server with TLS.
+    :param talk: Called with each connection, in its own thread; may raise ``OSError``.
+    :param context: The context of a server with TLS.
     """
 
     def run(connection: socket.socket) -> None:

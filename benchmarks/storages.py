@@ -1,7 +1,7 @@
-"""A Roughy with one asset, and the storage of its bytes, as fast as Python can serve them.
+"""A Roughy with one asset, and the storage of its bytes, as fast as possible in Python.
 
 Usage: ``python -m benchmarks.storages FILE [CERTIFICATE KEY]``. It prints its port on loopback, and ends when its
-standard input does. Every ``GET /v1/assets/…`` is answered with the asset, and ``GET /file`` with the file.
+standard input does. It replies to every ``GET /v1/assets/…`` with the asset, and to ``GET /file`` with the file.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _BLOCK_BYTES = 1024 * 1024
 class Storage:
     """Serves one file.
 
-    :param path: Where it is.
-    :param context: Of a server with TLS.
+    :param path: Its path.
+    :param context: The context of a server with TLS.
     """
 
     def __init__(self, path: str, context: ssl.SSLContext | None) -> None:
@@ -31,7 +31,7 @@ class Storage:
         self.context = context
 
     def talk(self, connection: socket.socket) -> None:
-        """Answer all requests of a connection."""
+        """Handle all requests of a connection."""
         ahead = b""
         while data := connection.recv(65536):
             ahead += data

@@ -1,4 +1,4 @@
-"""Whole transfers by several clients, compared with curl: the race, and the uploads that take part in it."""
+"""Whole uploads by several clients, compared with curl; and the race, which downloads use as well."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from harness.npm import has_node
 class Case:
     """A server to upload to.
 
-    :param title: What it is called in tables.
+    :param title: Its name in tables.
     :param serve: Runs it.
     :param with_tls: Whether bytes are encrypted.
-    :param needs_node: Whether it is a program of node.
+    :param needs_node: Whether it is a Node program.
     """
 
     title: str
@@ -47,14 +47,14 @@ def run(
 ) -> tuple[list[str], list[Target]]:
     """Measure some of :data:`CASES`.
 
-    Every round goes through all cases and clients, in another order each time.
+    Every round has all cases and clients, in a different order each time.
 
-    :param names: Which cases.
-    :param scratch: Where to keep things.
+    :param names: The names of the cases.
+    :param scratch: The folder for files.
     :param size: Bytes of an upload.
-    :param rounds: How often.
-    :param peer_rounds: In how many of the rounds the clients that are no part of a target run as well.
-    :param say: Told how far it is.
+    :param rounds: The number of rounds.
+    :param peer_rounds: In how many of the rounds clients without a target run as well.
+    :param say: Called with lines about the progress.
     :returns: Tables and targets.
     """
     clients = available()
@@ -76,14 +76,14 @@ def race(
     peer_rounds: int,
     say: Callable[[str], None],
 ) -> dict[str, Results]:
-    """Have all clients transfer a file with all servers, in another order each round.
+    """Let all clients transfer a file with all servers, in a different order each round.
 
     :param servers: By the name of their case.
     :param clients: By name.
-    :param file: What is transferred.
-    :param rounds: How often.
-    :param peer_rounds: In how many of the rounds the clients that are no part of a target run as well.
-    :param say: Told how far it is.
+    :param file: The file.
+    :param rounds: The number of rounds.
+    :param peer_rounds: In how many of the rounds clients without a target run as well.
+    :param say: Called with lines about the progress.
     :returns: Results by case.
     """
     results: dict[str, Results] = {name: {client: {} for client in clients} for name in servers}
@@ -97,12 +97,12 @@ def race(
 
 
 def _falls_on(number: int, times: int, rounds: int) -> bool:
-    """Whether something done so many times, spread evenly over the rounds, is done in this one."""
+    """Return whether something done so many times, spread evenly over the rounds, is done in this round."""
     return (number * times) % rounds < times
 
 
 def _shuffled(servers: Mapping[str, Server], clients: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield pairs of case and client; those of a case follow each other, and so are measured in the same minute."""
+    """Yield pairs of case and client; those of a case are consecutive, and so measured in the same minute."""
     for case in random.sample(list(servers), len(servers)):
         for client in random.sample(clients, len(clients)):
             yield case, client
@@ -130,7 +130,7 @@ def _text(values: Sequence[float]) -> str:
 
 
 def ratios(results: Results, client: str, what: str) -> list[float]:
-    """Return a client's values in curl's of the same round, where curl took part.
+    """Return a client's values relative to curl's of the same round, for rounds with curl.
 
     :param what: ``"wall"`` or ``"cpu"``.
     """

@@ -1,7 +1,7 @@
-"""One upload in a fresh process, which prints what it cost as JSON, imports not counted.
+"""One upload in a new process, which prints its cost as JSON, without imports.
 
 Usage: ``python -m benchmarks.uploads operator FILE [ASSET_ID]`` (this package, with Airflow's connection from the
-environment), ``... tuspy FILE URL CHUNK_BYTES`` (tuspy as it comes; 0 for the whole file at once), or
+environment), ``... tuspy FILE URL CHUNK_BYTES`` (tuspy without changes; 0 for the whole file at once), or
 ``... memory FILE`` (this package's memory, step by step).
 """
 
@@ -16,9 +16,9 @@ from importlib import import_module
 
 from benchmarks.measure import forget_peak, measured, memory
 
-#: What a task's process of Airflow 3 has imported before it looks at a DAG.
+#: The modules that a task's process of Airflow 3 has imported before it parses a DAG.
 IDLE = ("airflow.sdk.execution_time.supervisor", "airflow.sdk.execution_time.task_runner")
-#: What an upload imports of this package.
+#: The modules of this package that an upload imports.
 OURS = (
     "airflow_provider_roughy.operators",
     "airflow_provider_roughy.http.client",
@@ -52,9 +52,9 @@ def tuspy(file: str, url: str, chunk_bytes: str) -> dict[str, float]:
 
 
 def memory_steps(file: str) -> dict[str, int]:
-    """Upload with the operator and look at this process' memory on the way.
+    """Upload with the operator and measure this process' memory during the upload.
 
-    :returns: Bytes that are resident after Airflow's imports, after ours, and before the first byte is read; and the
+    :returns: Resident bytes after Airflow's imports, after this package's, and before the first byte is read; and the
         peak from there to the last byte.
     """
     for name in IDLE:

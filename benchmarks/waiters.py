@@ -1,9 +1,9 @@
-"""Waiters in one event loop, in a fresh process, which prints what they cost as JSON.
+"""Waiters in one event loop, in a new process, which prints their cost as JSON.
 
-Usage: ``python -m benchmarks.waiters WAY INTERVAL ROUNDS``: one of :data:`WAYS`, the seconds between two looks of a
-waiter, and for how many intervals all are measured while they wait. The first line of standard input is a list of asset
-ids: one that is ready, and those that are waited for. It prints a line after the measurement, whereupon the assets may
-settle, and another one after the last event.
+Usage: ``python -m benchmarks.waiters WAY INTERVAL ROUNDS``: one of :data:`WAYS`, the seconds between two polls of a
+waiter, and for how many intervals to measure all of them while they wait. The first line of standard input is a list of
+asset ids: one that is ready, and those to wait for. The process prints a line after the measurement, after which the
+assets may settle, and another one after the last event.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from benchmarks.measure import memory, percentile
 from benchmarks.processes import end_with_parent
 
-#: What a triggerer has imported: garbage collection goes through all of it.
+#: A module that a triggerer has imported: garbage collection goes through all of it.
 _TRIGGERER = "airflow.jobs.triggerer_job_runner"
-#: Intervals until all have looked once and go on in their own time.
+#: Intervals until all have polled once and their polls are spread.
 _SETTLING = 1.2
-#: Seconds between two looks at the event loop's lag.
+#: Seconds between two measurements of the event loop's lag.
 _TICK = 0.005
-#: Seconds from the measurement to the last event, at most.
+#: The maximum number of seconds from the measurement to the last event.
 _TIMEOUT = 240.0
-#: States in which the peers wait on.
+#: The states in which the peers continue to wait.
 _WAITING = ("pending_upload", "processing")
 
-#: Makes the trigger of an asset.
+#: Creates the trigger of an asset.
 Factory = Callable[[str], BaseTrigger]
 
 
@@ -57,10 +57,10 @@ def cuts(interval: float) -> Factory:
 
 
 def naive(interval: float) -> Factory:
-    """Wait with one ``GET`` a waiter and round, done as well as that can be.
+    """Wait with one ``GET`` per waiter and round, as efficiently as possible.
 
-    All share one client and its connections, no more than 8 requests are under way at once, looks are spread over the
-    interval from the start on, a failed look does not end the wait, and nothing is parsed but the state.
+    All share one client and its connections, with at most 8 concurrent requests. Polls are spread over the interval
+    from the start on, a failed poll does not end the wait, and only the state is parsed.
     """
     import httpx
     from airflow.sdk import BaseHook
@@ -79,7 +79,7 @@ def naive(interval: float) -> Factory:
             return "Trigger", {"asset_id": self.asset_id}
 
         async def run(self) -> AsyncIterator[TriggerEvent]:
-            # Its sensor has just looked.
+            # Its sensor has just polled.
             await asyncio.sleep(random.uniform(0, interval))
             while True:
                 try:
@@ -100,8 +100,8 @@ def naive(interval: float) -> Factory:
 def http_provider(interval: float) -> Factory:
     """Wait with the http provider's ``HttpSensorTrigger``.
 
-    It takes no response check (``HttpSensor`` does not defer if it has one): it waits while the reply is a 404, and its
-    event is any other reply. So its hook gets the check that it lacks, and says 404 for an asset that is not done.
+    It has no response check (``HttpSensor`` does not defer if it has one): it waits while the reply is a 404, and its
+    event is any other reply. So its hook gets the missing check, and raises 404 for an asset that is not done.
     """
     from aiohttp import ClientResponse
     from airflow.providers.http.hooks.http import HttpAsyncHook
@@ -126,20 +126,20 @@ WAYS = {"ours": ours, "cuts": cuts, "naive": naive, "http": http_provider}
 
 
 class _Ticker:
-    """Looks again and again how late the event loop is, and for how much of that this process was at work.
+    """Measures continually how late the event loop is, and how much of that this process was working.
 
     The rest is the machine's: another process had the processor.
     """
 
     def __init__(self) -> None:
-        # Not lists, which would be part of the memory that is measured.
+        # Not lists, which would be part of the measured memory.
         self.lags = array("d")
         self.own = array("d")
         self._task: asyncio.Task[None] | None = None
 
     @property
     def found(self) -> dict[str, array[float]]:
-        """All seconds so far, by what they are."""
+        """All measured seconds, by kind."""
         return {"lag": self.lags, "own": self.own}
 
     async def __aenter__(self) -> None:
@@ -160,7 +160,7 @@ class _Ticker:
 
 
 async def _measure(make: Factory, ids: Sequence[str], *, interval: float, rounds: float) -> None:
-    """Wait for all, as a triggerer does, and print what it costs."""
+    """Wait for all, as a triggerer does, and print the cost."""
     events: dict[str, float] = {}
 
     async def follow(asset_id: str) -> None:
@@ -168,7 +168,7 @@ async def _measure(make: Factory, ids: Sequence[str], *, interval: float, rounds
             events[asset_id] = time.time()
 
     ticker = _Ticker()
-    # The first trigger of a process pays for what all share: in lag, but not in memory of a waiter.
+    # The first trigger of a process pays for shared objects: in lag, but not in memory per waiter.
     async with ticker:
         await follow(ids[0])
     del events[ids[0]]
@@ -180,7 +180,7 @@ async def _measure(make: Factory, ids: Sequence[str], *, interval: float, rounds
             await asyncio.sleep(0)
             tasks.append(asyncio.create_task(follow(asset_id)))
         await asyncio.sleep(_SETTLING * interval)
-    # Without the ticker, which needs as much of the processor as many waiters.
+    # Without the ticker, which uses as much processor time as many waiters.
     begin, cpu = time.time(), time.process_time()
     await asyncio.sleep(rounds * interval)
     spent = time.process_time() - cpu
@@ -205,6 +205,6 @@ if __name__ == "__main__":
     wanted = json.loads(sys.stdin.readline())
     end_with_parent()
     with open(os.devnull, "wb", buffering=0) as nowhere:
-        # As in a triggerer, which sends its logs to its supervisor as JSON.
+        # As in a triggerer, which sends its logs as JSON to its supervisor.
         configure_logging(json_output=True, output=nowhere, sending_to_supervisor=True)
         asyncio.run(_main(wanted, *sys.argv[1:]))

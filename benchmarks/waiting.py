@@ -1,4 +1,4 @@
-"""What it costs to wait for many assets in one event loop, beside the ways of others."""
+"""The cost of waiting for many assets in one event loop, compared with other implementations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.processes import ROOT, module
 from benchmarks.servers import KEY, Scratch, Server, emulated
 
 OURS, CUTS = "ours", "cuts"
-#: The ways of :data:`benchmarks.waiters.WAYS`, as they are called in tables.
+#: The titles of :data:`benchmarks.waiters.WAYS` in tables.
 _TITLES = {
     OURS: "this package's trigger",
     CUTS: "the same, of cuts",
@@ -25,28 +25,28 @@ _TITLES = {
     "http": "http provider's sensor trigger",
 }
 
-#: Seconds between two looks, by the number of waiters. The emulator answers some 200 requests a second.
+#: Seconds between two polls, by the number of waiters. The emulator serves about 200 requests per second.
 _INTERVALS = {10: 1.0, 100: 2.0, 1000: 8.0, 5000: 8.0, 10_000: 16.0}
-#: With more waiters, the peers would ask more than that.
+#: With more waiters, the peers would send more requests than that.
 _MAX_PEER_WAITERS = 1000
-#: Intervals in which all assets are processing, in which some settle one by one, and until their events are there.
+#: Intervals in which all assets are processing, in which some settle one by one, and until their events arrive.
 _ROUNDS, _TRICKLE, _PAUSE = 2.2, 1.0, 1.5
-#: The share of the assets that settle one by one; the others settle at once.
+#: The share of the assets that settle one by one; the others settle at the same time.
 _TRICKLING = 0.1
 
 
 @dataclass(frozen=True)
 class Wait:
-    """What became of some waiters.
+    """The result of some waiters.
 
-    :param requests: How many a round, while all assets are processing.
-    :param cpu: Seconds of processor time a round, while all assets are processing.
-    :param memory: Bytes a waiter.
-    :param lag: Seconds that the event loop was late, from the first trigger to the last event, save while
-        ``requests`` and ``cpu`` are counted: p99 and the most.
-    :param own_lag: Of them, those in which the process was at work, and did not wait for a processor.
+    :param requests: Requests per round, while all assets are processing.
+    :param cpu: Seconds of processor time per round, while all assets are processing.
+    :param memory: Bytes per waiter.
+    :param lag: Seconds of delay of the event loop, from the first trigger to the last event, except while
+        ``requests`` and ``cpu`` are counted: p99 and maximum.
+    :param own_lag: The part of them in which the process was working, and did not wait for a processor.
     :param one_by_one: Seconds from a change of state to its event, of assets that settle one after another.
-    :param at_once: The same of assets that all settle in one moment.
+    :param at_once: The same of assets that all settle at the same time.
     :param lost: How many waiters had no event.
     """
 
@@ -60,15 +60,15 @@ class Wait:
     lost: int
 
 
-#: By number of waiters and way; ``None`` where a way is left out.
+#: By number of waiters and way; ``None`` if a way is not measured.
 Waits = Mapping[tuple[int, str], Wait | None]
 
 
 def run(scratch: Scratch, *, say: Callable[[str], None]) -> tuple[list[str], list[Target]]:
-    """Wait in all ways, for few and for many.
+    """Wait in all ways, for few and for many assets.
 
-    :param scratch: Where to keep things.
-    :param say: Told how far it is.
+    :param scratch: The folder for files.
+    :param say: Called with lines about the progress.
     :returns: Tables and targets.
     """
     waits: dict[tuple[int, str], Wait | None] = {}
@@ -128,7 +128,7 @@ def _http_connection(server: Server) -> str:
 def _settle(
     server: Server, kind: str, ids: Sequence[str], interval: float
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Let some assets or cuts be done one by one, at random moments, and then all others at once.
+    """Settle some assets or cuts one by one, at random moments, and then all others at the same time.
 
     :returns: When each of them was done, in seconds since the epoch.
     """
@@ -145,14 +145,14 @@ def _settle(
 
 
 def _delays(changed: Mapping[str, float], events: Mapping[str, float]) -> list[float]:
-    # The steering hears of a change a moment after it; an event can be there before.
+    # The caller knows of a change a moment after it; an event may arrive before.
     return [max(0.0, events[asset_id] - at) for asset_id, at in changed.items() if asset_id in events]
 
 
 def _requests_a_round(log: Sequence[Mapping[str, Any]]) -> float:
-    """Return how many requests there are from one to the next that asks the same.
+    """Return the number of requests from one to the next that is equal to it.
 
-    Unlike requests by time, that does not depend on how many rounds just fit into the time.
+    Unlike requests by time, this does not depend on how many rounds fit into the time.
     """
     places = defaultdict(list)
     for place, entry in enumerate(log):

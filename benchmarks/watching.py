@@ -12,14 +12,14 @@ from pathlib import Path
 from airflow_provider_roughy.emulator import Emulator
 from airflow_provider_roughy.triggers import RoughyAssetsReadyTrigger
 
-#: Seconds between two rounds, and without any request after which a round is over.
+#: Seconds between two rounds, and without any request after which a round has ended.
 _INTERVAL, _QUIET = 4.0, 1.5
-#: Assets that are ready, and that are not paid for.
+#: The numbers of assets that are ready, and that are unpaid.
 _CASES = ((100, 0), (10_000, 0), (10_000, 5_000))
 
 
 async def _rounds(roughy: Emulator, count: int) -> list[int]:
-    """Return the requests of so many rounds from now on."""
+    """Return the numbers of requests of the next rounds."""
     found: list[int] = []
     while len(found) < count:
         roughy.clear_requests()
@@ -32,7 +32,7 @@ async def _rounds(roughy: Emulator, count: int) -> list[int]:
 
 
 async def _watch(roughy: Emulator, ledger: Path, unpaid: list[str]) -> tuple[list[int], list[int]]:
-    """Run a watcher; return the requests of its first rounds, and of those in which a deep asset becomes ready."""
+    """Run a watcher; return the requests of its first rounds, and of those in which an old asset becomes ready."""
 
     async def run() -> None:
         async for _ in RoughyAssetsReadyTrigger(ledger=ledger, poll_interval=_INTERVAL).run():

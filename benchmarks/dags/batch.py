@@ -1,4 +1,4 @@
-"""The DAGs of ``benchmarks/batch.py``: a folder as one task, and as a task a file."""
+"""The DAGs of ``benchmarks/batch.py``: a folder as one task, and as one task per file."""
 
 from __future__ import annotations
 
