@@ -133,9 +133,7 @@ def test_refused_key_after_the_last_byte_is_a_complete_upload(roughy: Emulator, 
     assert states(roughy) == ["processing"]
 
 
-def test_nobody_can_be_asked_is_unconfirmed_and_the_asset_stays(
-    roughy: Emulator, store: Store, recording: Path
-) -> None:
+def test_upload_is_unconfirmed_and_kept_while_roughy_is_down(roughy: Emulator, store: Store, recording: Path) -> None:
     roughy.inject(Fault(**PATCH, lose_reply=True))
     for where in (HEAD, GET):
         roughy.inject(Fault(**where, times=None, status=503))
@@ -369,7 +367,7 @@ def test_upload_of_0_2_that_was_never_noticed_starts_anew_two_days_after_it_bega
 
 
 @pytest.mark.parametrize("url", ["shown", "hidden"])
-def test_upload_that_expired_with_all_bytes_does_not_fail_for_ever(
+def test_upload_that_expired_with_all_bytes_does_not_fail_forever(
     connection: dict[str, Any], store: Store, recording: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
     with Emulator(progression="manual", choices=Choices(expired_asset="kept")) as roughy:

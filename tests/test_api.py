@@ -183,7 +183,7 @@ def test_a_reply_that_breaks_the_contract_is_named(answer: Reply) -> None:
     assert "secret" not in str(error)
 
 
-def test_the_fields_of_a_validation_error_are_told() -> None:
+def test_fields_of_a_validation_error_are_in_the_message() -> None:
     fields = [{"field": "body.size_bytes", "message": "Too small."}]
     error = raised(reply(422, envelope("validation_error", "Invalid.", fields=fields)))
     assert isinstance(error, exceptions.RoughyValidationError)
@@ -249,7 +249,7 @@ def test_errors_survive_pickling() -> None:
 @pytest.mark.parametrize(
     "value", ["", "None", "../projects", "019de7f7", None, 7, "{{ ti.xcom_pull('upload') }}"], ids=str
 )
-def test_an_id_that_is_none_is_refused_before_anything_is_sent(value: Any) -> None:
+def test_invalid_id_is_rejected_before_anything_is_sent(value: Any) -> None:
     for call in (api.get_asset, api.delete_asset, api.get_project):
         with pytest.raises(exceptions.RoughyConfigurationError, match="UUID"):
             call(value)
@@ -333,7 +333,7 @@ def test_the_words_of_others_are_cut() -> None:
 
 
 @pytest.mark.parametrize("url", [5, ["https://api.roughy.ai/u"], {"a": 1}, True])
-def test_a_url_that_is_no_text_is_none(url: Any) -> None:
+def test_url_that_is_not_text_is_none(url: Any) -> None:
     created = api.create_asset(ID, 64)
     assert api.decipher(created, reply(201, {**ASSET, "upload_url": url})).upload_url is None
 
@@ -363,7 +363,7 @@ def test_a_url_that_is_no_text_is_none(url: Any) -> None:
     ],
     ids=lambda value: str(value)[:12] if isinstance(value, str) and value.isidentifier() else "",
 )
-def test_a_field_that_nobody_can_store_is_text_or_unknown(name: str, value: Any, decoded: Any) -> None:
+def test_field_that_cannot_be_stored_is_text_or_none(name: str, value: Any, decoded: Any) -> None:
     asset = api.decipher(api.get_asset(ID), reply(200, {**ASSET, name: value}))
     assert getattr(asset, name) == decoded
     json.dumps(asset.to_dict(), allow_nan=False, ensure_ascii=False).encode()
@@ -404,7 +404,7 @@ def test_an_error_of_other_types_is_an_error_all_the_same() -> None:
 
 
 @pytest.mark.parametrize("total", [None, "many", [], -1, 1e999])
-def test_a_list_without_a_total_goes_on_while_its_pages_are_full(total: Any) -> None:
+def test_list_without_a_total_continues_while_pages_are_full(total: Any) -> None:
     def next_offset(items: int) -> int | None:
         listed = {"items": [ASSET] * items, "total": total}
         return api.decipher(api.list_assets(offset=200), reply(200, listed)).next_offset
@@ -429,7 +429,7 @@ def test_a_list_without_a_total_goes_on_while_its_pages_are_full(total: Any) -> 
         lambda text: api.create_webhook_endpoint("https://hooks.example.com/", ["a.b"], description=text),
     ],
 )
-def test_text_that_nobody_can_store_is_not_sent(ask: Any, text: str) -> None:
+def test_text_that_cannot_be_stored_is_not_sent(ask: Any, text: str) -> None:
     with pytest.raises(exceptions.RoughyConfigurationError, match=r"character [01] is (a NUL|half of a surrogate)"):
         ask(text)
 
@@ -440,7 +440,7 @@ def test_an_output_that_is_no_json_is_not_sent(value: Any) -> None:
         api.create_render(ID, {"format": "mp3", "loudness": value})
 
 
-def test_a_broken_answer_is_told_in_few_words() -> None:
+def test_malformed_reply_has_a_short_message() -> None:
     long = "9x" * 1_000_000
     answer = reply(200, {"items": long}, content_type=long, x_request_id=long)
     assert len(str(raised(answer, api.list_assets()))) < 10_000
@@ -584,7 +584,7 @@ def test_a_cut_is_asked_for_with_a_script_only_if_there_is_one() -> None:
 
 
 @pytest.mark.parametrize("script", ["x" * 100_001, 5, ["x"]], ids=["long", "number", "list"])
-def test_a_script_that_is_none_is_refused(script: Any) -> None:
+def test_invalid_script_is_rejected(script: Any) -> None:
     with pytest.raises(exceptions.RoughyConfigurationError, match="script must be text of at most 100000 characters"):
         api.create_cut(ID, script=script)
 
@@ -638,7 +638,7 @@ def test_a_web_page_is_no_export() -> None:
     assert type(raised(page, api.export_cut(ID, "edl"))) is exceptions.RoughyProtocolError
 
 
-def test_a_change_of_a_project_says_only_what_changes() -> None:
+def test_update_of_a_project_sends_only_the_changes() -> None:
     assert api.update_project(ID, state="archived").request.json == {"state": "archived"}
     with pytest.raises(exceptions.RoughyConfigurationError, match="Nothing to change"):
         api.update_project(ID)

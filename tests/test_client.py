@@ -162,12 +162,12 @@ def test_a_connection_that_cannot_work_is_refused_in_words(fields: dict[str, Any
     assert "sk_" not in str(refused.value).replace("sk_…", "")
 
 
-def test_a_ca_bundle_that_is_none_is_named(tmp_path: Path) -> None:
+def test_invalid_ca_bundle_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(RoughyConfigurationError, match="no CA bundle"):
         Client(connection(extra={"verify": str(tmp_path / "missing.pem")}))
 
 
-def test_a_ca_bundle_of_the_environment_that_is_none_is_named(
+def test_invalid_ca_bundle_of_the_environment_is_named_in_the_error(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transport._ssl_context.cache_clear()
@@ -263,7 +263,7 @@ def test_a_proxy_from_the_environment_is_used(run: Run, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_no_proxy_sees_what_is_meant_for_this_machine(
+def test_requests_to_this_machine_bypass_proxies(
     roughy: Emulator, run: Run, monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
     with listener(answer(b"", status="502 Bad Gateway")) as (port, seen):
@@ -346,7 +346,7 @@ def proxied(monkeypatch: pytest.MonkeyPatch, proxy: str | None, *, no_proxy: str
 
 
 @pytest.mark.parametrize("proxy", ["gopher://user:password@proxy.example", "http://[:::]:1"])
-def test_a_proxy_that_is_none_is_named(run: Run, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+def test_invalid_proxy_is_named_in_the_error(run: Run, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
     monkeypatch.setenv("https_proxy", proxy)
     with pytest.raises(RoughyConfigurationError, match="proxy") as refused:
         run(Settings("sk_key"), api.get_credit_balance())
@@ -354,7 +354,7 @@ def test_a_proxy_that_is_none_is_named(run: Run, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("host", ["[::::]", "xn--a", "a..b", "a" * 64, "gateway.example/" + "p" * 70_000])
-def test_a_host_that_nobody_can_be_asked_at_is_named(run: Run, host: str) -> None:
+def test_invalid_host_is_named_in_the_error(run: Run, host: str) -> None:
     with pytest.raises(RoughyError, match="GET "):
         run(Settings("sk_key", base_url=f"https://{host}"), api.get_credit_balance())
 
@@ -377,13 +377,13 @@ def test_https_goes_through_a_proxy_in_a_tunnel(run: Run, tmp_path: Path, monkey
     assert b"Bearer sk_key" in asked
 
 
-def test_requests_say_who_asks(roughy: Emulator, settings: Settings, run: Run) -> None:
+def test_requests_have_a_user_agent(roughy: Emulator, settings: Settings, run: Run) -> None:
     run(settings, api.get_credit_balance())
     agent = roughy.requests[-1].headers["user-agent"]
     assert agent.startswith(f"airflow-provider-roughy/{__version__} apache-airflow/")
 
 
-def test_httpx_does_not_log_what_is_asked(
+def test_httpx_does_not_log_requests(
     roughy: Emulator, settings: Settings, run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     quiet = {httpx.__name__, httpx.__name__.replace("httpx", "httpcore") + ".http11"}
@@ -424,7 +424,7 @@ def test_a_delete_whose_reply_was_lost_has_deleted(roughy: Emulator, settings: S
 
 
 @pytest.mark.parametrize("fault", [None, {"status": 429, "headers": {"Retry-After": "0"}}], ids=["none", "turned away"])
-def test_a_delete_of_what_is_not_there_has_not(
+def test_delete_of_a_missing_resource_is_not_found(
     roughy: Emulator, settings: Settings, run: Run, fault: dict[str, Any] | None
 ) -> None:
     if fault:
@@ -497,7 +497,7 @@ def test_creating_is_repeated_only_if_it_certainly_did_nothing(
     assert len(roughy.assets) <= 1
 
 
-def test_creating_is_repeated_if_nobody_listened(run: Run) -> None:
+def test_creation_is_retried_while_the_connection_is_refused(run: Run) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -591,7 +591,7 @@ def test_a_reply_that_trickles_ends_with_its_time(once: Callable[..., Any], star
     assert late.value.sent is True
 
 
-def test_a_time_within_which_nobody_answers(once: Callable[..., Any]) -> None:
+def test_request_times_out_without_a_reply(once: Callable[..., Any]) -> None:
     with listener(b"", silent=True) as (port, seen):
         settings = Settings("sk_key", base_url=f"http://127.0.0.1:{port}")
         with pytest.raises(RoughyUnreachableError, match=r"within 0\.2 s") as late:
@@ -768,7 +768,7 @@ def test_error_keeps_its_status_whatever_its_body_is(once: Callable[..., Any], r
 @pytest.mark.parametrize(
     "quoted", ["the key", "the URL", "its path", "its last part", "its query", "a value", "decoded"]
 )
-def test_a_reply_that_repeats_a_secret_does_not_tell_it(
+def test_error_hides_a_secret_that_the_reply_repeats(
     roughy: Emulator, settings: Settings, once: Callable[..., Any], quoted: str
 ) -> None:
     path = "/v1/uploads/needle-1234?signature=needle%2F5678"
@@ -801,7 +801,7 @@ def test_once_is_once(roughy: Emulator, settings: Settings, once: Callable[..., 
 # ---- Killed tasks
 
 
-def test_connection_that_is_not_made_ends_when_it_is_told_to() -> None:
+def test_unfinished_connection_attempt_can_be_interrupted() -> None:
     """A firewall that drops packets: nothing answers."""
     with ExitStack() as stack:
         full = stack.enter_context(socket.socket())
@@ -816,7 +816,7 @@ def test_connection_that_is_not_made_ends_when_it_is_told_to() -> None:
 
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
 @pytest.mark.parametrize("shakes_hands", [False, True], ids=["silent", "then silent"])
-def test_request_ends_when_it_is_told_to(secure: bool, shakes_hands: bool) -> None:
+def test_request_can_be_interrupted(secure: bool, shakes_hands: bool) -> None:
     ca, tls = trustme.CA(), None
     if secure and shakes_hands:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -845,7 +845,7 @@ def end_when_told(settings: Settings) -> None:
     interrupt.check()
 
 
-def test_nothing_is_begun_after_it_was_told_to_end(roughy: Emulator, settings: Settings) -> None:
+def test_no_request_starts_after_an_interruption(roughy: Emulator, settings: Settings) -> None:
     killer = interrupt.Interrupt()
     with Client(settings) as client:
         with killer:
@@ -1013,7 +1013,7 @@ def test_a_download_that_breaks_off_is_an_error_that_keeps_the_link_to_itself() 
     assert "secret" not in str(broken.value)
 
 
-def test_a_reply_that_is_none_is_not_quoted() -> None:
+def test_invalid_reply_is_not_quoted() -> None:
     reply = answer(b"", "Location: https://a.example/?signature=hidden\0", status="302 Found")
     with pytest.raises(RoughyUnreachableError, match="illegal header line") as broken:
         download(reply)

@@ -121,7 +121,7 @@ def test_values_are_decoded(function: Any, value: Any, decoded: Any) -> None:
     assert function(value) == decoded
 
 
-def test_numbers_and_bytes_that_nobody_stores_fail_no_document() -> None:
+def test_numbers_and_bytes_that_cannot_be_stored_fail_no_document() -> None:
     body = b'\xef\xbb\xbf{"a": 1e999, "b": NaN, "c": -Infinity, "d": "\xff\x00", "e": 1' + b"0" * 5000 + b"}"
     found = decode.loads(body)
     assert (found["a"], found["b"], found["c"]) == (None, None, None)

@@ -141,7 +141,7 @@ def test_every_relative_link_leads_to_a_file(page: Path) -> None:
 
 @needs_sphinx
 @pytest.mark.timeout(300)
-def test_the_site_builds_and_holds_what_the_code_does(tmp_path: Path) -> None:
+def test_site_builds_and_matches_the_code(tmp_path: Path) -> None:
     """References, includes, markers of examples, anchors: Sphinx looks at all of them."""
     command = [sys.executable, "-m", "sphinx", "--nitpicky", "--fail-on-warning", "--keep-going", "--quiet"]
     built = subprocess.run(
@@ -177,7 +177,7 @@ def test_the_guides_to_a_new_resource_and_field_name_files_that_exist(title: str
     assert [name for name in existing if not any((folder / name).exists() for folder in folders)] == []
 
 
-def test_every_argument_of_a_task_is_told() -> None:
+def test_every_argument_of_a_task_is_documented() -> None:
     named = [each for module in (operators, sensors) for each in vars(module).values()]
     tasks = [each for each in named if isclass(each) and issubclass(each, BaseOperator)]
     tasks = [each for each in tasks if each.__name__.startswith("Roughy")]
@@ -214,7 +214,7 @@ def test_every_fault_of_the_emulators_page_is_one() -> None:
 
 
 @pytest.mark.once
-def test_generated_parts_of_pages_are_what_the_code_says() -> None:
+def test_generated_parts_of_pages_match_the_code() -> None:
     from from_code.pages import generated
 
     outdated = [path for path, text in generated().items() if not path.exists() or path.read_text() != text]
@@ -262,7 +262,7 @@ def test_a_page_reads_the_same_on_a_code_host(page: Path) -> None:
 
 
 @pytest.mark.once
-def test_a_figure_is_shown_with_words_for_those_who_do_not_see_it() -> None:
+def test_figures_have_alternative_text() -> None:
     images = [(page, *image) for page in PAGES for image in re.findall(r"!\[([^]]*)\]\(([^)]+)\)", page.read_text())]
     assert {Path(target).name for _, _, target in images} == {path.name for path in DOCS.glob("figures/*")}
     assert [target for page, words, target in images if len(words) < 20 or not (page.parent / target).exists()] == []
@@ -290,7 +290,7 @@ def test_the_connections_that_pages_show_are_read(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.once
-def test_what_a_batch_leaves_is_told_wholly() -> None:
+def test_every_xcom_of_a_batch_is_documented() -> None:
     from from_code.tables import TABLES
 
     documented = set(re.findall(r"^\| `(\w+)`", TABLES["batch-xcoms"](), re.MULTILINE))

@@ -113,7 +113,7 @@ def test_the_storage_never_sees_the_key(
         assert asked.headers["accept-encoding"] == "identity"
 
 
-def test_progress_is_told(hook: RoughyHook, asset_id: str, tmp_path: Path) -> None:
+def test_download_progress_is_reported(hook: RoughyHook, asset_id: str, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     fetch(hook, asset_id, tmp_path, on_progress=lambda done, total: told.append((done, total)))
     assert [done for done, _ in told] == sorted({done for done, _ in told})
@@ -124,7 +124,7 @@ def test_progress_is_told(hook: RoughyHook, asset_id: str, tmp_path: Path) -> No
 # ---- What breaks is gone on with
 
 
-def test_a_transfer_that_is_cut_seven_times_goes_on_where_it_ended(
+def test_transfer_cut_seven_times_resumes_at_its_offset(
     hook: RoughyHook, asset_id: str, storage: Storage, lead: Any, tmp_path: Path
 ) -> None:
     lead()
@@ -257,7 +257,7 @@ def test_a_file_that_changed_on_the_way_is_not_mixed(
     assert storage.ranges == [None, f"bytes={MIB}-"]
 
 
-def test_a_file_of_another_length_is_taken_when_roughy_says_so(
+def test_file_of_another_length_is_accepted_if_roughy_declares_it(
     hook: RoughyHook, asset_id: str, storage: Storage, lead: Any, tmp_path: Path
 ) -> None:
     lead(times=1)
@@ -391,7 +391,7 @@ def test_a_body_of_unknown_length_is_not_taken(
     assert "neither Roughy nor the storage reports the length of the file" in str(error)
 
 
-def test_where_roughy_does_not_say_the_size_the_storage_does(
+def test_size_comes_from_the_storage_if_roughy_has_none(
     hook: RoughyHook, asset_id: str, storage: Storage, lead: Any, tmp_path: Path
 ) -> None:
     lead(size_bytes=None)
@@ -527,7 +527,7 @@ def test_a_full_disk_is_no_reason_to_ask_again(
     assert fetch(hook, asset_id, tmp_path).read_bytes() == CONTENT
 
 
-def test_two_who_download_to_one_target_do_not_mix(
+def test_concurrent_downloads_to_one_target_do_not_mix(
     roughy: Emulator, hook: RoughyHook, asset_id: str, storage: Storage, lead: Any, tmp_path: Path
 ) -> None:
     """Both are in the middle at the same time."""
@@ -599,7 +599,7 @@ def test_a_worker_that_is_killed_leaves_nothing_under_the_name_and_the_next_one_
 # ---- Secrets
 
 
-def test_neither_link_nor_key_is_ever_told(
+def test_neither_link_nor_key_is_ever_reported(
     hook: RoughyHook,
     asset_id: str,
     storage: Storage,

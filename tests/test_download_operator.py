@@ -90,7 +90,7 @@ def test_its_fields_are_templates() -> None:
         ({"asset_id": "a", "overwrite": "never"}, "overwrite must be one of"),
     ],
 )
-def test_what_cannot_work_is_said_when_the_dag_is_read(options: dict[str, Any], words: str) -> None:
+def test_invalid_arguments_fail_when_the_dag_is_parsed(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         RoughyDownloadOperator(task_id="download", target="x", **options)
 
@@ -103,7 +103,7 @@ def test_what_cannot_work_is_said_when_the_dag_is_read(options: dict[str, Any], 
         ("failed", "failed", RoughyAssetFailedError),
     ],
 )
-def test_what_is_not_ready_may_be_retried_and_what_never_will_be_is_not(
+def test_unready_resource_may_be_retried_and_failed_one_not(
     roughy: Emulator, tmp_path: Path, state: str, ends: str, error: type[Exception]
 ) -> None:
     roughy.progression = "manual"
@@ -259,7 +259,9 @@ def test_task_that_was_killed_before_it_began_downloads_nothing(roughy: Emulator
 @pytest.mark.skipif(AIRFLOW_VERSION.startswith("2."), reason="Airflow 2 runs a task in no thread")
 @pytest.mark.parametrize("same", [True, False], ids=["same bytes", "other bytes"])
 @pytest.mark.parametrize("way", ["path", "memory://"])
-def test_two_who_must_not_replace_do_not(roughy: Emulator, tmp_path: Path, way: str, same: bool) -> None:
+def test_concurrent_downloads_with_overwrite_fail_do_not_replace(
+    roughy: Emulator, tmp_path: Path, way: str, same: bool
+) -> None:
     """The files are as long, and both have begun before either is written."""
     attach("memory", fs=MemoryFileSystem())
     target = f"{tmp_path}/cut.mp4" if way == "path" else "memory://two/cut.mp4"
@@ -291,7 +293,7 @@ def test_two_who_must_not_replace_do_not(roughy: Emulator, tmp_path: Path, way: 
     assert written == contents[results[0]]
 
 
-def test_no_secret_is_told(
+def test_no_secret_is_reported(
     roughy: Emulator, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")

@@ -44,7 +44,7 @@ def quick(roughy: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("random.uniform", lambda low, high: 0.001)
 
 
-def test_the_next_try_goes_on_where_roughy_stands(roughy: Emulator, store: Store, recording: Path) -> None:
+def test_next_try_resumes_at_roughys_offset(roughy: Emulator, store: Store, recording: Path) -> None:
     asset_id = break_off(roughy, store, recording)
     ended = upload(store, recording)
     assert ended.result == asset_id
@@ -172,7 +172,7 @@ def test_a_note_that_cannot_be_checked_is_kept_for_the_next_try(
 
 
 @pytest.mark.parametrize("note", ["text", 7, [], {"asset_id": 7}, {"asset_id": "x"}, {"wanted": {}}], ids=str)
-def test_a_note_of_somebody_else_is_no_note(roughy: Emulator, store: Store, recording: Path, note: Any) -> None:
+def test_foreign_value_in_the_store_is_ignored(roughy: Emulator, store: Store, recording: Path, note: Any) -> None:
     store.set("roughy_upload", note)
     ended = upload(store, recording)
     assert arrived(roughy, ended.result, recording)

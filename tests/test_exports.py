@@ -105,7 +105,7 @@ def test_a_cut_that_is_not_completed_may_be_retried(roughy: Emulator, tmp_path: 
 
 
 @pytest.mark.parametrize(("cut_id", "error"), [(NOBODY, RoughyNotFoundError), ("None", RoughyConfigurationError)])
-def test_a_cut_that_is_none_burns_no_retries(cut_id: str, error: type[Exception], tmp_path: Path) -> None:
+def test_invalid_cut_uses_no_retries(cut_id: str, error: type[Exception], tmp_path: Path) -> None:
     ended = timeline(cut_id, tmp_path / "talk.edl")
     assert (ended.state, type(ended.error)) == ("failed", error)
 

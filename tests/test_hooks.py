@@ -68,7 +68,7 @@ def test_test_connection_returns_the_balance_and_the_project(hook: RoughyHook, r
     ],
     ids=["wrong key", "no key", "nobody listens", "plain http"],
 )
-def test_test_connection_tells_what_is_wrong_and_never_the_key(
+def test_test_connection_reports_the_problem_and_never_the_key(
     connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], words: str
 ) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps({**connection, **fields}))
@@ -141,9 +141,7 @@ def test_a_project_can_be_changed_and_removed(hook: RoughyHook, roughy: Emulator
         hook.delete_project(made.id, missing_ok=False)
 
 
-def test_the_credit_ledger_tells_where_the_balance_comes_from(
-    hook: RoughyHook, roughy: Emulator, recordings: dict[str, Path]
-) -> None:
+def test_credit_ledger_explains_the_balance(hook: RoughyHook, roughy: Emulator, recordings: dict[str, Path]) -> None:
     asset = hook.create_asset(None, recordings["audio"].stat().st_size)
     hook.upload(asset, recordings["audio"])
     roughy.top_up(7)
@@ -362,7 +360,7 @@ def test_calls_share_one_network_connection(hook: RoughyHook, roughy: Emulator) 
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-def test_a_list_that_does_not_go_on_has_an_end(hook: RoughyHook, roughy: Emulator, asynchronous: bool) -> None:
+def test_list_that_repeats_its_pages_ends_with_an_error(hook: RoughyHook, roughy: Emulator, asynchronous: bool) -> None:
     """A server that does not know ``offset`` returns the first page for ever."""
     asset = roughy.seed_asset(state="ready")
     item = hook.get_asset(asset).to_dict()

@@ -387,7 +387,7 @@ def test_unnoticed_end_of_an_upload_starts_anew_after_a_day(
     assert [asset["id"] for asset in roughy.assets] == ended.result
 
 
-def test_stable_for_does_not_defer_an_upload_that_has_begun(
+def test_stable_for_does_not_defer_a_started_upload(
     roughy: Emulator, folder: Path, nights: Nights, quick: None
 ) -> None:
     nights.options["source"] = str(folder / "a.mp3")
@@ -736,7 +736,7 @@ def test_max_credits_bounds_a_run_over_all_its_tries(
     assert before - roughy.balance == 4
 
 
-def test_recording_begun_by_a_run_counts_once_for_its_budget(
+def test_recording_started_by_a_run_counts_once_for_its_budget(
     roughy: Emulator, folder: Path, nights: Nights, recordings: dict[str, Path], quick: None
 ) -> None:
     roughy.progression = "manual"
@@ -756,7 +756,7 @@ def test_recording_begun_by_a_run_counts_once_for_its_budget(
     assert (last.state, names(list(nights.xcoms["sources"].values()))) == ("success", ["a.mp3", "b.mp3"])
 
 
-def test_recording_begun_by_a_dead_run_does_not_count(
+def test_recording_started_by_a_dead_run_does_not_count(
     roughy: Emulator, folder: Path, tmp_path: Path, nights: Nights, recordings: dict[str, Path]
 ) -> None:
     roughy.progression = "manual"
@@ -807,9 +807,7 @@ def test_planning_opens_nothing_but_the_file_itself(roughy: Emulator, folder: Pa
     assert len(nights.xcoms["deferred"]) == 5
 
 
-def test_mp3_that_does_not_say_its_length_counts_as_the_user_says(
-    roughy: Emulator, folder: Path, nights: Nights
-) -> None:
+def test_mp3_without_declared_length_costs_credits_if_unknown(roughy: Emulator, folder: Path, nights: Nights) -> None:
     media.make_audio(folder / "recorder.mp3", seconds=3, format="mp3", options={"write_xing": "0"})
     nights.run(max_credits=9, credits_if_unknown=7)
     assert names(nights.xcoms["deferred"]) == ["recorder.mp3"]

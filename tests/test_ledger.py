@@ -104,7 +104,7 @@ def test_a_result_is_never_changed(ledger: Ledger) -> None:
     assert ledger.snapshot().problems == {}
 
 
-def test_a_snapshot_tells_what_is_done_what_is_open_and_what_failed(ledger: Ledger, tmp_path: Path) -> None:
+def test_snapshot_has_done_open_and_failed_recordings(ledger: Ledger, tmp_path: Path) -> None:
     for n in (1, 2, 10):
         ledger.create_version(replace(VERSION, n=n))
     ledger.create_result(replace(RESULT, key=OTHER, state="rejected"))
@@ -340,7 +340,7 @@ def test_a_try_that_ends_leaves_the_lease_to_another_live_try(ledger: Ledger) ->
 
 
 @pytest.mark.parametrize("jump", [-3600, 3600])
-def test_a_clock_that_jumped_an_hour_blocks_nobody_for_long(
+def test_clock_that_jumped_an_hour_blocks_no_run_for_long(
     ledger: Ledger, clock: Callable[[float], None], jump: float
 ) -> None:
     clock(jump)
@@ -493,7 +493,7 @@ def test_a_new_ledger_is_a_warning_once(tmp_path: Path, caplog: pytest.LogCaptur
     assert [message.partition(".")[0] for message in warnings] == [f"Ledger {tmp_path}/ledger is new: 0 recordings"]
 
 
-def test_subfolders_may_be_used_by_whoever_may_use_the_ledger(tmp_path: Path) -> None:
+def test_subfolders_have_the_permissions_of_the_ledger(tmp_path: Path) -> None:
     (tmp_path / "ledger").mkdir()
     (tmp_path / "ledger").chmod(0o2777)
     Ledger(tmp_path / "ledger").check()
@@ -501,7 +501,7 @@ def test_subfolders_may_be_used_by_whoever_may_use_the_ledger(tmp_path: Path) ->
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs two users")
-def test_what_another_user_has_left_blocks_nobody(tmp_path: Path) -> None:
+def test_files_of_another_user_block_no_run(tmp_path: Path) -> None:
     """Of root, as of a test by hand; objects are read and created, and never opened for writing."""
     ledger = Ledger(tmp_path / "ledger")
     ledger.check()
@@ -657,7 +657,7 @@ def test_a_password_in_a_uri_is_refused_before_airflow_logs_it(
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 @pytest.mark.parametrize("uri", ["nosuch://bucket/talk", "hdfs://me@bucket/talk"])
-def test_a_storage_that_airflow_has_not_is_said_to_need_its_provider(uri: str, use: Callable[[str], object]) -> None:
+def test_unknown_storage_error_names_the_missing_provider(uri: str, use: Callable[[str], object]) -> None:
     with pytest.raises(UNUSABLE, match="Install the Airflow provider of that storage"):
         use(uri)
 

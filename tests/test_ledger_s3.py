@@ -162,7 +162,7 @@ def test_a_create_that_was_stored_and_answered_with_an_error_is_mine(
     assert not getattr(odd_ledger, create)(replace(value, at="later"))
 
 
-def test_a_storage_that_has_its_own_codes_is_judged_by_the_status(odd_ledger: Ledger, odd_s3: OddS3) -> None:
+def test_storage_with_its_own_error_codes_is_classified_by_status(odd_ledger: Ledger, odd_s3: OddS3) -> None:
     assert odd_ledger.create_version(VERSION)
     odd_s3.replies.append(Odd(412, "SomethingOfItsOwn"))
     assert not odd_ledger.create_version(VERSION)
@@ -185,7 +185,7 @@ def test_a_conflict_of_two_creates_is_tried_again(odd_ledger: Ledger, odd_s3: Od
     ],
     ids=lambda value: value.code if isinstance(value, Odd) else "",
 )
-def test_what_a_storage_refuses_is_final_and_what_passes_is_not(
+def test_permanent_storage_errors_are_final_and_transient_ones_are_not(
     odd_ledger: Ledger, odd_s3: OddS3, odd: Odd, error: type[Exception]
 ) -> None:
     odd_s3.replies.append(odd)

@@ -175,7 +175,7 @@ def test_the_version_is_compared_by_the_field_that_was_kept(before: Release02, l
 
 
 @pytest.mark.parametrize("state", ["claimed", "uploading", "processing", "pending_payment"])
-def test_what_was_begun_is_to_be_taken_up(before: Release02, ledger: Ledger, state: str) -> None:
+def test_started_uploads_are_to_be_resumed(before: Release02, ledger: Ledger, state: str) -> None:
     key = before.write("/in/a.wav", state, all_sent=state != "claimed")
     found = find(ledger, "/in/a.wav")
     assert found is not None
@@ -288,7 +288,7 @@ def test_the_index_follows_what_the_previous_release_still_writes(before: Releas
     assert find(ledger, "/in/a.wav") is None
 
 
-def test_entries_of_both_releases_are_shown_once(before: Release02, ledger: Ledger) -> None:
+def test_entries_of_both_releases_are_listed_once(before: Release02, ledger: Ledger) -> None:
     done = before.write("/in/a.wav")
     begun = before.write("/in/b.wav", "uploading", asset_id="b")
     taken = before.write("roughy://asset", "taken")

@@ -153,9 +153,7 @@ def test_an_arrival_that_cannot_be_asked_for_is_asked_for_again(roughy: Emulator
     assert asked(roughy, "DELETE") == 0
 
 
-def test_an_arrival_that_nobody_confirms_is_no_success_and_nothing_is_deleted(
-    roughy: Emulator, recording: Path
-) -> None:
+def test_unconfirmed_arrival_is_no_success_and_deletes_nothing(roughy: Emulator, recording: Path) -> None:
     roughy.inject(Fault(**GET, status=503, times=None))
     ended = upload(None, recording)
     assert ended.state == "up_for_retry"
@@ -167,7 +165,7 @@ def test_an_arrival_that_nobody_confirms_is_no_success_and_nothing_is_deleted(
 
 
 @pytest.mark.parametrize("reply", ["came", "lost"])
-def test_what_lags_for_ever_leaves_the_asset_where_it_is(
+def test_replica_that_lags_forever_leaves_the_asset_unchanged(
     roughy: Emulator, hook: RoughyHook, recording: Path, reply: str
 ) -> None:
     """No store, and no end of the lag: the asset is whole, and nobody says so."""
@@ -195,7 +193,7 @@ def test_what_lags_for_ever_leaves_the_asset_where_it_is(
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 415])
 @pytest.mark.parametrize("durable", [True, False], ids=["durable", "not durable"])
-def test_a_gateways_refusal_is_not_believed(
+def test_gateway_refusal_does_not_end_the_upload(
     roughy: Emulator, store: Store, recording: Path, status: int, durable: bool
 ) -> None:
     roughy.inject(Fault(**PATCH, cut_after=2 * MIB))
@@ -318,7 +316,7 @@ def test_an_asset_that_fails_by_its_first_bytes_is_one_that_failed(
         assert [asset["state"] for asset in roughy.assets] == ["failed"]
 
 
-def test_a_lost_reply_to_the_creation_leaves_an_empty_asset_and_says_so(
+def test_lost_reply_to_the_creation_leaves_an_empty_asset_and_logs_it(
     roughy: Emulator, store: Store, recording: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     roughy.inject(Fault(method="POST", path="/v1/assets", lose_reply=True))
@@ -380,9 +378,7 @@ def test_progress_is_measured_within_a_request(
 # ---- Without an operator
 
 
-def test_a_task_of_ones_own_can_go_on_with_an_upload(
-    roughy: Emulator, hook: RoughyHook, store: Store, recording: Path
-) -> None:
+def test_custom_task_can_resume_an_upload(roughy: Emulator, hook: RoughyHook, store: Store, recording: Path) -> None:
     roughy.inject(Fault(**PATCH, cut_after=2 * MIB))
     roughy.inject(Fault(**PATCH, nth=2, status=503, times=None))
     with pytest.raises(RoughyUploadError):

@@ -116,7 +116,7 @@ def test_each_policy_has_its_own_end_for_an_unpaid_asset() -> None:
     verdict.raise_for_failure("return")
 
 
-def test_a_failed_asset_says_which_why_and_where_to_ask() -> None:
+def test_error_of_a_failed_asset_has_id_reason_and_request_id() -> None:
     verdict = Verdict.of(ASSET, asset("failed", error_code="probe_failed", error_message="the media cannot be read"))
     with pytest.raises(RoughyAssetFailedError) as failed:
         verdict.raise_for_failure("fail")
@@ -164,14 +164,14 @@ def test_a_refusal_keeps_its_type_and_its_facts() -> None:
     assert raised.value.to_dict() == error.to_dict()
 
 
-def test_a_timeout_is_airflows_own_kind_and_says_what_was_seen_last() -> None:
+def test_timeout_is_an_airflow_sensor_timeout_with_the_last_state() -> None:
     with pytest.raises(AirflowSensorTimeout, match="still processing") as raised:
         Verdict.timed_out(ASSET, ID, state="processing", error=None).raise_for_failure("fail")
     assert isinstance(raised.value, RoughyTimeoutError)
 
 
 @pytest.mark.parametrize("event", [None, {}, {"status": "success"}, {"status": "ready", "id": ID}, "ready"])
-def test_an_event_of_somebody_else_is_no_success(event: Any) -> None:
+def test_foreign_event_is_no_success(event: Any) -> None:
     with pytest.raises(RoughyProtocolError):
         Verdict.from_event(event)
 
@@ -200,6 +200,6 @@ def test_the_event_of_a_batch_is_little_more_than_its_ids() -> None:
 
 
 @pytest.mark.parametrize("event", [None, {}, {"batch": 3}, {"batch": [{"ids": [ID]}]}, "ready"])
-def test_an_event_of_somebody_else_is_no_batch(event: Any) -> None:
+def test_foreign_event_is_no_batch(event: Any) -> None:
     with pytest.raises(RoughyProtocolError, match="not one of this package"):
         batch_from_event(event)

@@ -129,7 +129,7 @@ def test_a_thousand_waiters_that_settle_at_once_are_answered_some_at_a_time(virt
     assert max(turns.counts.values()) <= 2 * shared._MAX_ANSWERS_A_TURN
 
 
-def test_those_who_share_the_lookup_of_a_connection_go_on_some_at_a_time(
+def test_waiters_that_share_a_connection_lookup_continue_some_at_a_time(
     virtual: Roughy, turns: Turns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = virtual.add(1000, (0.0, "ready"), first="ready")
@@ -160,7 +160,9 @@ def test_those_who_share_the_lookup_of_a_connection_go_on_some_at_a_time(
     assert len(looked_up) <= 3
 
 
-def test_a_batch_is_judged_some_at_a_time(virtual: Roughy, turns: Turns, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replies_of_a_batch_are_evaluated_some_at_a_time(
+    virtual: Roughy, turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ids, judge = virtual.add(2000, (100.0, "ready")), ResourcePoller.on_answer
 
     def counted(poller: ResourcePoller, answer: Any) -> Any:

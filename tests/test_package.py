@@ -339,7 +339,7 @@ def test_compat_finds_every_name(name: str) -> None:
     assert getattr(compat, name) is not None
 
 
-def test_compat_names_are_told_to_type_checkers_too() -> None:
+def test_compat_names_are_declared_for_type_checkers() -> None:
     (told,) = (
         node
         for node in ast.parse(Path(compat.__file__).read_text()).body
@@ -351,7 +351,7 @@ def test_compat_names_are_told_to_type_checkers_too() -> None:
 
 
 @pytest.mark.parametrize("module", ["hooks", "operators", "sensors", "triggers", "exceptions"])
-def test_an_airflow_that_is_too_old_is_told_so(tmp_path: Path, module: str) -> None:
+def test_import_on_an_older_airflow_names_the_required_version(tmp_path: Path, module: str) -> None:
     (tmp_path / "airflow").mkdir()
     (tmp_path / "airflow" / "__init__.py").write_text('__version__ = "2.10.5"')
     run = subprocess.run(
@@ -424,7 +424,7 @@ def test_modules_of_0_2_that_moved_stay_importable(module: str) -> None:
     assert [name for name in PUBLIC_IN_0_2[module].split() if not hasattr(found, name)] == []
 
 
-def test_what_0_1_said_of_a_wait_that_airflow_ended_is_still_said() -> None:
+def test_message_of_0_1_about_a_wait_ended_by_airflow_stays() -> None:
     check_event_came("execute_complete", {"event": {}}, asset_id="a")
     with pytest.raises(RoughyTimeoutError) as raised:
         check_event_came("__fail__", {"error": "Trigger timeout"}, asset_id="a")
@@ -432,7 +432,7 @@ def test_what_0_1_said_of_a_wait_that_airflow_ended_is_still_said() -> None:
 
 
 @pytest.mark.once
-def test_what_0_1_had_and_will_go_says_so(connection: dict[str, object]) -> None:
+def test_deprecated_method_of_0_1_warns(connection: dict[str, object]) -> None:
     with RoughyHook() as hook, pytest.warns(DeprecationWarning, match=r"use RoughyHook\(hook\.roughy_conn_id\)"):
         assert hook.twin().settings == hook.settings
 
@@ -454,7 +454,7 @@ def test_the_provider_info_is_what_airflow_expects() -> None:
     jsonschema.validate(info, {**rules, "required": [], "additionalProperties": True})
 
 
-def test_the_form_says_the_same_before_and_after_airflow_3_2() -> None:
+def test_connection_form_is_equal_before_and_after_airflow_3_2() -> None:
     (connection,) = get_provider_info()["connection-types"]
     declared = connection["ui-field-behaviour"]
     assert RoughyHook.get_ui_field_behaviour() == {
@@ -501,7 +501,7 @@ def test_the_readme_names_every_public_name() -> None:
 
 
 @pytest.mark.once
-def test_the_registry_is_told_the_same() -> None:
+def test_registry_metadata_matches_the_provider_info() -> None:
     told = yaml.safe_load((ROOT.parent / ".airflow-registry.yaml").read_text())
     info = get_provider_info()
     assert [told[key] for key in ("package-name", "display-name", "description")] == [

@@ -218,7 +218,7 @@ def test_list_of_other_states_ends_no_wait(roughy: Emulator) -> None:
 
 
 @once
-def test_resource_listed_twice_is_judged_once(roughy: Emulator) -> None:
+def test_resource_listed_twice_is_evaluated_once(roughy: Emulator) -> None:
     ids = seeded(roughy, 3)
     with RoughyHook() as hook:
         items = [asset.to_dict() for asset in hook.list_assets()]

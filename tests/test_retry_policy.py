@@ -172,6 +172,6 @@ def test_airflow_tries_again_when_roughy_asked_for_it(roughy: Emulator) -> None:
 
 
 @pytest.mark.skipif(compat._LINE >= (3, 3), reason="This Airflow has retry policies")
-def test_before_it_says_what_it_needs() -> None:
+def test_older_airflow_error_names_the_required_version() -> None:
     with pytest.raises(RuntimeError, match=r"RetryDecision needs Apache Airflow 3\.3\.0\+; this is "):
         room()

@@ -271,7 +271,7 @@ def test_odd_names_in_object_storage_are_names(roughy: Emulator, bucket: Any, re
     assert (second.result, told["known"]) == ([], len(odd))
 
 
-def test_an_upload_in_object_storage_is_gone_on_with_by_another_worker(
+def test_upload_from_object_storage_is_resumed_by_another_worker(
     roughy: Emulator, bucket: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("random.uniform", lambda low, high: 0.001)
@@ -292,7 +292,7 @@ def test_an_upload_in_object_storage_is_gone_on_with_by_another_worker(
         ({"source": "s3://recordings/ledgers/", "ledger": "s3://s3@recordings/ledgers/x"}, "is in the source"),
     ],
 )
-def test_what_is_not_there_is_told_before_anything_is_created(
+def test_missing_source_fails_before_anything_is_created(
     roughy: Emulator, bucket: Any, options: dict[str, str], words: str
 ) -> None:
     bucket.put_object(Bucket="recordings", Key="ledgers/x.mp3", Body=b"")

@@ -101,7 +101,7 @@ def test_no_part_of_an_object_appears(
     assert out.unfinished == []
 
 
-def test_a_download_to_s3_goes_on_where_it_ended(roughy: Emulator, storage: Storage, out: Out) -> None:
+def test_download_to_s3_resumes_at_its_offset(roughy: Emulator, storage: Storage, out: Out) -> None:
     storage.answers = [Answer(cut_after=17 * MIB + 1), Answer(cut_after=MIB)]
     assert download(roughy, storage).state == "success"
     assert out.objects == {"out/talk.mp3": storage.content}

@@ -62,7 +62,7 @@ def test_any_part_can_be_read_in_blocks(source: Source, offset: int, length: int
     assert all(len(block) <= BLOCK_BYTES for block in blocks)
 
 
-def test_the_fingerprint_tells_versions_apart(source: Source) -> None:
+def test_fingerprint_distinguishes_versions(source: Source) -> None:
     assert source.fingerprint["size"] == len(CONTENT)
     assert len(source.fingerprint) >= 3
     source.check_unchanged()
@@ -160,7 +160,7 @@ PASSING = [errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOST
 
 @pytest.mark.parametrize("call", ["stat", "open"])
 @pytest.mark.parametrize("number", [*FINAL, *PASSING], ids=lambda number: errno.errorcode[number])
-def test_a_file_system_that_is_away_for_a_while_may_be_retried(
+def test_unavailable_file_system_may_be_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, call: str
 ) -> None:
     path = tmp_path / "recording.mp3"
@@ -179,7 +179,7 @@ def test_a_file_system_that_is_away_for_a_while_may_be_retried(
     assert refused.value.final == (number in FINAL)
 
 
-def test_a_name_that_is_no_text_is_told_as_text(tmp_path: Path) -> None:
+def test_undecodable_file_name_is_reported_as_text(tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"G\xe4ste.mp3")
     path.write_bytes(CONTENT)
     source = find_source(path)
@@ -220,12 +220,12 @@ def test_a_stored_source_that_cannot_work_is_refused(memory: MemoryFileSystem, u
 
 
 @pytest.mark.parametrize("nothing", ["", None])
-def test_a_source_that_is_none_is_refused(nothing: Any) -> None:
+def test_invalid_source_is_rejected(nothing: Any) -> None:
     with pytest.raises(RoughyUnusableSourceError, match="is empty"):
         find_source(nothing)
 
 
-def test_credentials_and_queries_of_a_uri_are_not_told(memory: MemoryFileSystem) -> None:
+def test_credentials_and_queries_of_a_uri_are_not_reported(memory: MemoryFileSystem) -> None:
     memory.pipe("/bucket/x?y", CONTENT)
     assert find_source("memory://me@bucket/x?y").uri == "memory://bucket/x?y"
     assert without_secrets("https://me:pw@bucket.example/a?X-Amz-Signature=s\n") == "https://bucket.example/a"

@@ -319,7 +319,7 @@ SHOWN = ("source", "state", "asset_id", "reason", "size_bytes", "seconds", "cred
 
 
 @given(content=st.builds(lambda each: json.dumps(each).encode(), STORED | ODD_JSON) | st.binary(max_size=50))
-def test_what_the_ledger_has_stored_can_be_shown(content: bytes) -> None:
+def test_stored_ledger_entries_can_be_listed(content: bytes) -> None:
     for read in (
         lambda: Version.decode("key", 1, content),
         lambda: Result.decode("key", content),
@@ -348,6 +348,6 @@ WEBHOOKS = st.builds(
 
 
 @given(body=st.builds(lambda each: json.dumps(each).encode(), WEBHOOKS | ODD_JSON) | st.binary(max_size=50))
-def test_what_a_webhook_says_can_be_stored(body: bytes) -> None:
+def test_webhook_content_can_be_stored(body: bytes) -> None:
     with suppress(RoughyWebhookError):
         assert storable(vars(webhooks.parse(body, id="msg_1")))

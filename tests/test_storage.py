@@ -26,7 +26,7 @@ from airflow_provider_roughy.transfer.storage import storage_errors, storage_id,
         ("x@y.mp3", "x@y.mp3"),
     ],
 )
-def test_what_may_be_a_secret_is_not_shown_and_all_else_is(location: str, shown: str) -> None:
+def test_location_is_shown_without_parts_that_may_be_secret(location: str, shown: str) -> None:
     assert without_secrets(location) == shown
 
 

@@ -121,7 +121,7 @@ def test_nothing_is_left_of_a_file_that_is_not_whole(
     assert place.files() == before
 
 
-def test_a_file_can_be_begun_again(place: Place) -> None:
+def test_file_can_be_started_again(place: Place) -> None:
     with place.find("talk.mp3").open() as sink:
         sink.write(OLD * 100)
         sink.restart()
@@ -135,7 +135,7 @@ def test_an_empty_file_appears_too(place: Place) -> None:
     assert place.files() == {"empty.srt": b""}
 
 
-def test_two_who_write_the_same_do_not_mix(place: Place) -> None:
+def test_concurrent_writers_of_one_target_do_not_mix(place: Place) -> None:
     first, second = place.find("talk.mp3"), place.find("talk.mp3")
     with first.open() as one:
         one.write(NEW[:1000])
@@ -183,7 +183,7 @@ def test_any_name_of_a_file_is_taken(tmp_path: Path, name: str) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_messages_do_not_show_who_signs_in() -> None:
+def test_target_uri_is_reported_without_its_user() -> None:
     assert find_target("memory://me@out/talk.mp3", name="x").uri == "memory://out/talk.mp3"
 
 
@@ -319,7 +319,7 @@ def test_answer_that_a_network_has_lost_is_no_failure(tmp_path: Path, monkeypatc
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"talk.mp3": NEW}
 
 
-def test_one_of_many_who_must_not_replace_succeeds(place: Place) -> None:
+def test_one_of_many_writers_with_overwrite_fail_succeeds(place: Place) -> None:
     """Each writes bytes of its own; all appear at the same moment."""
     contents = [bytes([number]) * 1000 for number in range(8)]
     together, written = threading.Barrier(len(contents)), []
@@ -350,7 +350,7 @@ def test_a_policy_that_does_not_exist_is_refused() -> None:
         check_overwrite("never")
 
 
-def test_who_only_replaces_need_not_be_allowed_to_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replacing_needs_no_permission_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError("Forbidden")
 
@@ -422,7 +422,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_removed_does_not_hide_what_went_wrong(
+def test_failed_cleanup_does_not_hide_the_error(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -486,7 +486,7 @@ def test_what_another_host_has_left_is_removed_after_a_day(tmp_path: Path) -> No
     assert {path.name for path in tmp_path.iterdir()} == {fresh.name, "talk.mp3"}
 
 
-def test_what_only_looks_like_a_leftover_stays(tmp_path: Path) -> None:
+def test_file_that_only_resembles_an_unfinished_one_stays(tmp_path: Path) -> None:
     name = f".roughy-{module._host()}"
     (tmp_path / "mine").write_bytes(OLD)
     (tmp_path / f"{name}-0.part").symlink_to("mine")
@@ -500,7 +500,7 @@ def test_what_only_looks_like_a_leftover_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be several users")
-def test_others_can_neither_block_nor_own_what_is_written() -> None:
+def test_other_users_can_neither_block_nor_own_the_file() -> None:
     """In a folder that all may write, somebody has put files of all names that could be guessed."""
     with tempfile.TemporaryDirectory() as name:
         os.chmod(name, 0o1777)
@@ -536,9 +536,7 @@ def test_looks_for_leftovers_take_a_small_part_of_the_time(tmp_path: Path, monke
     assert 1 <= len(looks) <= 3
 
 
-def test_file_that_is_removed_before_its_lock_is_taken_is_begun_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_removed_before_it_is_locked_is_created_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = fcntl.flock
 
     def remove_first(file: int, operation: int) -> None:
@@ -591,7 +589,7 @@ def test_folders_of_a_storage_are_created(folders: type[Folders], tmp_path: Path
     }
 
 
-def test_folder_that_somebody_else_creates_meanwhile_is_used(
+def test_folder_created_concurrently_is_used(
     folders: type[Folders], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def come_too_late(storage: Folders, path: str, exist_ok: bool = False) -> None:

@@ -104,7 +104,7 @@ def test_an_upload_that_is_not_fresh_asks_where_it_stands(roughy: Emulator, uplo
     assert [request.method for request in roughy.requests] == ["POST", "HEAD", "PATCH", "GET"]
 
 
-def test_progress_is_told_block_by_block(roughy: Emulator, upload: Upload) -> None:
+def test_progress_is_reported_block_by_block(roughy: Emulator, upload: Upload) -> None:
     told: list[tuple[int, int]] = []
     upload(on_progress=lambda done, total: told.append((done, total)))
     assert [total for _, total in told] == [8 * MIB] * len(told)
@@ -186,7 +186,7 @@ def test_retry_after_is_obeyed(roughy: Emulator, upload: Upload, recording: Path
 
 
 @pytest.mark.parametrize("finished", ["gone", "not_found", "offset"])
-def test_a_lost_last_reply_is_found_out_whatever_head_says(
+def test_lost_last_reply_is_detected_whatever_head_returns(
     connection: dict[str, Any], recording: Path, finished: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Emulator(progression="manual", choices=Choices(finished_upload=finished)) as roughy:
@@ -371,7 +371,7 @@ def test_the_first_request_always_carries_64_bytes(roughy: Emulator, upload: Upl
     assert min(int(request.headers["content-length"]) for request in patches(roughy)) >= 64
 
 
-def test_an_error_tells_which_upload_and_never_the_key(roughy: Emulator, upload: Upload) -> None:
+def test_error_names_the_upload_and_never_the_key(roughy: Emulator, upload: Upload) -> None:
     roughy.inject(Fault(**PATCH, status=503, times=None))
     with pytest.raises(RoughyUploadError) as ended:
         upload()

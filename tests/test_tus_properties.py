@@ -187,7 +187,7 @@ def some(faults: st.SearchStrategy[Any], *, at_most: int) -> st.SearchStrategy[l
     posts=some(lies(), at_most=2),
     remembers=st.booleans(),
 )
-def test_whoever_lies_nothing_whole_is_lost_and_nothing_else_counts_as_whole(
+def test_complete_uploads_and_only_those_count_despite_wrong_replies(
     server: Emulator,
     recording: Path,
     monkeypatch: pytest.MonkeyPatch,

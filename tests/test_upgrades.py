@@ -114,9 +114,7 @@ def test_a_task_takes_the_event_of_an_earlier_release(name: str, roughy: Emulato
 
 
 @pytest.mark.parametrize("name", BROKEN_OFF)
-def test_an_upload_that_an_earlier_release_has_begun_is_gone_on_with(
-    name: str, roughy: Emulator, tmp_path: Path
-) -> None:
+def test_upload_started_by_an_earlier_release_is_resumed(name: str, roughy: Emulator, tmp_path: Path) -> None:
     story, row = BROKEN_OFF[name][0], replayed(BROKEN_OFF[name][1], roughy, tmp_path)
     ids = {resource["id"] for resource in row["resources"]}
     task = STORIES[story].build(row["options"], str(tmp_path))
@@ -144,7 +142,7 @@ def test_what_an_earlier_release_has_ingested_is_known(name: str, roughy: Emulat
 
 
 @pytest.mark.parametrize("release", [name for name, recorded in RELEASES.items() if "watch" in recorded])
-async def test_a_watcher_of_an_earlier_release_goes_on(release: str, roughy: Emulator, tmp_path: Path) -> None:
+async def test_watcher_of_an_earlier_release_continues(release: str, roughy: Emulator, tmp_path: Path) -> None:
     roughy.reset()
     row = RELEASES[release]["watch"]
     (was,), taken, new = row["taken"], roughy.seed_asset("ready"), roughy.seed_asset("ready")

@@ -249,7 +249,7 @@ def test_projects(api: Api, roughy: Emulator) -> None:
     assert problem(api.http.get(f"/v1/assets/{asset['id']}")) == (404, "not_found")
 
 
-def test_what_is_not_there_and_what_is_not_allowed(api: Api) -> None:
+def test_unknown_paths_are_404_and_methods_405(api: Api) -> None:
     assert problem(api.http.get("/v1/nothing")) == (404, "not_found")
     assert problem(api.http.get("/v1/assets/")) == (404, "not_found")
     reply = api.http.post("/v1/uploads", content=b"")

@@ -182,7 +182,7 @@ def test_a_thousand_are_seeded_and_listed_at_little_cost(api: Api, roughy: Emula
     assert time.process_time() - started < 10
 
 
-def test_unfinished_ones_are_taken_up_again(tmp_path: Path) -> None:
+def test_unfinished_cuts_are_resumed_after_a_restart(tmp_path: Path) -> None:
     with Emulator(data_dir=tmp_path, progression="manual") as roughy, Api(roughy) as api:
         cut_id = cut(api, roughy.seed_asset()).json()["id"]
     with Emulator(data_dir=tmp_path, progression="manual") as roughy, Api(roughy) as api:

@@ -169,7 +169,7 @@ def test_a_slow_reply(roughy: Emulator, url: str) -> None:
     assert time.monotonic() - started >= len(CONTENT) / 10_000_000
 
 
-def test_ports_of_ones_own(unused_ports: tuple[int, int]) -> None:
+def test_ports_can_be_chosen(unused_ports: tuple[int, int]) -> None:
     port, storage_port = unused_ports
     choices = Choices(download_ttl_seconds=60)
     with Emulator(port, storage_port=storage_port, choices=choices) as roughy, Api(roughy) as api:

@@ -293,7 +293,7 @@ def test_an_uploaded_film_becomes_a_rendered_cut(
     assert seen.size == (96, 54)
 
 
-def test_short_media_is_finished_at_the_first_look(api: Api, roughy: Emulator, talks: dict[str, bytes]) -> None:
+def test_short_media_is_finished_at_the_first_poll(api: Api, roughy: Emulator, talks: dict[str, bytes]) -> None:
     asset_id = roughy.seed_asset(content=talks["sound"])
     reply = api.http.post("/v1/cuts", json={"asset_id": asset_id})
     assert reply.json()["state"] == "pending"

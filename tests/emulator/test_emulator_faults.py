@@ -39,7 +39,7 @@ def test_default_codes(api: Api, roughy: Emulator, status: int, code: str) -> No
     assert problem(api.http.get("/v1/users/me")) == (status, code)
 
 
-def test_a_body_of_ones_own(api: Api, roughy: Emulator) -> None:
+def test_fault_can_have_its_own_body(api: Api, roughy: Emulator) -> None:
     roughy.inject(Fault(status=500, body={"error": {"code": "new_code", "message": "Boo."}}))
     roughy.inject(Fault(nth=2, status=502, body="<html>Bad gateway</html>", headers={"Content-Type": "text/html"}))
     assert api.http.get("/v1/users/me").json()["error"]["code"] == "new_code"
@@ -144,7 +144,7 @@ def test_hang_until_the_client_leaves(api: Api, roughy: Emulator, size: int) -> 
     assert get(api) == 200
 
 
-def test_closing_ends_what_hangs_and_what_waits(speech: bytes) -> None:
+def test_closing_ends_hanging_and_waiting_requests(speech: bytes) -> None:
     roughy = Emulator(faults=[Fault(path="/v1/users/me", hang=True), Fault(path="/v1/assets", delay=60)])
     roughy.start()
     errors: list[Exception] = []

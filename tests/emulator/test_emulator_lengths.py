@@ -64,7 +64,7 @@ def seconds_of(path: Path) -> float:
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_length_that_no_header_says_is_measured_rendered_and_cut(tmp_path: Path, name: str) -> None:
+def test_undeclared_length_is_measured_rendered_and_cut(tmp_path: Path, name: str) -> None:
     path = MADE[name](tmp_path / name)
     expected = 4 if name.endswith("mp3") else 3
     found = measure(path)

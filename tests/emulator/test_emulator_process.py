@@ -124,7 +124,7 @@ def test_a_damaged_database_is_closed_when_the_emulator_does_not_start(tmp_path:
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_a_killed_process_is_taken_up_with_identical_truth(tmp_path: Path, speech: bytes, keep: bool) -> None:
+def test_killed_process_resumes_with_identical_state(tmp_path: Path, speech: bytes, keep: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     arguments = ["--port", str(port), "--storage-port", "0", "--data-dir", str(tmp_path), "--progression", "manual"]

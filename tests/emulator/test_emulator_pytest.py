@@ -61,5 +61,5 @@ def test_a_stranger_tests_with_it(tmp_path: Path) -> None:
     assert "4 passed, 1 xfailed" in run.stdout, run.stdout + run.stderr
 
 
-def test_nobody_has_it_who_did_not_ask() -> None:
+def test_fixture_needs_the_plugin_to_be_named() -> None:
     assert [entry for entry in entry_points(group="pytest11") if entry.value.startswith(plugin.__package__)] == []

@@ -354,14 +354,14 @@ def test_choice_of_another_type_is_refused(odd: dict[str, Any]) -> None:
     ],
     ids=str,
 )
-def test_command_line_says_what_is_wrong(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line_reports_invalid_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--port", "0", *arguments]) == 2
     said = capsys.readouterr().err
     assert said.startswith("Cannot start: ")
     assert len(said.splitlines()) == 1
 
 
-def test_data_that_is_none_of_ours_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_foreign_database_file_prevents_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "roughy.sqlite").write_bytes(b"no database " * 1000)
     assert main(["--port", "0", "--data-dir", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("Cannot start: ")

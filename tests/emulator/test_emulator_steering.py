@@ -28,7 +28,7 @@ def test_immediate(api: Api, roughy: Emulator, speech: bytes) -> None:
     assert state(api, api.upload(speech)) == "ready"
 
 
-def test_media_whose_measurement_ends_during_a_look_settles(
+def test_media_whose_measurement_ends_during_a_refresh_settles(
     api: Api, roughy: Emulator, speech: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep, note = Store.sweep, assets.Assets._note_measured
@@ -105,7 +105,7 @@ def test_manual(api: Api, roughy: Emulator, speech: bytes) -> None:
         roughy.settle("nonsense")
 
 
-def test_a_change_of_progression_concerns_what_is_processing(api: Api, roughy: Emulator, speech: bytes) -> None:
+def test_change_of_progression_applies_to_unfinished_work(api: Api, roughy: Emulator, speech: bytes) -> None:
     asset_id = api.upload(speech)
     assert state(api, asset_id) == "processing"
     roughy.progression = "immediate"

@@ -39,7 +39,7 @@ def test_capabilities(api: Api) -> None:
     assert reply.headers["Tus-Extension"] == "termination,expiration"
 
 
-def test_head_tells_the_offset(api: Api, speech: bytes) -> None:
+def test_head_returns_the_offset(api: Api, speech: bytes) -> None:
     url = api.create(len(speech))["upload_url"]
     for offset in (0, 100, 1000):
         if offset:
@@ -207,7 +207,7 @@ def test_a_finished_upload_is_gone(speech: bytes, choice: str, status: int) -> N
         assert api.get(asset["id"])["upload_url"] is None
 
 
-def test_a_finished_upload_may_go_on_telling_its_offset(speech: bytes) -> None:
+def test_finished_upload_may_still_return_its_offset(speech: bytes) -> None:
     with Emulator(choices=Choices(finished_upload="offset")) as roughy, Api(roughy) as api:
         asset = api.create(len(speech))
         api.patch(asset["upload_url"], 0, speech)

@@ -239,7 +239,7 @@ def test_secrets_that_are_none(secret: str) -> None:
         Emulator(webhook_secret=secret)
 
 
-def test_an_upload_that_becomes_ready_is_told_without_anybody_looking(speech: bytes) -> None:
+def test_ready_upload_is_announced_without_a_request(speech: bytes) -> None:
     secret = VECTOR
     arrived = threading.Event()
 
@@ -304,7 +304,7 @@ def test_every_event_has_its_payload(api: Api, roughy: Emulator, receiver: Recei
 
 
 @pytest.mark.parametrize("state", ["cancelled", "removed"])
-def test_a_cancelled_render_is_told_whatever_becomes_of_it(receiver: Receiver, state: Any) -> None:
+def test_cancelled_render_is_announced_whatever_its_state(receiver: Receiver, state: Any) -> None:
     with Emulator(progression="manual", choices=Choices(cancelled_render=state)) as roughy, Api(roughy) as api:
         register(api, receiver.url, "render.cancelled", "render.failed")
         render = roughy.seed_render("pending")
@@ -314,7 +314,7 @@ def test_a_cancelled_render_is_told_whatever_becomes_of_it(receiver: Receiver, s
     assert [(event["type"], event["data"]["entity_id"]) for event in receiver.events] == [("render.cancelled", render)]
 
 
-def test_a_state_is_told_once_and_only_to_those_who_want_it(api: Api, roughy: Emulator, receiver: Receiver) -> None:
+def test_state_is_announced_once_and_only_to_subscribers(api: Api, roughy: Emulator, receiver: Receiver) -> None:
     with receiving() as other:
         register(api, receiver.url, "asset.ready")
         register(api, other.url, "asset.ready", "asset.failed")
@@ -443,7 +443,7 @@ def hang_up(handler: BaseHTTPRequestHandler) -> None:
 @pytest.mark.parametrize(
     "answer", [hang, trickle, reset, endless_head, other_protocol, hang_up], ids=lambda f: f.__name__
 )
-def test_receivers_that_break_the_rules_are_told_again(answer: Callable[..., None]) -> None:
+def test_delivery_is_retried_after_an_invalid_reply(answer: Callable[..., None]) -> None:
     with (
         Emulator(progression="manual", choices=Choices(webhook_timeout_seconds=0.3)) as roughy,
         Api(roughy) as api,
@@ -621,7 +621,7 @@ def test_the_same_over_http(api: Api, roughy: Emulator, receiver: Receiver) -> N
         assert control.get("/webhooks/deliveries").json() == []
 
 
-def test_a_removed_endpoint_is_told_no_more(api: Api, roughy: Emulator) -> None:
+def test_removed_endpoint_gets_no_more_deliveries(api: Api, roughy: Emulator) -> None:
     with receiving(lambda _: 500) as receiver:
         endpoint = register(api, receiver.url)
         roughy.seed_asset("ready")
@@ -634,7 +634,7 @@ def test_a_removed_endpoint_is_told_no_more(api: Api, roughy: Emulator) -> None:
         assert [each["state"] for each in roughy.webhook_deliveries] == ["stopped"]
 
 
-def test_what_is_told_of_may_be_gone_by_then(api: Api, roughy: Emulator) -> None:
+def test_event_is_delivered_after_its_resource_is_deleted(api: Api, roughy: Emulator) -> None:
     statuses = iter([500, 204])
     with receiving(lambda _: next(statuses)) as receiver:
         register(api, receiver.url)
@@ -665,7 +665,7 @@ def test_what_is_due_outlives_the_emulator(tmp_path: Path) -> None:
         assert (len(receiver.taken), len(ids)) == (2, 1)
 
 
-def test_certificates_are_checked_unless_told_otherwise(tmp_path: Path) -> None:
+def test_certificates_are_checked_unless_disabled(tmp_path: Path) -> None:
     authority = trustme.CA()
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(tls)

@@ -68,7 +68,7 @@ def airflow_on_celery(connection: dict[str, object]) -> Iterator[LocalAirflow]:
             yield running
 
 
-def test_another_worker_takes_up_the_batch_of_one_that_died(roughy: Emulator, tmp_path: Path) -> None:
+def test_another_worker_resumes_the_batch_of_a_dead_one(roughy: Emulator, tmp_path: Path) -> None:
     folder, ledger = tmp_path / "recordings", Ledger(tmp_path / "ledger")
     folder.mkdir()
     # No two of the same length, so that each is known by its bytes.

@@ -28,7 +28,7 @@ def listed(airflow: LocalAirflow) -> set[str]:
     return {dag["dag_id"] for dag in dags if not dag["has_import_errors"]}
 
 
-def test_a_night_goes_on_with_what_is_ready_and_the_next_one_with_what_was_paid_for_since(
+def test_run_continues_with_ready_assets_and_the_next_one_with_paid_ones(
     start: Callable[..., Run], roughy: Emulator, recordings: dict[str, Path], tmp_path: Path
 ) -> None:
     folder, ledger = tmp_path / "recordings", tmp_path / "ledger"

@@ -115,7 +115,7 @@ def test_a_killed_task_is_tried_again_and_a_cleared_one_runs_again(local_airflow
     assert local_airflow.xcom("dies", run_id, "linger") == 3
 
 
-def test_an_unknown_dag_is_told(local_airflow: LocalAirflow) -> None:
+def test_unknown_dag_raises_an_error(local_airflow: LocalAirflow) -> None:
     with pytest.raises(RuntimeError, match="no DAG nowhere"):
         local_airflow.trigger_dag("nowhere", timeout=1)
 

@@ -82,7 +82,7 @@ def test_a_batch_survives_the_triggerer_and_being_cleared(
     assert roughy.requests == []
 
 
-def test_a_batch_that_is_marked_as_failed_is_waited_for_no_more_and_can_go_on(
+def test_batch_marked_as_failed_stops_waiting_and_can_be_resumed(
     start_batch: Callable[[str], Run], roughy: Emulator, local_airflow: LocalAirflow
 ) -> None:
     run = start_batch("ingests_and_waits")
@@ -99,7 +99,7 @@ def test_a_batch_that_is_marked_as_failed_is_waited_for_no_more_and_can_go_on(
     assert {request.method for request in roughy.requests} == {"GET"}
 
 
-def test_what_is_not_done_in_time_is_taken_up_by_the_next_run(
+def test_next_run_resumes_recordings_that_timed_out(
     start_batch: Callable[[str], Run], start: Callable[..., Run], roughy: Emulator, night: dict[str, str | Path]
 ) -> None:
     late = start_batch("ingests_briefly")

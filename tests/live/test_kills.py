@@ -322,7 +322,9 @@ def test_a_cleared_task_sends_only_what_is_missing(start_upload: StartUpload, ro
     assert asset["sha256"] == upload.sha256
 
 
-def test_a_task_marked_as_failed_shows_its_progress_and_can_go_on(start_upload: StartUpload, roughy: Emulator) -> None:
+def test_task_marked_as_failed_shows_its_progress_and_can_be_resumed(
+    start_upload: StartUpload, roughy: Emulator
+) -> None:
     roughy.reset()
     upload = start_upload(roughy.airflow_connection, Stop("PATCH", UPLOAD, 4 * MIB))
     upload.link.wait_until_stopped()

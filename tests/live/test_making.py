@@ -96,7 +96,7 @@ def seconds(stream: av.stream.Stream) -> float:
 
 
 @pytest.mark.parametrize("new_state", ["failed", "success"])
-def test_a_render_whose_waiting_task_is_marked_is_cancelled_if_that_is_wanted(
+def test_render_is_cancelled_on_kill_when_its_waiting_task_is_marked(
     start: Callable[..., Run], roughy: Emulator, local_airflow: LocalAirflow, new_state: str
 ) -> None:
     asset_id = roughy.seed_asset()
@@ -113,7 +113,7 @@ def test_a_render_whose_waiting_task_is_marked_is_cancelled_if_that_is_wanted(
     assert roughy.render(renders["m4a"])["state"] == "pending"
 
 
-def test_a_render_whose_waiting_task_is_cleared_goes_on(
+def test_render_continues_when_its_waiting_task_is_cleared(
     start: Callable[..., Run], roughy: Emulator, local_airflow: LocalAirflow
 ) -> None:
     asset_id = roughy.seed_asset()

@@ -45,7 +45,7 @@ def test_neither_the_key_nor_a_signed_url_is_written_anywhere(
     assert not [text for text in kept for secret in secrets(roughy) if secret in text]
 
 
-def test_nor_is_a_link_to_what_comes_out(
+def test_download_link_is_not_visible_in_airflow(
     start: Callable[..., Run], roughy: Emulator, local_airflow: LocalAirflow, tmp_path: Path
 ) -> None:
     source = tmp_path / "recordings"

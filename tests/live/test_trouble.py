@@ -38,7 +38,7 @@ def server() -> Iterator[Emulator]:
         yield emulator
 
 
-def test_a_secrets_backend_may_be_away_when_a_wait_begins(
+def test_wait_starts_although_the_secrets_backend_is_down(
     start: Start, server: Emulator, local_airflow: LocalAirflow, secrets_folder: Path
 ) -> None:
     asset_id = server.seed_asset("processing")

@@ -43,7 +43,7 @@ def deferring_airflow(server: Emulator) -> Iterator[LocalAirflow]:
         yield running
 
 
-def test_roughy_may_be_away_but_not_past_the_deadline(
+def test_wait_survives_an_outage_but_not_past_the_deadline(
     start: Start, server: Emulator, local_airflow: LocalAirflow
 ) -> None:
     conn_id = connect(local_airflow, server)
@@ -168,7 +168,7 @@ def test_a_marked_task_is_waited_for_no_more_and_keeps_its_mark(
 
 
 @pytest.mark.timeout(600)  # An Airflow of its own, and the minute that Airflow leaves a triggerer past the deadline.
-def test_nobody_waits_for_ever_where_no_triggerer_runs(
+def test_wait_without_a_triggerer_times_out(
     deferring_airflow: LocalAirflow, server: Emulator, recordings: dict[str, Path]
 ) -> None:
     def start(dag_id: str, asset_id: str = "") -> Run:
