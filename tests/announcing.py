@@ -1,4 +1,4 @@
-"""DAGs of :mod:`tests.test_outlets`: one that announces a recording, and one that this starts."""
+"""DAGs of :mod:`tests.test_outlets`: one announces a recording, which starts the other."""
 
 from __future__ import annotations
 

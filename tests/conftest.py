@@ -1,4 +1,4 @@
-"""What the tests share: a Roughy of their own each, and an Airflow that knows it."""
+"""Shared fixtures: an emulator for each test, and an Airflow with a connection to it."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from tests.properties import register_profiles
 
 register_profiles()
 
-#: Give the fixture `roughy`, a Roughy whose assets are prepared at once, and those of batches.
+#: They have the fixture `roughy`, an emulator that prepares assets immediately, and those of batches.
 pytest_plugins = ["airflow_provider_roughy.emulator.pytest", "tests.ingesting"]
 
-#: What asks nothing of Airflow that its lines answer differently, and runs on the newest of them: files and folders.
+#: Tests that do not depend on the version of Airflow, so that they run only on the newest one: files and folders.
 ONCE = {
     "emulator",
     "test_acknowledged.py",
@@ -77,7 +77,7 @@ ONCE = {
 LIVE_GROUPS = [
     ("test_odd_replies", "test_two_triggerers", "live/test_watching"),
     ("test_demo",),
-    ("test_nobody_waits",),
+    ("test_wait_without_a_triggerer",),
     ("test_kills",),
     ("test_celery",),
     ("test_bursts",),
@@ -86,7 +86,7 @@ LIVE_GROUPS = [
 
 
 def live_group(nodeid: str) -> int:
-    """Tell the group of a live test, in the order of :data:`LIVE_GROUPS`; 0 is that of all others."""
+    """Return the group of a live test, in the order of :data:`LIVE_GROUPS`; 0 is that of all others."""
     found = (number for number, names in enumerate(LIVE_GROUPS, 1) if any(name in nodeid for name in names))
     return next(found, 0)
 

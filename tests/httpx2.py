@@ -1,4 +1,4 @@
-"""Runs tests with httpx2 in httpx's place: ``pytest -p tests.httpx2``. Airflow keeps the one that it has."""
+"""Runs tests with httpx2 instead of httpx: ``pytest -p tests.httpx2``. Airflow itself keeps its own."""
 
 from __future__ import annotations
 

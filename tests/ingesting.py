@@ -1,4 +1,4 @@
-"""What the tests of batches share: a folder of recordings, and a task that ingests it night after night."""
+"""Shared parts of the tests of batches: a folder of recordings, and a task that ingests it in several runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Links that break: TCP relays on loopback."""
+"""TCP relays on loopback that break connections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An object storage on loopback that lies and breaks as it is told to."""
+"""An object storage on loopback with configurable faults and wrong replies."""
 
 from __future__ import annotations
 

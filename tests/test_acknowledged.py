@@ -1,4 +1,4 @@
-"""An upload of which Roughy has all bytes ends well, once, and one of another file is never mixed into it."""
+"""An upload whose bytes have all arrived succeeds, once, and is never mixed with another file."""
 
 from __future__ import annotations
 

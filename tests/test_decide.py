@@ -1,4 +1,4 @@
-"""Whose a recording is: every combination of what the ledger can say, against the table in ``ingest/decide.py``."""
+"""The decision about a recording: every combination of arguments, against the table in ``ingest/decide.py``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What comes from outside is decoded once, into values that every database stores."""
+"""Values from outside are decoded once, into values that every database can store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The walker: the same rules on a local disk, in object storage, and on a server with folders."""
+"""Discovery of files: the same rules on a local disk, in object storage, and on a server with folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is released: the archives that are built, and the package as its wheel installs it."""
+"""The release: the built archives, and the package as its wheel installs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The documentation: it builds, its code runs, its links lead somewhere, and it holds what the code does."""
+"""The documentation: it builds, its code runs, its links are valid, and it matches the code."""
 
 from __future__ import annotations
 

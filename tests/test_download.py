@@ -1,4 +1,4 @@
-"""What is downloaded arrives whole or not at all, whatever the storage does."""
+"""A download is complete or has no effect, whatever the storage does."""
 
 from __future__ import annotations
 

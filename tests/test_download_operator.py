@@ -1,4 +1,4 @@
-"""Download, run as Airflow runs it."""
+"""The download operator, run as Airflow runs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a later start of a task makes of an earlier one."""
+"""A later start of a task resumes the upload of an earlier one."""
 
 from __future__ import annotations
 

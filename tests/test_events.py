@@ -1,4 +1,4 @@
-"""Events about assets: tasks take the assets in them, each once."""
+"""Events about assets: tasks take each asset once."""
 
 from __future__ import annotations
 

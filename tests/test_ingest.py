@@ -1,4 +1,4 @@
-"""A batch in one task: which files are uploaded, which are not uploaded twice, and what is reported of each."""
+"""A batch in one task: which files are uploaded, which are left out, and the reported results."""
 
 from __future__ import annotations
 

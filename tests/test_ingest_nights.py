@@ -1,4 +1,4 @@
-"""A batch over many nights: identity, retries, overlaps, what is unpaid, what is in the way, and what it costs."""
+"""A batch over several runs: identity, retries, overlaps, unpaid assets, errors, and costs."""
 
 from __future__ import annotations
 

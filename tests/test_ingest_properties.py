@@ -1,4 +1,4 @@
-"""Whatever dies, overlaps, lags or goes wrong, each recording is uploaded once, whole, and reported."""
+"""With any kills, overlaps, delays and errors, each recording is uploaded once, completely, and reported."""
 
 from __future__ import annotations
 

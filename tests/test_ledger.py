@@ -1,4 +1,4 @@
-"""The ledger in a folder: what is created once, what is remembered, and what is refused."""
+"""The ledger in a folder: atomic creation, results, and rejected folders."""
 
 from __future__ import annotations
 

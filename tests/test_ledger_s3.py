@@ -1,4 +1,4 @@
-"""The ledger in S3: a real S3 API (moto's server), through the Amazon provider's filesystem, and storages like it."""
+"""The ledger in S3: a real S3 API (moto's server), through the Amazon provider's filesystem, and similar storages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ledgers that 0.2 has left: what they call done stays done, and what they have begun is found."""
+"""Ledgers of 0.2: finished recordings stay finished, and started ones are resumed."""
 
 from __future__ import annotations
 

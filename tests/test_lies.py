@@ -1,4 +1,4 @@
-"""Nothing that is whole is lost, and nothing that is not counts as whole, whoever answers in Roughy's place."""
+"""No complete upload is lost, and no incomplete one counts as complete, whoever replies instead of Roughy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lists are read to their end while they change: nothing that stays is missed, and nothing comes twice."""
+"""Lists are read to their end while they change: no lasting entry is missed, and none is returned twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The triggerer's event loop is never held for long: what runs on it, counted rather than timed."""
+"""The triggerer's event loop is never blocked for long: its callbacks are counted rather than timed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cuts and renders, made and waited for as Airflow runs their operators."""
+"""Cuts and renders: their operators, run as Airflow runs them."""
 
 from __future__ import annotations
 

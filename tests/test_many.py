@@ -1,4 +1,4 @@
-"""Hundreds of mapped tasks, several at a time in one process: each minds its own business, and tidies up."""
+"""Hundreds of mapped tasks, several at a time in one process: they are independent, and release their resources."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def run_all(tasks: Sequence[BaseOperator], stores: Sequence[Store]) -> list[Ende
 
 
 def held() -> tuple[int, set[str]]:
-    """Tell what this process holds: how many files and sockets, and which threads."""
+    """Return what this process holds: how many files and sockets, and which threads."""
     # The emulator lives here as well, and has a pool of its own.
     threads = {thread.name for thread in threading.enumerate() if not thread.name.startswith("asyncio_")}
     return len(list(Path("/proc/self/fd").iterdir())), threads

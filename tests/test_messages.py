@@ -1,4 +1,4 @@
-"""What a new user reads when something is wrong: each message says what failed, where, and what to do next."""
+"""Messages for new users: each has what failed, on which resource, and what to do next."""
 
 from __future__ import annotations
 

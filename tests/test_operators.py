@@ -1,4 +1,4 @@
-"""Create-upload and delete, run as Airflow runs them."""
+"""The operators for uploads and deletions, run as Airflow runs them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Properties of the package as a whole: its layers, its names, what it loads."""
+"""Properties of the whole package: its layers, its names, its imports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The route for webhooks: over a real socket, with Airflow's real database, and the emulator as Roughy."""
+"""The webhook route: over a real socket, with Airflow's real database, and the emulator as Roughy."""
 
 from __future__ import annotations
 

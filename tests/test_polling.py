@@ -1,4 +1,4 @@
-"""The poll that many waiters share: what it costs, and that nobody gets somebody else's answer."""
+"""The poll that many waiters share: its cost, and that each waiter gets its own answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shared poll over hours, with a Roughy that lags, lies, limits or is away: in virtual time."""
+"""The shared poll over hours, with a Roughy that lags, is wrong, limits requests or is down: in virtual time."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def html(status: int) -> Callable[[], httpx.Response]:
 
 
 def spread(pauses: list[float]) -> bool:
-    """Tell whether pauses of half a minute are a tenth longer or shorter at most, and not all the same."""
+    """Return whether pauses of half a minute are a tenth longer or shorter at most, and not all the same."""
     # A round gathers for a moment whoever comes along.
     return len(pauses) > 50 and min(pauses) >= 27 and max(pauses) < 33.2 and max(pauses) - min(pauses) > 5
 

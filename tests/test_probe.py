@@ -1,4 +1,4 @@
-"""The length of a recording as its headers declare it, whatever the headers hold and whichever PyAV reads them."""
+"""The duration of a recording from its headers, whatever they contain and with every PyAV."""
 
 from __future__ import annotations
 

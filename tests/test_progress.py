@@ -1,4 +1,4 @@
-"""Progress that is shown in Airflow's store: whose thread it is, and when that thread ends."""
+"""Progress in Airflow's store: the thread that writes it, and when that thread ends."""
 
 from __future__ import annotations
 

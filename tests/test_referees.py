@@ -1,4 +1,4 @@
-"""Our transfer against TUS servers that others wrote: one misunderstanding must not be on both sides."""
+"""Uploads to third-party TUS servers, so that client and emulator cannot share a misunderstanding."""
 
 from __future__ import annotations
 

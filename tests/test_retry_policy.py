@@ -1,4 +1,4 @@
-"""What Airflow does about a task that Roughy turned away."""
+"""The retry policy: what Airflow does about a task whose request Roughy refused for now."""
 
 from __future__ import annotations
 

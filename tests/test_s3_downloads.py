@@ -1,4 +1,4 @@
-"""What is downloaded to S3: a real S3 API (moto's server), through the Amazon provider's filesystem."""
+"""Downloads to S3: a real S3 API (moto's server), through the Amazon provider's filesystem."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What became of an asset, in every mode the same."""
+"""Sensors: the same result in every mode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where bytes come from."""
+"""Sources of uploads."""
 
 from __future__ import annotations
 

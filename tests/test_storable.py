@@ -1,4 +1,4 @@
-"""Whatever a reply holds, what this package gives to Airflow can be stored: events, XComs, outlets, errors."""
+"""Whatever a reply contains, Airflow can store the results: events, XComs, outlets, errors."""
 
 from __future__ import annotations
 

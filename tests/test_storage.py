@@ -1,4 +1,4 @@
-"""Locations: what of them is shown and kept."""
+"""Locations: which parts are shown and stored."""
 
 from __future__ import annotations
 

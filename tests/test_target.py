@@ -1,4 +1,4 @@
-"""Where bytes go: whole or not at all."""
+"""Targets of downloads: written completely or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The transfer: every fault is survived or named, with identical bytes and one asset."""
+"""The transfer: every fault is survived or reported, with identical bytes and one asset."""
 
 from __future__ import annotations
 

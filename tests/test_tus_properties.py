@@ -1,4 +1,4 @@
-"""Whatever happens on the way, in whatever order: identical bytes in the end, and never a loop."""
+"""With any faults in any order, the bytes are identical in the end, and the transfer ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The watch, in whatever order things happen: what became ready is announced until it is taken, and nothing else."""
+"""The watcher, with events in any order: a ready asset is announced until it is taken, and no other."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_ready_assets_are_announced_until_taken_in_any_order_of_events(
 
 
 def announced(story: Story, watching: Watching, queues_each_event: bool) -> bool:
-    """Tell whether all that is due was announced: in the last event, or in any where each event starts a run."""
+    """Return whether all that is due was announced: in the last event, or in any where each event starts a run."""
     if queues_each_event:
         return story.announced | watching.all() >= story.due
     return not story.due or (bool(watching.events) and set(watching.events[-1]["ready"]) >= story.due)

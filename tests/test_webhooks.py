@@ -1,4 +1,4 @@
-"""Webhooks are verified and read as Svix and Standard Webhooks publish it."""
+"""Webhooks are verified and read as Svix and Standard Webhooks document it."""
 
 from __future__ import annotations
 

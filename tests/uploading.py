@@ -1,4 +1,4 @@
-"""Durable uploads in tests: a store as Airflow's, and uploads that are run, broken off and looked at."""
+"""Durable uploads in tests: a store like Airflow's, and uploads that are run, interrupted and inspected."""
 
 from __future__ import annotations
 

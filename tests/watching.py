@@ -1,4 +1,4 @@
-"""Triggers that watch for assets, run in an event loop as a triggerer does."""
+"""Triggers that watch for assets, run in an event loop like a triggerer's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTTP to an emulator, spelled out: no client of ours takes part."""
+"""A plain HTTP client for an emulator, without any code of the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An emulator of its own for each test, and a client that is nothing but HTTP."""
+"""A new emulator for each test, and a plain HTTP client."""
 
 from __future__ import annotations
 

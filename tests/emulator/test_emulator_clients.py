@@ -1,4 +1,4 @@
-"""Foreign clients as referees: what they think of the protocol, the emulator must think too."""
+"""Third-party clients against the emulator: they verify that it follows the protocol."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Downloads: signed URLs on another origin, ranges, and what can go wrong on the way."""
+"""Downloads: signed URLs on another origin, ranges, and faults during the transfer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cuts and renders of real recordings, judged by reading the files that come out."""
+"""Cuts and renders of real recordings, checked by reading the resulting files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Timelines and captions of cuts, read back by libraries of others."""
+"""Timelines and captions of cuts, parsed by third-party libraries."""
 
 from __future__ import annotations
 

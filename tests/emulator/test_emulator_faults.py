@@ -1,4 +1,4 @@
-"""Faults: each does what it says, as often as it says, and nothing else."""
+"""Faults: each has its documented effect, the given number of times, and no other effect."""
 
 from __future__ import annotations
 

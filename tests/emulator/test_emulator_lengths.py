@@ -1,4 +1,4 @@
-"""Media whose container does not say how long it is, or says so wrongly: measured, rendered and cut whole."""
+"""Media whose container declares no duration, or a wrong one: measured, rendered and cut completely."""
 
 from __future__ import annotations
 

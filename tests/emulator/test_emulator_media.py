@@ -1,4 +1,4 @@
-"""What the emulator makes of media: real files of many formats, whole, cut short and spoilt."""
+"""Media detection: real files of many formats, complete, truncated and damaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The emulator as a process: its command line, and what a SIGKILL leaves."""
+"""The emulator as a process: its command line, and its state after a SIGKILL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fixture that ships, as a stranger uses it: by a pytest of their own; ours use it, too."""
+"""The pytest fixture of the package, in a separate pytest as users have it. The tests here use it, too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings that could never work are refused in words: from Python, over HTTP and on the command line."""
+"""Invalid settings are rejected with a message: from Python, over HTTP and on the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steering: clock, progression, seeding, the request log; from Python and over HTTP alike."""
+"""Control of the emulator: clock, progression, seeding, the request log; from Python and over HTTP."""
 
 from __future__ import annotations
 

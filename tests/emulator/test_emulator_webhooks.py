@@ -1,4 +1,4 @@
-"""Webhooks: endpoints, and what really arrives at a receiver of the tests' own."""
+"""Webhooks: endpoints, and the requests that arrive at a receiver of the tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests on a real Airflow: scheduler, triggerer, DAG processor and API server, each a process of its own."""
+"""Tests on a real Airflow: scheduler, triggerer, DAG processor and API server, each in its own process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One Airflow and one Roughy for all live tests: their start takes longer than most tests."""
+"""One Airflow and one emulator for all live tests, because their start takes longer than most tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A link that stops where it is told: an HTTP/1.1 relay on loopback, which holds a request at a known byte."""
+"""A relay that can hold a request: HTTP/1.1 on loopback, stopped at a known byte."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Stop:
     at: Literal["request", "reply"] | int
 
     def matches(self, method: str, path: str, offset: int, length: int) -> bool:
-        """Tell whether the link is to stop in this request."""
+        """Return whether the link is to stop in this request."""
         in_it = not isinstance(self.at, int) or offset <= self.at < offset + length
         return self.method == method and fnmatchcase(path, self.path) and in_it
 
@@ -80,7 +80,7 @@ class HoldingLink(Link):
         self._stop = stop
 
     def has_stopped(self) -> bool:
-        """Tell whether a request is held, or was."""
+        """Return whether a request is held, or was."""
         return self._stopped.is_set()
 
     def wait_until_stopped(self, seconds: float = PATIENCE) -> None:
@@ -152,12 +152,12 @@ class HoldingLink(Link):
             client.sendall(data)
 
     def _is_armed(self, request: Passed, length: int, at: Literal["request", "reply"] | int) -> bool:
-        """Tell whether to stop here."""
+        """Return whether to stop here."""
         stop = self._stop
         return stop is not None and stop.at == at and stop.matches(request.method, request.path, request.offset, length)
 
     def _bytes_left(self, request: Passed) -> int:
-        """Tell how many bytes of a body may pass before the next stop, at most."""
+        """Return how many bytes of a body may pass before the next stop, at most."""
         stop, place = self._stop, request.offset + request.body_bytes
         return stop.at - place if stop is not None and isinstance(stop.at, int) and stop.at > place else _PIECE
 

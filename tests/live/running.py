@@ -1,4 +1,4 @@
-"""One run of a DAG on a real Airflow, as the live tests look at it."""
+"""One run of a DAG on a real Airflow, for the live tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A secrets backend that can be away: a folder with a file for each connection, or with none for the moment."""
+"""A secrets backend that can be down: a folder with a file for each connection, removed while it is down."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A burst of assets starts runs for each of them once, and none for nothing: by webhooks and by watchers."""
+"""A burst of assets starts exactly one run for each of them: by webhooks and by watchers."""
 
 from __future__ import annotations
 

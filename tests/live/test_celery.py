@@ -1,4 +1,4 @@
-"""A batch outlives its worker where there are several: on Celery's executor."""
+"""Another worker resumes the batch of a dead one, on Celery's executor."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def sent_to(roughy: Emulator) -> dict[str, list[int]]:
 
 
 def worker_of(run: Run) -> Component:
-    """Tell which worker runs the task."""
+    """Return which worker runs the task."""
     wait_until(lambda: run.airflow.worker_pids(run.dag_id, run.run_id, "ingest"))
     [pid, *_] = run.airflow.worker_pids(run.dag_id, run.run_id, "ingest")
     [worker] = [worker for worker in WORKERS if pid in run.airflow.pids(worker)]

@@ -1,4 +1,4 @@
-"""Waiting in a real triggerer, and what comes of it."""
+"""Waiting in a real triggerer, with every result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``make demo``, the main job from end to end."""
+"""``make demo`` from start to end."""
 
 from __future__ import annotations
 

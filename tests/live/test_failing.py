@@ -1,4 +1,4 @@
-"""A wait that fails on Airflow 3.0, whose structlog follows the causes of an error for ever if it is its own cause."""
+"""A wait that fails on Airflow 3.0, whose structlog loops on an error that is its own cause."""
 
 from __future__ import annotations
 

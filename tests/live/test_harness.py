@@ -1,4 +1,4 @@
-"""The real Airflow that live tests and the demo run on (``harness/airflow.py``)."""
+"""The real Airflow of live tests and the demo (``harness/airflow.py``)."""
 
 from __future__ import annotations
 

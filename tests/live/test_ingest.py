@@ -1,4 +1,4 @@
-"""A batch that waits in the triggerer, and what may happen to it meanwhile."""
+"""A batch that waits in the triggerer: marked, cleared, timed out."""
 
 from __future__ import annotations
 

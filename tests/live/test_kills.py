@@ -1,4 +1,4 @@
-"""Uploads that survive: the worker, Roughy or the network dies in the middle, at known bytes."""
+"""Uploads survive the death of the worker, of Roughy or of the network, at known bytes."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def die_again_and_again(upload: Upload, stops: Sequence[Stop], roughy: Emulator)
 
 
 def stored_bytes(roughy: Emulator, upload: Upload) -> int:
-    """Tell what Roughy has on disk of an upload."""
+    """Return what Roughy has on disk of an upload."""
     patches = upload.patches()
     return next((a["stored_bytes"] for a in roughy.assets if patches and a["upload_id"] in patches[-1].path), 0)
 

@@ -1,4 +1,4 @@
-"""From recordings to rough cuts on a real Airflow, and what becomes of renders that nobody waits for any longer."""
+"""From recordings to rough cuts on a real Airflow; and renders are cancelled if no task waits for them."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_no_more_uploads_run_at_a_time_than_the_dag_allows(
 
 
 def busiest(roughy: Emulator) -> int:
-    """Tell how many uploads were under way at the same time, at most."""
+    """Return how many uploads were under way at the same time, at most."""
     patches = [request for request in roughy.requests if request.method == "PATCH"]
     return max(
         sum(other.started_at <= one.started_at < other.started_at + other.seconds for other in patches)

@@ -1,4 +1,4 @@
-"""Replies that no database stores end neither a triggerer nor the waits of others, on PostgreSQL."""
+"""Replies that a database cannot store stop neither a triggerer nor other waits, on PostgreSQL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Airflow knows of this package: its command line, and the connection form of its user interface."""
+"""The package in Airflow: the command line, and the connection form of the user interface."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stranger who reads Airflow's logs and database must not find."""
+"""No secret is visible in Airflow's logs and database."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_download_link_is_not_visible_in_airflow(
 
 
 def leaks(roughy: Emulator, airflow: LocalAirflow) -> dict[str, set[str]]:
-    """Tell which secrets are found, and where."""
+    """Return which secrets are found, and where."""
     visible = list(airflow.everything_visible())
     found = {secret: {where for where, text in visible if secret in text} for secret in secrets(roughy)}
     return {secret: where for secret, where in found.items() if where}
@@ -83,6 +83,6 @@ def secrets(roughy: Emulator) -> set[str]:
 
 
 def places(needle: str, airflow: LocalAirflow) -> set[str]:
-    """Tell where something is found."""
+    """Return where something is found."""
     found = {where for where, text in airflow.everything_visible() if needle in text}
     return {"log file" if where.startswith("logs/") else where for where in found}

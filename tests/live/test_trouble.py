@@ -1,4 +1,4 @@
-"""Trouble around waits and uploads that passes: none of it may end them, or cost them a try."""
+"""Temporary errors during waits and uploads neither end them nor use a try."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ class Waits:
             self._roughy.set_state(self.assets[number], ENDS[number].asset)
 
     def are_over(self, numbers: Collection[int]) -> bool:
-        """Tell whether nobody waits any more, save for a top-up."""
+        """Return whether nobody waits any more, save for a top-up."""
         return not {number for number in self.holders() if ENDS[number] != PAID_LATER}.intersection(numbers)
 
     def end(self) -> str:

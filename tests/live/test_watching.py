@@ -147,7 +147,7 @@ class World:
         return {asset["id"] for asset in self._roughy.assets if asset["state"] == "ready"}
 
     def entered(self, state: str) -> dict[str, float]:
-        """Tell when assets came to a state, for the last time, by id."""
+        """Return when assets came to a state, for the last time, by id."""
         histories = {asset["id"]: asset["states"] for asset in self._roughy.assets} | self._states_of_deleted
         return {
             id: datetime.fromisoformat(at).timestamp()
@@ -192,11 +192,11 @@ class Consumer:
         wait_until(lambda: len(list(self._taken.glob("note-*.json"))) == WATCHERS)
 
     def done(self) -> dict[str, set[str]]:
-        """Tell which runs have dealt with which assets."""
+        """Return which runs have dealt with which assets."""
         return {path.name: set(path.read_text().split()) for path in self._done.iterdir()}
 
     def has_done(self, ids: Collection[str]) -> bool:
-        """Tell whether all of some assets were dealt with."""
+        """Return whether all of some assets were dealt with."""
         return {path.name for path in self._done.iterdir()}.issuperset(ids)
 
     def taken(self) -> list[tuple[str, str]]:
@@ -204,18 +204,18 @@ class Consumer:
         return [(str(entry.asset_id), entry.owner) for entry in Ledger(self._taken).entries()]
 
     def runs(self) -> dict[str, str]:
-        """Tell the states of all runs."""
+        """Return the states of all runs."""
         query = f"SELECT run_id, state FROM dag_run WHERE dag_id = '{DAG_ID}'"
         return {row["run_id"]: row["state"] for row in self._ask(query)}
 
     def tries(self) -> Counter[int]:
-        """Tell how many task instances took how many tries."""
+        """Return how many task instances took how many tries."""
         return Counter(
             row["try_number"] for row in self._ask(f"SELECT try_number FROM task_instance WHERE dag_id = '{DAG_ID}'")
         )
 
     def holders(self) -> Counter[int | None]:
-        """Tell how many triggers each triggerer holds."""
+        """Return how many triggers each triggerer holds."""
         return Counter(row["triggerer_id"] for row in self._ask("SELECT triggerer_id FROM trigger"))
 
     def events(self) -> list[Event]:

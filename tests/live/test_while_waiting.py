@@ -1,4 +1,4 @@
-"""What may happen to Airflow, to Roughy and to the connection while an asset is waited for in the triggerer."""
+"""Events during a wait in the triggerer: kills, outages, changes of the connection."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def count_triggers(airflow: LocalAirflow, asset_id: str) -> int:
 
 
 def looks_at_nothing_but(asset_id: str, server: Emulator) -> bool:
-    """Tell whether this asset was looked at five times in a row; in that time any other would have had its turn."""
+    """Return whether this asset was looked at five times in a row; in that time any other would have had its turn."""
     return [request.path for request in server.requests[-5:]] == 5 * [f"/v1/assets/{asset_id}"]
 
 

@@ -1,1 +1,1 @@
-"""What earlier releases have left behind, recorded."""
+"""Recorded states of earlier releases."""

@@ -1,4 +1,4 @@
-"""DAGs of the live test of bursts: each takes all assets, by webhooks or by a watcher, one or many events a run."""
+"""DAGs of the live test of bursts: each takes all assets, by webhooks or a watcher, with one or many events per run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A DAG of the live tests, whose task does not give up however often it is killed."""
+"""A DAG of the live tests whose task has enough retries for many kills."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DAGs of the live tests, in which something is made of an asset."""
+"""DAGs of the live tests that create cuts and renders of an asset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A DAG of the live tests, which uploads many files, two at a time."""
+"""A DAG of the live tests that uploads many files, two at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DAGs of the live tests, in which assets are waited for."""
+"""DAGs of the live tests that wait for assets."""
 
 from __future__ import annotations
 

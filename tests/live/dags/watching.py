@@ -1,4 +1,4 @@
-"""A DAG of the live tests, in which many assets are waited for at once."""
+"""A DAG of the live tests that waits for many assets at the same time."""
 
 from __future__ import annotations
 

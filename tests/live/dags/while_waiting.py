@@ -1,4 +1,4 @@
-"""DAGs of the live tests, in which something happens while an asset is waited for."""
+"""DAGs of the live tests for events during the wait for an asset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DAGs of the live test of watchers: one takes what has become ready, one has watchers that have nothing to say."""
+"""DAGs of the live test of watchers: one takes the ready assets, one has watchers without events."""
 
 from __future__ import annotations
 
