@@ -406,6 +406,13 @@ def test_tries_that_report_at_the_same_moment_are_all_remembered(ledger: Ledger)
 # ---- Announced assets, notes, and what people see
 
 
+def test_entry_keeps_the_names_of_0_2_in_python_and_in_storage() -> None:
+    entry = Entry("a" * 32, "/in/a.wav", {"uri": "/in/a.wav"}, "dag task, run 1", task_key="dag task")
+    stored = json.loads(entry.encode())
+    assert (stored["wanted"], stored["series"]) == (entry.wanted, entry.series) == ({"uri": "/in/a.wav"}, "dag task")
+    assert Entry.decode(entry.key, 1, entry.encode()) == entry
+
+
 def announced(asset_id: str, owner: str = "run 1") -> Entry:
     wanted = {"uri": f"roughy://{asset_id}", "state": "ready"}
     return Entry(entry_key(wanted), f"roughy://{asset_id}", wanted, owner, state="taken", asset_id=asset_id)
