@@ -249,12 +249,12 @@ class Entry:
 
     @property
     def wanted(self) -> dict[str, Any]:
-        """The name of :attr:`identity` in 0.2, also in stored entries."""
+        """The name of ``identity`` in 0.2, also in stored entries."""
         return self.identity
 
     @property
     def series(self) -> str:
-        """The name of :attr:`task_key` in 0.2, also in stored entries."""
+        """The name of ``task_key`` in 0.2, also in stored entries."""
         return self.task_key
 
     @property
