@@ -449,12 +449,18 @@ class RoughyFailedError(RoughyError, AirflowFailException):
         self.error_message = shortened(error_message)
         self.request_id = request_id
         reason = ": ".join(part for part in (self.error_code, self.error_message) if part) or "Roughy gave no reason"
-        super().__init__(f"{self.kind.capitalize()} {id} failed: {reason}{_asked_in(request_id)}")
+        #: The message without the hint.
+        self.summary = f"{self.kind.capitalize()} {id} failed: {reason}{_asked_in(request_id)}"
+        super().__init__(f"{self.summary}. {self.hint}" if self.hint else self.summary)
 
 
 class RoughyAssetFailedError(RoughyFailedError):
     """Roughy could not prepare the asset, which is not charged. The recording has to be uploaded again."""
 
+    hint = (
+        "It is not charged. Correct the recording, then clear the task that uploads it; a batch with a `ledger` "
+        "uploads the corrected file by itself"
+    )
     kind = "asset"
 
     @property
@@ -466,6 +472,7 @@ class RoughyAssetFailedError(RoughyFailedError):
 class RoughyCutFailedError(RoughyFailedError):
     """Roughy could not cut the asset."""
 
+    hint = "The same request fails again: change it by that reason, or send the request id to Roughy's support"
     kind = "cut"
 
     @property
@@ -477,6 +484,7 @@ class RoughyCutFailedError(RoughyFailedError):
 class RoughyRenderFailedError(RoughyFailedError):
     """Roughy could not render the asset, or the render was cancelled."""
 
+    hint = "Unless somebody cancelled it, the same request fails again: change it by that reason"
     kind = "render"
 
     @property
@@ -520,12 +528,26 @@ class RoughyTimeoutError(RoughyError, AirflowSensorTimeout):
         self.state = state
         what = f"{kind.capitalize()} {id}" if id else f"The {kind}"
         seen = f"it was still {state}" if state else "no poll could read its state"
-        super().__init__(f"{what} was not done in time: {seen}{f'; last poll: {reason}' if reason else ''}")
+        said = f"{what} was not done in time: {seen}{f'; last poll: {reason}' if reason else ''}"
+        super().__init__(f"{said}{' ' if said.endswith('?') else '. '}{_after_timeout(state)}")
 
     @property
     def asset_id(self) -> str | None:
         """The asset's id; ``None`` for another kind, or if the id is lost."""
         return (self.id or None) if self.kind == "asset" else None
+
+
+def _after_timeout(state: str | None) -> str:
+    """Say what to do about a resource that was not done in time."""
+    if state == "pending_upload":
+        return (
+            "Its bytes have not all arrived: look at the task that uploads it, then clear this one, which polls again"
+        )
+    if state == "pending_payment":
+        return "Top up the credits at Roughy, then clear the task, which polls again"
+    if state is None:
+        return "Once Roughy can be reached, clear the task, which polls again"
+    return "Clear the task, which polls again, and give it a longer `timeout` if this happens often"
 
 
 def _says_later(status: int, code: str | None) -> bool:

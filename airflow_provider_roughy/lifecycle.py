@@ -313,7 +313,8 @@ class Verdict:
             reason = self.error["message"] if self.error else None
             raise RoughyTimeoutError(self.id, kind=self.kind, state=self.state, reason=reason)
         if self.outcome is Outcome.UNAVAILABLE:
-            raise _error_from_dict(self.error or {})
+            unknown = f"The state of {self.kind} {self.id} cannot be read. The triggerer's log says why"
+            raise _error_from_dict({"message": unknown} | (self.error or {}))
         if self.outcome is Outcome.PAYMENT_REQUIRED and kind.unpaid:
             end_unpaid(on_pending_payment, kind.unpaid(self.id, request_id=self.request_id))
 
@@ -347,7 +348,7 @@ class Verdict:
         """
         try:
             if event is None:
-                raise KeyError("no event")
+                raise ValueError("it is empty")
             return cls(
                 id=event["id"],
                 outcome=Outcome(event["status"]),
@@ -358,7 +359,7 @@ class Verdict:
                 error=event["error"],
             )
         except (KeyError, TypeError, ValueError) as err:
-            raise RoughyProtocolError(f"The trigger's event is not one of this package: {err}") from err
+            raise _unreadable_event(err) from err
 
 
 def batch_to_event(verdicts: Iterable[Verdict]) -> dict[str, Any]:
@@ -396,7 +397,15 @@ def batch_from_event(event: dict[str, Any] | None) -> list[Verdict]:
             for id, d in zip_longest(row["ids"], row.get("durations", ()))
         ]
     except (KeyError, TypeError) as err:
-        raise RoughyProtocolError(f"The trigger's event is not one of this package: {err}") from err
+        raise _unreadable_event(err) from err
+
+
+def _unreadable_event(error: Exception) -> RoughyProtocolError:
+    why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+    return RoughyProtocolError(
+        f"The trigger's event cannot be read: {why}. Does the triggerer run the same version of "
+        "airflow-provider-roughy as this worker? Then clear the task, which polls again"
+    )
 
 
 def _error_to_dict(error: RoughyError) -> dict[str, Any]:
@@ -414,4 +423,4 @@ def _error_from_dict(error: dict[str, Any]) -> RoughyError:
         found.args = (error.get("message") or str(found),)
         return found
     cls = getattr(exceptions, error.get("class", ""), RoughyConfigurationError)
-    return cls(error.get("message", "Roughy refused without a reason"))
+    return cls(error.get("message", ""))

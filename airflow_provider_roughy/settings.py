@@ -125,7 +125,7 @@ class Settings:
             return self.base_url + target
         base, named = Address.of(self.base_url), Address.of(target)
         if named is None:
-            raise RoughyUntrustedUrlError("Roughy named a malformed URL; nothing was sent to it")
+            raise RoughyUntrustedUrlError("Roughy named a malformed URL; nothing was sent there")
         roughy = named.scheme == "https" and (named.host == "roughy.ai" or named.host.endswith(".roughy.ai"))
         if not (named == base or roughy):
             raise RoughyUntrustedUrlError(
@@ -146,7 +146,9 @@ class Settings:
         """
         named = Address.of(url) if isinstance(url, str) else None
         if named is None or not (named.scheme == "https" or named.is_loopback or self.allow_http):
-            raise RoughyUntrustedUrlError("neither an https URL nor one of this machine")
+            raise RoughyUntrustedUrlError(
+                "Roughy named a link that is neither an https URL nor one of this machine; nothing was sent there"
+            )
         self.check_reached(named.host, named.host)
         return named
 
@@ -161,7 +163,8 @@ class Settings:
         where = _neighbourhood(reached)
         if where is not None and own is not None and host != own.host and where != _neighbourhood(own.host):
             raise RoughyUntrustedUrlError(
-                f"the link leads to {where}, where the connection does not lead: nothing was sent there"
+                f"Roughy named a link to {where} ({reached}), which is allowed only if the host of the connection is "
+                "there too; nothing was sent there. Check the host of the connection"
             )
 
     @property

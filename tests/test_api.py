@@ -14,7 +14,7 @@ import pytest
 
 from airflow_provider_roughy import api, exceptions
 from airflow_provider_roughy.api import Reply, RoughyAsset, decode
-from airflow_provider_roughy.api.calls import Resource
+from airflow_provider_roughy.api.calls import Resource, parse_as, parse_page_of
 from airflow_provider_roughy.compat import AirflowException, AirflowFailException
 from airflow_provider_roughy.http import client
 
@@ -682,3 +682,18 @@ def test_field_of_another_type_is_decoded_by_its_name() -> None:
 
     read = Measured.from_json({"id": ID, "duration_seconds": "1.5", "level": 3})
     assert (read.duration_seconds, read.level) == (decode.decimal("1.5"), 3)
+
+
+def test_field_that_nothing_decodes_is_named_before_a_request_is_sent() -> None:
+    @dataclass(frozen=True)
+    class Measured(Resource):
+        level: float | None = None
+
+    for parser in (lambda: parse_as(Measured), lambda: parse_page_of(Measured, limit=1, offset=0)):
+        with pytest.raises(TypeError, match=r"Measured\.level .*`_decoders`.* type 'float \| None'"):
+            parser()
+
+
+def test_reply_with_a_missing_part_is_explained_in_words() -> None:
+    with pytest.raises(exceptions.RoughyProtocolError, match=r"GET /v1/assets: .* 'items' is missing"):
+        api.decipher(api.list_assets(), reply(200, {"total": 1}))

@@ -960,7 +960,7 @@ def test_download_from_this_machine_is_refused_for_a_connection_elsewhere(host: 
     with listener(answer(b"internal secret!")) as (port, seen):
         client = Client(connection(extra={"allow_http": True}))
         link = f"{scheme}://{host}:{port}/admin?secret"
-        refusal = pytest.raises(RoughyUntrustedUrlError, match="does not lead")
+        refusal = pytest.raises(RoughyUntrustedUrlError, match="named a link to")
         with client, refusal as refused, client.download(link):
             pass
     assert "secret" not in str(refused.value)

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import resource
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -285,6 +286,53 @@ def test_a_run_that_was_killed_is_dead_after_its_lease(ledger: Ledger, clock: Ca
     assert ledger.is_alive(ME)
     clock(LEASE_SECONDS + 5)
     assert not ledger.is_alive(ME)
+
+
+def test_lease_that_cannot_be_renewed_or_given_up_names_run_and_ledger(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("airflow_provider_roughy.ledger.lease.RENEW_SECONDS", 0.01)
+    runs = tmp_path / "ledger" / "runs"
+    with ledger.lease(ME):
+        shutil.rmtree(runs)
+        runs.touch()
+        for _ in range(1000):
+            if "Renewing" in caplog.text:
+                break
+            time.sleep(0.01)
+    where = f"dag.task, run night 1 in ledger {tmp_path / 'ledger'} failed"
+    assert f"Renewing the lease of {where}; retrying in" in caplog.text
+    assert f"Giving up the lease of {where}. It expires by itself within 10 minutes" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "held the claim on it until recently, and another run may take over now"),
+        (b"", "held the claim on it until recently, and another run may take over now"),
+        (
+            b'{"until": 100}',
+            "held the claim on it until recently (its lease expired at 1970-01-01 00:01:40 UTC), and another run",
+        ),
+        (b'{"until": 1e300}', "(its lease has not expired); another run takes over if it is not renewed by an unknown"),
+        (
+            b'{"until": 9e9, "at": "2026-01-01T00:00:00.000+00:00"}',
+            "holds the claim on it (its lease was last renewed at 2026-01-01 00:00:00 UTC); another run takes over if "
+            "it is not renewed by 2255-03-14 16:00:00 UTC",
+        ),
+    ],
+)
+def test_claim_is_described_by_its_run_and_lease(
+    ledger: Ledger, tmp_path: Path, content: bytes | None, says: str
+) -> None:
+    ledger.write_lease(ME, 0)
+    (lease,) = (tmp_path / "ledger" / "runs").iterdir()
+    if content is None:
+        lease.unlink()
+    else:
+        lease.write_bytes(content)
+    assert ledger.describe_claim(ME).startswith("dag.task, run night 1 ")
+    assert says in ledger.describe_claim(str(ME))
 
 
 def test_a_lease_can_be_extended_for_a_wait_elsewhere(ledger: Ledger, clock: Callable[[float], None]) -> None:

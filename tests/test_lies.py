@@ -355,7 +355,7 @@ def test_each_pause_is_one_line(
     assert sum(": 423" in line for line in said) == 1
     assert sum("no answer from 127.0.0.1" in line for line in said) == 3
     for line in said:
-        assert line.startswith(f"Upload of {recording}: ")
+        assert line.startswith(f"Upload of {recording} to asset ")
 
 
 def test_progress_is_measured_within_a_request(

@@ -84,7 +84,9 @@ def test_what_failed_is_named(kind: Kind, error: type[Exception]) -> None:
     failed = Verdict.of(kind, made(kind, "failed", error_code="no_speech", error_message="nothing is said"))
     with pytest.raises(error) as raised:
         failed.raise_for_failure()
-    assert str(raised.value) == f"{kind.name.capitalize()} {ID} failed: no_speech: nothing is said (request req-7)"
+    said = f"{kind.name.capitalize()} {ID} failed: no_speech: nothing is said (request req-7)"
+    assert str(raised.value).startswith(f"{said}. ")
+    assert "the same request fails again" in str(raised.value).lower()
     assert getattr(raised.value, f"{kind.name}_id") == ID
     assert isinstance(raised.value, AirflowFailException)
 
@@ -120,7 +122,9 @@ def test_error_of_a_failed_asset_has_id_reason_and_request_id() -> None:
     verdict = Verdict.of(ASSET, asset("failed", error_code="probe_failed", error_message="the media cannot be read"))
     with pytest.raises(RoughyAssetFailedError) as failed:
         verdict.raise_for_failure("fail")
-    assert str(failed.value) == f"Asset {ID} failed: probe_failed: the media cannot be read (request req-7)"
+    said = f"Asset {ID} failed: probe_failed: the media cannot be read (request req-7)"
+    assert failed.value.summary == said
+    assert str(failed.value).startswith(f"{said}. It is not charged. ")
     assert (failed.value.error_code, failed.value.error_message) == ("probe_failed", "the media cannot be read")
 
 
@@ -201,5 +205,5 @@ def test_the_event_of_a_batch_is_little_more_than_its_ids() -> None:
 
 @pytest.mark.parametrize("event", [None, {}, {"batch": 3}, {"batch": [{"ids": [ID]}]}, "ready"])
 def test_foreign_event_is_no_batch(event: Any) -> None:
-    with pytest.raises(RoughyProtocolError, match="not one of this package"):
+    with pytest.raises(RoughyProtocolError, match="The trigger's event cannot be read"):
         batch_from_event(event)

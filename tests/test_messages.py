@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -13,25 +15,39 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_roughy.asset_events.baseline import Baseline
 from airflow_provider_roughy.compat import attach
-from airflow_provider_roughy.emulator import Emulator
+from airflow_provider_roughy.emulator import Emulator, Fault
 from airflow_provider_roughy.exceptions import (
     RoughyAuthenticationError,
+    RoughyClaimedError,
     RoughyConfigurationError,
+    RoughyIngestError,
+    RoughyIngestFailedError,
+    RoughyLedgerError,
     RoughyNotFoundError,
+    RoughyTimeoutError,
     RoughyUnsupportedMediaError,
     RoughyUnusableLedgerError,
     RoughyUnusableSourceError,
+    RoughyWebhookError,
 )
 from airflow_provider_roughy.get_provider_info import CONN_FIELDS
 from airflow_provider_roughy.hooks import RoughyHook
+from airflow_provider_roughy.ingest.discover import find_file
+from airflow_provider_roughy.ledger import ClaimOwner, Ledger, Result, Version
+from airflow_provider_roughy.lifecycle import ASSET
 from airflow_provider_roughy.operators import (
     RoughyCreateUploadOperator,
     RoughyDownloadOperator,
     RoughyIngestOperator,
 )
+from airflow_provider_roughy.polling import ResourcePoller
 from airflow_provider_roughy.sensors import RoughyAssetSensor
-from tests.running import Ended, run_task
+from airflow_provider_roughy.transfer.source import find_source
+from airflow_provider_roughy.webhooks import messages
+from harness import media
+from tests.running import Ended, TaskInstance, run_task
 
 NOBODY = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"
 
@@ -40,9 +56,13 @@ def upload(source: Any, **options: Any) -> Ended:
     return run_task(RoughyCreateUploadOperator(task_id="upload", source=source, **options))
 
 
-def ingest(source: Any, ledger: Path | str, **options: Any) -> Ended:
+def ingesting(source: Any, ledger: Path | str, **options: Any) -> RoughyIngestOperator:
     options = {"poll_interval": 0.2, "timeout": 60, **options}
-    return run_task(RoughyIngestOperator(task_id="ingest", source=source, ledger=str(ledger), **options))
+    return RoughyIngestOperator(task_id="ingest", source=source, ledger=str(ledger), **options)
+
+
+def ingest(source: Any, ledger: Path | str, **options: Any) -> Ended:
+    return run_task(ingesting(source, ledger, **options))
 
 
 def failed(ended: Ended, cls: type[Exception]) -> str:
@@ -341,3 +361,180 @@ def test_download_of_ids_that_rendered_to_nothing_says_so(connection: dict[str, 
 def test_hook_download_of_two_resources_says_that_it_takes_one(hook: RoughyHook, tmp_path: Path) -> None:
     with pytest.raises(RoughyConfigurationError, match="not both"):
         hook.download(tmp_path / "x", asset_id=NOBODY, render_id=NOBODY)
+
+
+# ---- What to do about a recording
+
+
+def forget_by(message: str) -> bool:
+    """Run the call that a message prints to forget a recording, and return what it returns."""
+    printed = re.search(r"from airflow_provider_roughy\.ledger import Ledger; (Ledger\(.*\)\.forget\('\w+'\))", message)
+    assert printed is not None, message
+    return bool(eval(printed[1], {"Ledger": Ledger}))
+
+
+def test_batch_prints_the_call_that_forgets_a_rejected_file(connection: dict[str, Any], tmp_path: Path) -> None:
+    text = tmp_path / "in" / "text.mp3"
+    text.parent.mkdir()
+    text.write_text("These are notes, and no recording. " * 100)
+    ledger = tmp_path / "the ledger's"
+    message = failed(ingest(text.parent, ledger), RoughyIngestFailedError)
+    key = next(iter(Ledger(ledger).entries())).key
+    assert f"(key {key})" in message
+    context = {"ti": TaskInstance(run_id="the next night")}
+    assert run_task(ingesting(text.parent, ledger), context=context).state == "success", "it is counted and skipped"
+    assert forget_by(message)
+    assert "1 rejected" in failed(ingest(text.parent, ledger), RoughyIngestFailedError)
+
+
+def test_batch_prints_the_call_that_forgets_a_failed_asset(
+    connection: dict[str, Any], tmp_path: Path, recordings: dict[str, Path]
+) -> None:
+    noise = tmp_path / "noise.mp3"
+    shutil.copyfile(recordings["audio"], noise)
+    media.corrupt(noise, keep=2000)
+    message = failed(ingest(noise, tmp_path / "ledger"), RoughyIngestFailedError)
+    assert "1 failed" in message
+    assert forget_by(message)
+    assert Ledger(tmp_path / "ledger").snapshot().done == set()
+
+
+def test_file_that_the_ledger_does_not_have_is_not_to_be_forgotten(connection: dict[str, Any], tmp_path: Path) -> None:
+    message = failed(ingest([str(tmp_path / "missing.mp3")], tmp_path / "ledger"), RoughyIngestFailedError)
+    assert "forget" not in message
+
+
+@pytest.mark.parametrize("is_legacy", [False, True])
+def test_upload_prints_the_call_that_forgets_a_rejected_file(
+    connection: dict[str, Any], tmp_path: Path, recordings: dict[str, Path], is_legacy: bool
+) -> None:
+    ledger, source = Ledger(tmp_path / "ledger"), recordings["audio"]
+    ledger.check()
+    if is_legacy:
+        content = {
+            "source": str(source),
+            "wanted": {
+                "uri": str(source),
+                **find_source(source).fingerprint,
+                "project_id": connection["extra"]["project_id"],
+                "language": None,
+            },
+            "owner": "dag.task, run r",
+            "state": "refused",
+            "reason": "no recording",
+        }
+        (tmp_path / "ledger" / f"{'b' * 32}.json").write_text(json.dumps(content))
+    else:
+        identity = find_file(source).identity(project_id=connection["extra"]["project_id"])
+        owner = "dag.task, run r"
+        result = Result(identity.key, str(source), identity.to_dict(), owner, "rejected", reason="no recording")
+        assert ledger.create_result(result)
+    message = failed(upload(source, ledger=str(tmp_path / "ledger")), RoughyUnusableSourceError)
+    assert f"Source {source} was rejected by dag.task, run r: no recording." in message
+    assert forget_by(message)
+    assert upload(source, ledger=str(tmp_path / "ledger")).state == "success"
+
+
+@pytest.mark.parametrize(
+    ("location", "conn_id", "call"),
+    [
+        ("/data/ledger/", None, "Ledger('/data/ledger').forget('k')"),
+        ("s3://bucket/ledger", "aws", "Ledger('s3://bucket/ledger', conn_id='aws').forget('k')"),
+        ("s3://aws@bucket/ledger", None, "Ledger('s3://bucket/ledger', conn_id='aws').forget('k')"),
+        ("s3://key:secret@bucket/ledger", None, "Ledger('s3://bucket/ledger').forget('k')"),
+    ],
+)
+def test_call_that_forgets_names_the_connection_and_no_password(location: str, conn_id: str | None, call: str) -> None:
+    assert Ledger(location, conn_id=conn_id).forget_call("k") == call
+
+
+def test_batch_says_why_an_asset_could_not_be_checked(
+    roughy: Emulator, connection: dict[str, Any], tmp_path: Path, recordings: dict[str, Path]
+) -> None:
+    roughy.progression = "manual"
+    assert "1 interrupted" in failed(
+        ingest(recordings["audio"], tmp_path / "ledger", timeout=0.5), RoughyIngestFailedError
+    )
+    (asset,) = roughy.assets
+    roughy.inject(Fault(method="GET", path=f"/v1/assets/{asset['id']}", status=503, times=None))
+    ended = ingest(recordings["audio"], tmp_path / "ledger")
+    assert (ended.state, type(ended.error)) == ("up_for_retry", RoughyIngestError)
+    assert f"reading the state of asset {asset['id']} failed: GET /v1/assets/{asset['id']}: 503" in str(ended.error)
+
+
+def test_upload_of_a_claimed_recording_names_the_run_and_when_it_may_take_over(
+    connection: dict[str, Any], tmp_path: Path, recordings: dict[str, Path]
+) -> None:
+    ledger, source = Ledger(tmp_path / "ledger"), recordings["audio"]
+    ledger.check()
+    identity = find_file(source).identity(project_id=connection["extra"]["project_id"])
+    other = ClaimOwner("dag.other", "night 0", "a try")
+    assert ledger.create_version(Version(identity.key, 1, other, str(source), identity.to_dict()))
+    ledger.write_lease(other, time.time() + 600)
+    ended = upload(source, ledger=str(tmp_path / "ledger"))
+    assert (ended.state, type(ended.error)) == ("up_for_retry", RoughyClaimedError)
+    assert re.fullmatch(
+        rf"{source} was not uploaded: dag\.other, run night 0 holds the claim on it \(.* UTC\); another run takes over "
+        rf"if it is not renewed by .* UTC \(ledger {ledger.uri}\)\. A retry of this task returns .*, or takes over",
+        str(ended.error),
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "advice"),
+    [
+        (
+            "processing",
+            None,
+            "in time: it was still processing. Clear the task, which polls again, and give it a",
+        ),
+        ("pending_upload", None, "pending_upload. Its bytes have not all arrived: look at the task that uploads it"),
+        ("pending_payment", None, "pending_payment. Top up the credits"),
+        (None, "no answer", "could read its state; last poll: no answer. Once Roughy can be reached, clear the task"),
+        (None, "is a triggerer running?", "is a triggerer running? Once Roughy can be reached"),
+    ],
+)
+def test_timeout_says_what_to_do(state: str | None, reason: str | None, advice: str) -> None:
+    assert advice in str(RoughyTimeoutError(NOBODY, kind="asset", state=state, reason=reason))
+
+
+@pytest.mark.parametrize(
+    ("policy", "does"),
+    [("fail", "this task fails"), ("skip", "is skipped"), ("return", "ends without"), ("wait", "waits for that")],
+)
+def test_unpaid_asset_says_what_the_task_does(
+    policy: Any, does: str, roughy: Emulator, hook: RoughyHook, caplog: pytest.LogCaptureFixture
+) -> None:
+    asset = hook.get_asset(roughy.seed_asset("pending_payment"))
+    ResourcePoller(ASSET, asset.id, log=logging.getLogger(), on_pending_payment=policy).on_resource(asset)
+    assert f"{does}" in caplog.text
+    assert f"as on_pending_payment={policy!r}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("note", "why"),
+    [
+        ({}, "its 'newest' is missing"),
+        ({"newest": 3, "newest_ids": [], "waiting": {}}, "its 'newest' is not a date and time"),
+    ],
+)
+def test_damaged_baseline_names_its_object_and_what_is_wrong(note: dict[str, Any], why: str) -> None:
+    with pytest.raises(RoughyLedgerError, match=rf"note-1\.json of ledger /l, cannot be read: {why}\. Restore"):
+        Baseline.from_json(note, "note-1.json of ledger /l")
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b"<html>", "it is not JSON that can be read"),
+        (b"{}", "its field 'data' is missing"),
+        (b'{"data": {}}', "its field 'asset_id' is missing"),
+        (b'{"data": {"asset_id": "x"}}', "its 'asset_id' is not a UUID"),
+        (b"[]", "it is not a JSON object with an object `data`"),
+        (b'{"data": {"asset_id": "%b"}, "type": 3}' % NOBODY.encode(), "its 'type' has another form"),
+        (b'{"data": 1, "data": 2}', "a key is given twice"),
+    ],
+)
+def test_body_that_is_no_webhook_is_explained(body: bytes, why: str) -> None:
+    with pytest.raises(RoughyWebhookError, match=f"The body is not a webhook of Roughy: {why}"):
+        messages.parse(body, id="msg_1")

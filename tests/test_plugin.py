@@ -451,7 +451,7 @@ def test_webhook_about_a_missing_asset_is_ignored(url: str, media: str, caplog: 
     unknown = "019d0000-0000-7000-8000-00000000dead"
     with caplog.at_level(logging.WARNING):
         assert post(url, about(unknown)).status_code == 204
-    assert f"Roughy has no asset {unknown}" in caplog.text
+    assert f"about asset {unknown}, which the account of connection 'roughy_default' does not have" in caplog.text
     assert events(media) == []
 
 
@@ -487,7 +487,7 @@ def test_webhook_for_an_undeclared_airflow_asset_gets_503(
     asset_id = roughy.seed_asset(state="ready")
     with receiving() as url:
         assert plain(post(url, about(asset_id))) == (503, b"")
-    assert "no DAG declares the asset 'nobody_declares_it'" in caplog.text
+    assert "no DAG declares the Airflow asset 'nobody_declares_it'" in caplog.text
 
 
 @takes_webhooks

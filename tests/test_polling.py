@@ -201,7 +201,7 @@ def test_failing_list_is_replaced_by_single_requests(roughy: Emulator, caplog: p
     roughy.inject(Fault(method="GET", path="/v1/assets", status=500, times=None))
 
     assert [verdict.state for verdict in watch_to_the_end(roughy, ids, requests=25)] == ["ready"] * 20
-    assert len([record for record in caplog.records if "Listing assets failed" in record.message]) == 1
+    assert len([record for record in caplog.records if "Listing assets of connection" in record.message]) == 1
 
 
 @once
@@ -431,7 +431,7 @@ def test_log_lines_of_the_shared_poll_belong_to_no_task(roughy: Emulator) -> Non
         asyncio.run(run())
     finally:
         package.removeHandler(handler)
-    assert [name for name, text in seen if "Listing assets failed" in text] == ["nowhere"]
+    assert [name for name, text in seen if "Listing assets of connection" in text] == ["nowhere"]
 
 
 def test_changed_key_is_read_after_a_rejection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -525,7 +525,10 @@ def test_outage_causes_few_requests_and_two_log_lines(
         return list(await asyncio.gather(*tasks))
 
     def put_off() -> int:
-        return sum("Polling 50 assets failed; next attempt in" in text for text in caplog.messages)
+        return sum(
+            text.startswith("Polling 50 assets of connection 'roughy_default' failed; next attempt in")
+            for text in caplog.messages
+        )
 
     assert {verdict.state for verdict in asyncio.run(run())} == {"ready"}
     failed = [request for request in roughy.requests if request.status != 200]

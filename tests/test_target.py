@@ -432,7 +432,10 @@ def test_failed_cleanup_does_not_hide_the_error(
     with pytest.raises(RuntimeError, match=r"^it$"), find_target("memory://out/talk.mp3", name="x").open() as sink:
         sink.write(NEW)
         raise RuntimeError("it")
-    assert "Removing the unfinished file of target memory://out/talk.mp3 failed: Forbidden" in caplog.text
+    assert (
+        "Removing the unfinished file beside target memory://out/talk.mp3 failed; you may remove it: Forbidden"
+        in caplog.text
+    )
 
 
 # ---- What a killed worker leaves behind

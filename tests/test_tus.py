@@ -308,7 +308,7 @@ def test_a_server_that_makes_no_progress_ends_the_transfer(
 
 def test_an_upload_for_another_size_is_refused(roughy: Emulator, hook: RoughyHook, recording: Path) -> None:
     asset = hook.create_asset(None, 8 * MIB + 1)
-    with pytest.raises(RoughyUnusableSourceError, match="was opened for 8388609"):
+    with pytest.raises(RoughyUnusableSourceError, match="was created for 8388609"):
         hook.upload(asset, recording)
     assert patches(roughy) == []
 

@@ -114,11 +114,19 @@ def decipher(call: Call[T], reply: Reply, *, conn_id: str | None = None) -> T:
     if 200 <= reply.status < 300:
         try:
             return call.parse(reply)
-        except Exception as err:  # A parser may raise anything: for deep nesting, for a number beyond all bounds.
-            raise _broken(call.request, reply, f"{type(err).__name__}: {err}") from err
+        except Exception as err:  # Parsers raise errors of many classes, such as for deep nesting.
+            raise _broken(call.request, reply, _reason_of(err)) from err
     if reply.status < 400:
         raise _broken(call.request, reply, "a redirect, which is not followed")
     raise _error(call.request, reply, conn_id)
+
+
+def _reason_of(error: Exception) -> str:
+    """Return why a reply could not be parsed, as words."""
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    text = str(error)
+    return text if text and isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
 
 
 def _broken(request: Request, reply: Reply, what: str) -> RoughyProtocolError:
@@ -292,7 +300,13 @@ class Resource:
             kind, _, null = str(each.type).partition(" | ")
             by_name = cls._decoders.get(each.name) or (_url if each.metadata.get("secret") else _BY_NAME.get(each.name))
             is_required = each.default is MISSING and each.default_factory is MISSING
-            found.append(_Field(each.name, by_name or _BY_TYPE[kind], is_required, null == "None"))
+            decoder = by_name or _BY_TYPE.get(kind)
+            if decoder is None:
+                raise TypeError(
+                    f"{cls.__name__}.{each.name} needs a decoder in `_decoders` of its class: none is known for its "
+                    f"name or its type {each.type!r}"
+                )
+            found.append(_Field(each.name, decoder, is_required, null == "None"))
         return tuple(found)
 
     @classmethod
@@ -421,7 +435,13 @@ def parse_nothing(reply: Reply) -> None:
 
 
 def parse_as(cls: type[R]) -> Callable[[Reply], R]:
-    """Return the parser of a resource."""
+    """Return the parser of a resource.
+
+    :param cls: The resource.
+    :raises TypeError: If nothing decodes one of its fields.
+    """
+    # Here, as an error in the parser would be taken for one of the reply.
+    cls._fields()
     return lambda reply: cls.from_json(read_json(reply), request_id=reply.request_id)
 
 
@@ -429,9 +449,12 @@ def parse_page_of(cls: type[R], *, limit: int, offset: int) -> Callable[[Reply],
     """Return the parser of a page.
 
     :param cls: The class of its items.
-    :param limit: The requested number of items; the one in the reply is ignored.
-    :param offset: The requested offset, likewise.
+    :param limit: The ``limit`` of the request. The one in the reply is not used.
+    :param offset: The ``offset`` of the request. The one in the reply is not used.
+    :raises TypeError: If nothing decodes one of the fields of an item.
     """
+    # Here, as an error in the parser would be taken for one of the reply.
+    cls._fields()
 
     def parse(reply: Reply) -> Page[R]:
         body = read_json(reply)
@@ -447,12 +470,12 @@ def page_of(cls: type[R], entries: Any, total: Any, reply: Reply, *, limit: int,
     :param entries: The entries of the reply.
     :param total: The reply's number of all entries that match. Without it, a full page counts as not the last one.
     :param reply: The reply.
-    :param limit: The requested number of items.
-    :param offset: The requested offset.
+    :param limit: The ``limit`` of the request.
+    :param offset: The ``offset`` of the request.
     :raises ValueError: If ``entries`` is not an array.
     """
     if not isinstance(entries, list):
-        raise ValueError("no array of items")
+        raise ValueError("its list of items is not an array")
     request_id = reply.request_id
     items, ids = [], []
     for entry in entries:
@@ -461,7 +484,7 @@ def page_of(cls: type[R], entries: Any, total: Any, reply: Reply, *, limit: int,
         except Exception as error:  # One entry must not fail the page, whatever it is.
             ids.append(_name_of(entry) or repr(decode.plain(entry)))
             decode.report_once(
-                "Skipped %s %s of a list, which cannot be decoded: %s",
+                "Skipped %s %s in a list, because it cannot be decoded: %s",
                 _noun(cls),
                 _name_of(entry) or "without an id",
                 decode.text(str(error)),

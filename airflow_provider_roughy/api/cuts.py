@@ -136,14 +136,14 @@ def _export(path: str, params: Mapping[str, str]) -> Call[RoughyExport]:
 
 def _parse_export(reply: Reply) -> RoughyExport:
     if reply.status != 200:
-        raise ValueError("only status 200 brings a whole file")
+        raise ValueError("it is a part of the file, as only status 200 brings a whole one")
     if not reply.whole:
-        raise ValueError("no header says how long the file is, so that nobody knows whether this is all of it")
+        raise ValueError("no header says how long the file is, so that it may be incomplete")
     head = Message()
     for name in ("content-type", "content-disposition"):
         if name in reply.headers:
             head[name] = reply.headers[name]
     if is_page(reply.headers):
-        raise ValueError("a web page is neither a timeline nor captions")
+        raise ValueError("it is a web page, and not a timeline or captions")
     filename = (decode.text(head.get_filename()) or "").replace("\\", "/").rpartition("/")[2]
     return RoughyExport(reply.body, decode.text(reply.headers.get("content-type")), filename or None)

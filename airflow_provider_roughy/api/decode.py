@@ -230,7 +230,7 @@ def loads(body: bytes | str) -> Any:
     try:
         return _JSON.decode(_without_depths(document))
     except RecursionError:
-        raise ValueError("brackets without end") from None
+        raise ValueError("it is nested too deeply") from None
 
 
 def report_once(message: str, *args: object) -> None:

@@ -52,6 +52,8 @@ class Listing(Generic[R]):
     def __init__(self, read: Callable[[int], Call[Page[R]]], *, overlap: int = 1) -> None:
         self._read = read
         self._overlap = overlap
+        #: The request that reads it, for messages.
+        self._name = "A list"
         #: The offset of the next page; ``None`` at the end.
         self._offset: int | None = 0
         self._seen: set[str] = set()
@@ -65,7 +67,12 @@ class Listing(Generic[R]):
 
     def next_call(self) -> Call[Page[R]] | None:
         """Return the call that reads the next page, or ``None`` at the end of the list."""
-        return None if self._offset is None else self._read(self._offset)
+        if self._offset is None:
+            return None
+        call = self._read(self._offset)
+        state = call.request.params.get("state")
+        self._name = f"{call.request}{f' (state {state})' if state else ''}"
+        return call
 
     @property
     def entries_left(self) -> int:
@@ -85,8 +92,11 @@ class Listing(Generic[R]):
             self._find_last_known(offset, grown)
             return []
         if page.ids and page.ids == self._ids and offset > self._start and grown <= 0:
-            # A list that has moved down by a page would have grown: the server ignores offsets.
-            raise RoughyProtocolError(f"A list of Roughy's does not go on: it is the same behind {offset} entries")
+            # Had the list moved down by a page, it would have grown: the server ignores offsets.
+            raise RoughyProtocolError(
+                f"{self._name}: the list cannot be read to its end, as the page at offset {offset} repeats the one "
+                "before. Does a proxy drop or cache the query?"
+            )
         new = [item for item in {item.id: item for item in page.items}.values() if item.id not in self._seen]
         if not self._seen.issuperset(page.ids):
             self._misses = 0
@@ -105,7 +115,10 @@ class Listing(Generic[R]):
         """
         self._misses, self._all_misses = self._misses + 1, self._all_misses + 1
         if self._all_misses > _MAX_MISSES + len(self._seen) // _ENTRIES_PER_MISS:
-            raise RoughyProtocolError("A list of Roughy's changes faster than it can be read")
+            raise RoughyProtocolError(
+                f"{self._name}: the list changes faster than it can be read. Try again when fewer entries are created "
+                "or deleted"
+            )
         step = max(-grown, 1 << (self._misses - 1))
         self._offset = offset + grown if self._misses == 1 and grown > 0 else max(0, offset - step)
         # The list will probably change again.

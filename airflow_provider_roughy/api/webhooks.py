@@ -31,10 +31,10 @@ from airflow_provider_roughy.settings import Address
 class RoughyWebhookEndpoint(Resource):
     """A webhook endpoint, with the API's own field names (API page "Create a webhook endpoint").
 
-    :param id: Text, not a UUID.
-    :param event_types: The event types that it subscribes to, e.g. ``asset.ready``.
-    :param signing_secret: The signing secret of its webhooks. The documentation has no such field, and does not say how
-        else a client gets the secret, so it is read if Roughy sends it, also as ``secret``.
+    :param id: Plain text, no UUID.
+    :param event_types: The events that it receives, such as ``asset.ready``.
+    :param signing_secret: The secret that signs its webhooks. The documentation does not name such a field; it is read
+        if Roughy sends it, also as ``secret``.
     """
 
     url: str
@@ -50,17 +50,20 @@ def create_webhook_endpoint(
 ) -> Call[RoughyWebhookEndpoint]:
     """Create a webhook endpoint: ``POST /v1/webhook-endpoints``.
 
-    The documentation does not say that the same request returns the same endpoint, so the call is not idempotent.
+    The documentation does not say that a repeated request returns the same endpoint, so it is not repeated.
 
-    :param url: The URL that receives webhooks, https; plain http to this machine only, which is for the emulator.
-    :param event_types: Roughy's event types, e.g. ``["asset.ready", "asset.failed"]``; Roughy validates them.
+    :param url: Where Roughy sends to, https. Plain http is for this machine only, such as with the emulator.
+    :param event_types: The events to send, by Roughy's names, such as ``["asset.ready", "asset.failed"]``. Roughy
+        rejects unknown ones.
     :param description: Free text.
-    :raises RoughyConfigurationError: If an argument is invalid.
+    :raises RoughyConfigurationError: If the URL is not https, there is no event type, or a text cannot be sent.
     """
     address = Address.of(url) if isinstance(url, str) else None
     if address is None or not (address.scheme == "https" or address.is_loopback):
-        # Not quoted, since its path or query may contain a secret.
-        raise RoughyConfigurationError("url must be an https URL; plain http is for this machine only")
+        # Not quoted: its path or query may be what keeps others out.
+        raise RoughyConfigurationError(
+            "`url` of the webhook endpoint must be an https URL; plain http is for this machine only"
+        )
     names = [] if isinstance(event_types, str) or not isinstance(event_types, Iterable) else list(event_types)
     if not names or not all(isinstance(name, str) and name for name in names):
         raise RoughyConfigurationError(f"event_types must be a list of names, and not empty: {event_types!r}")

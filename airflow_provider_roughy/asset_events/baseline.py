@@ -80,16 +80,17 @@ class Baseline:
         }
 
     @classmethod
-    def from_json(cls, note: Mapping[str, Any]) -> Baseline:
+    def from_json(cls, note: Mapping[str, Any], stored: str = "its note in the ledger") -> Baseline:
         """Return the baseline that a note of the ledger holds.
 
         :param note: What :meth:`to_json` returned, or the note of an earlier release.
+        :param stored: Names the note and its ledger in messages.
         :raises RoughyLedgerError: If the note is not a baseline.
         """
         try:
             newest = decode.timestamp(note["newest"])
             if newest is None and note["newest"] is not None:
-                raise ValueError("newest")
+                raise ValueError("its 'newest' is not a date and time")
             return cls(
                 newest=newest,
                 newest_ids=frozenset(note["newest_ids"]),
@@ -98,4 +99,8 @@ class Baseline:
                 due={str(id): str(state) for id, state in note.get("due", {}).items()},
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise RoughyLedgerError(f"The baseline of this watcher cannot be read from its ledger: {error!r}") from None
+            why = f"its {error} is missing" if isinstance(error, KeyError) else str(error)
+            raise RoughyLedgerError(
+                f"The baseline of this watcher, {stored}, cannot be read: {why}. Restore that object; or remove "
+                "it, and the watcher goes on from the one before it or, without one, from the assets of that moment"
+            ) from None

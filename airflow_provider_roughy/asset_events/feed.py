@@ -40,7 +40,7 @@ _SETTLED_AFTER = timedelta(hours=1)
 _DATE_PRECISION = timedelta(seconds=1)
 #: Seconds that a round waits for further subscriptions: a triggerer starts its triggers in bursts.
 _GATHER_SECONDS = 1.0
-_FEED_ENDED = "The feed of assets ended unexpectedly"
+_FEED_ENDED = "Watching assets of connection {!r} ended unexpectedly"
 
 _log = logging.getLogger(__name__)
 
@@ -132,13 +132,17 @@ class AssetFeed:
         """Wake the subscriptions, which start the task again."""
         if task is self._task:
             error = None if task.cancelled() else task.exception()
-            _log.error("%s; restarting it", _FEED_ENDED, exc_info=error)
+            _log.error("%s; restarting it", self._end_message, exc_info=error)
             self.located.set()
             for subscription in self._subscriptions:
                 subscription.wake()
             for waiter in self._waiters:
                 if not waiter.done():
-                    waiter.set_exception(RoughyProtocolError(_FEED_ENDED))
+                    waiter.set_exception(RoughyProtocolError(self._end_message))
+
+    @property
+    def _end_message(self) -> str:
+        return _FEED_ENDED.format(self._conn_id)
 
     async def _close(self) -> None:
         task, self._task = self._task, None
@@ -172,7 +176,10 @@ class AssetFeed:
         self._wake.set()
         opened = await self._end_of_round(baseline=True)
         if opened is None:
-            raise RoughyProtocolError("A round returned no baseline")
+            raise RoughyProtocolError(
+                f"The assets that connection {self._conn_id!r} has now could not be listed, so that none can be "
+                "told from later ones"
+            )
         return opened
 
     async def poll(self, assets: Iterable[AssetSnapshot]) -> None:

@@ -12,6 +12,7 @@ from airflow_provider_roughy.api import decode
 from airflow_provider_roughy.asset_events.payload import taken_key
 from airflow_provider_roughy.exceptions import RoughyError, RoughyLedgerError
 from airflow_provider_roughy.ledger import Ledger
+from airflow_provider_roughy.ledger.objects import uri_without_secrets
 
 if TYPE_CHECKING:
     from airflow_provider_roughy.asset_events.baseline import AssetSnapshot
@@ -132,7 +133,8 @@ class LedgerReader:
             async with asyncio.timeout(_STORAGE_SECONDS):
                 return await sync_to_async(run, thread_sensitive=False, executor=self._thread)()
         except TimeoutError:
-            raise RoughyLedgerError(f"The ledger did not answer within {_STORAGE_SECONDS:.0f} s") from None
+            uri = uri_without_secrets(self._location)
+            raise RoughyLedgerError(f"Ledger {uri} did not answer within {_STORAGE_SECONDS:.0f} s") from None
         except RoughyError:
             # The next operation reads the connection of the storage again, which a user may have corrected.
             self._ledger = None

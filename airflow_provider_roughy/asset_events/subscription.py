@@ -16,6 +16,8 @@ from airflow_provider_roughy.asset_events.outage import OutageLog
 from airflow_provider_roughy.asset_events.payload import MAX_IDS_PER_STATE
 from airflow_provider_roughy.compat import QUEUES_EACH_EVENT
 from airflow_provider_roughy.exceptions import RoughyProtocolError
+from airflow_provider_roughy.ledger.announced import note_name
+from airflow_provider_roughy.ledger.objects import uri_without_secrets
 from airflow_provider_roughy.logs import Log, counted
 
 if TYPE_CHECKING:
@@ -86,7 +88,7 @@ class Subscription:
 
     async def payloads(self) -> AsyncGenerator[dict[str, list[str]], None]:
         """Yield the payload of each event, without end."""
-        outage = OutageLog(f"Reading ledger {self.reader_key[0]}", self._log, self.poll_interval)
+        outage = OutageLog(f"Reading ledger {uri_without_secrets(self.reader_key[0])}", self._log, self.poll_interval)
         async with AssetFeed.joined(self) as feed:
             self._reader = feed.reader(self.reader_key)
             while True:
@@ -176,7 +178,7 @@ class Subscription:
         await feed.located.wait()
         base_url = feed.base_url
         if base_url is None:
-            raise RoughyProtocolError("The feed of assets ended unexpectedly")
+            raise RoughyProtocolError(f"Watching assets of connection {self.roughy_conn_id!r} ended unexpectedly")
         assert self._reader is not None
         # Earlier releases have stored notes by these names; 0.2 only by the first one, whatever the states.
         first = f"watching {self._project_id or 'all'} of {self.roughy_conn_id} at {base_url}"
@@ -191,7 +193,10 @@ class Subscription:
                 waiting = {id: asset.state for id, asset in opened.listed.items() if self.covers(asset)}
                 now = replace(opened.baseline, waiting=waiting)
                 note = await self._reader.note_once(first, {"of": first, **now.to_json()})
-        baseline = Baseline() if note is None else Baseline.from_json(note)
+        # The first note has no number.
+        named = f"{self._name} {self._number}" if self._number else first
+        stored = f"{note_name(named)} of ledger {uri_without_secrets(self.reader_key[0])}"
+        baseline = Baseline() if note is None else Baseline.from_json(note, stored)
         if feed.base_url != base_url:
             raise MovedError
         self.baseline = baseline
@@ -266,7 +271,7 @@ class Subscription:
                     "No run has taken %s within a day; announcing no more until there is a new asset. Check that an "
                     "active DAG calls take_assets() with ledger %s",
                     counted(len(self.due), "asset"),
-                    self.reader_key[0],
+                    uri_without_secrets(self.reader_key[0]),
                 )
             return None
         again = self._first(self._overdue())

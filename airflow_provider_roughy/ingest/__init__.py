@@ -17,7 +17,7 @@ has the same bytes as another file, with         already ingested counts it as a
 ``identity="content"``
 was sent by a run that still waits for it        already ingested counts it, or reports it if   decide.decide
                                                                   that run has died
-is being uploaded by a run that is alive         ``deferred``     continues it if that run has  decide.decide
+is being uploaded by a run that is alive         ``deferred``     resumes it if that run has    decide.decide
                                                                   died
 was changed less than ``stable_for`` ago         ``deferred``     uploads it                    batch._why_not
 costs more than ``max_credits`` or the balance   ``deferred``     uploads it if it fits then    plan.beyond_budget

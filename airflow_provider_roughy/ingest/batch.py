@@ -45,7 +45,7 @@ from airflow_provider_roughy.ingest.plan import beyond_budget, log_plan, price
 from airflow_provider_roughy.ingest.recorder import Recorder
 from airflow_provider_roughy.ingest.result import BatchResults, RecordingResult, Status
 from airflow_provider_roughy.ingest.transfers import Transfers
-from airflow_provider_roughy.ingest.upload import RELEASED, UploadItem
+from airflow_provider_roughy.ingest.upload import FORGET_IMPORT, RELEASED, UploadItem
 from airflow_provider_roughy.ingest.verdicts import is_gone, is_unsent, result_of_verdict
 from airflow_provider_roughy.ledger import LEASE_SECONDS, claims
 from airflow_provider_roughy.ledger.claims import Done, Held
@@ -116,6 +116,8 @@ class Batch:
         self.todo: list[UploadItem] = []
         #: Recordings that an earlier try of this run has uploaded, at least in part: they count for `max_credits`.
         self._spent: list[UploadItem] = []
+        #: The errors of the last poll of each asset, where it failed.
+        self._failed_polls: dict[str, RoughyError] = {}
         self._recorder = Recorder(owner, ledger)
         self._transfers = Transfers(
             hook, self._recorder, project_id=project_id, store=store, parallel=parallel, log=log
@@ -203,7 +205,7 @@ class Batch:
                 self._log.info("Skipped %s with the same content as another one: %s", files, _listed(copies))
             if self.fatal is not None:
                 raise self.fatal
-        rejected: list[str] = []
+        rejected: list[tuple[str, str]] = []
         to_report: list[Standing] = []
         to_resume: list[UploadItem] = []
         for standing in compare(ledger, self._owner, items, snapshot, legacy, is_retry=self._is_retry):
@@ -218,7 +220,8 @@ class Batch:
                 if (item := items.pop(key, None)) is not None and standing.state:
                     self.results.count_ingested(standing.state)
                     if item.file is not None and item.file.problem is not None:
-                        rejected.append(item.name)
+                        known_as = key if old is None else old.key
+                        rejected.append((f"{item.name} ({item.file.reason}, key {known_as})", known_as))
                 elif item is not None:
                     self._recorder.leave(item, Held(version))
             elif action is Action.REPORT:
@@ -234,7 +237,14 @@ class Batch:
         self._report_all(ledger, to_report, items)
         if rejected:
             files = counted(len(rejected), "file")
-            self._log.warning("Skipped %s that cannot be read, as in earlier runs: %s", files, _listed(rejected))
+            self._log.warning(
+                "Skipped %s that an earlier run has rejected, as nothing has changed: %s. To try one again, replace "
+                "it, or forget it by its key: %s; %s",
+                files,
+                _listed([text for text, _ in rejected]),
+                FORGET_IMPORT,
+                ledger.forget_call(rejected[0][1]),
+            )
         self._resume_all(to_resume, items)
 
     def _report_all(self, ledger: Ledger, to_report: list[Standing], items: dict[str, UploadItem]) -> None:
@@ -282,7 +292,9 @@ class Batch:
                 continue
             items.pop(item.key, None)
             if verdict is None:
-                self._recorder.interrupt(item, f"checking asset {item.asset_id} failed")
+                error = self._failed_polls.get(item.asset_id, "Roughy did not answer")
+                reason = f"its bytes are sent, but reading the state of asset {item.asset_id} failed: {error}"
+                self._recorder.interrupt(item, reason)
             elif verdict.outcome is Outcome.UNAVAILABLE and not is_gone(verdict):
                 self.results.add(replace(result_of_verdict(item, verdict), status=Status.INTERRUPTED, retryable=False))
             elif item.version is not None and item.version.state == verdict.state == Progress.PENDING_PAYMENT:
@@ -321,9 +333,17 @@ class Batch:
             except RoughyNotFoundError:
                 pass
             except RoughyError as err:
-                self._log.warning("Cancelling the upload of %s failed: %s", item.name, err)
+                self._log.warning(
+                    "Cancelling the upload of %s to asset %s failed; a retry does it again. The asset is incomplete "
+                    "and costs nothing: %s",
+                    item.name,
+                    item.asset_id,
+                    err,
+                )
                 return
-            self._log.info("Cancelled the upload of %s: the file was changed or is gone", item.name)
+            self._log.info(
+                "Cancelled the upload of %s to asset %s: the file was changed or is gone", item.name, item.asset_id
+            )
         latest = item.version or self._unstored(item)
         released = claims.supersede(latest, self._owner, **RELEASED)
         claims.drive(released, self._ledger.perform)
@@ -427,7 +447,8 @@ class Batch:
         """
         if not ids:
             return {}
-        verdicts = run_here(lambda: poll_batch(self._hook, ASSET, list(ids)))
+        self._failed_polls = {}
+        verdicts = run_here(lambda: poll_batch(self._hook, ASSET, list(ids), failed=self._failed_polls))
         for verdict in verdicts.values():
             if verdict.outcome is Outcome.UNAVAILABLE:
                 try:
@@ -469,7 +490,9 @@ class Batch:
         )
         if state is not None:
             fields = {name: getattr(result, name) for name in ("reason", "seconds", "credits", "request_id")}
-            return result if self._recorder.complete(item, state, **fields) else None
+            if not self._recorder.complete(item, state, **fields):
+                return None
+            return result if state == "ready" else replace(result, key=self._recorder.key_of(item))
         if self._ledger is None or not item.key or result.status != Status.PENDING_PAYMENT:
             return result
         version = item.version or self._unstored(item)

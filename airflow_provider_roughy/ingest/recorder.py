@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy.ingest.result import BatchResults, RecordingResult, Status
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from airflow_provider_roughy.ingest.upload import UploadItem
     from airflow_provider_roughy.ledger import ClaimOwner, Ledger
     from airflow_provider_roughy.ledger.claims import Held
+
+#: Seconds for which messages use what was read of another run's lease.
+_LEASE_READ_SECONDS = 10.0
 
 
 class Recorder:
@@ -34,6 +38,8 @@ class Recorder:
         self.to_report: dict[str, Version | None] = {}
         #: The assets whose claims this run has superseded, which do not count towards `max_credits`.
         self.of_others: set[str | None] = set()
+        #: By run, what messages say of its claims, and when its lease was read.
+        self._claims: dict[str, tuple[float, str]] = {}
 
     def add(self, item: UploadItem, status: Status, reason: str, **fields: Any) -> None:
         """Report a recording that has no verdict of Roughy's.
@@ -54,6 +60,10 @@ class Recorder:
         """Report a recording as interrupted by an error that a retry may fix."""
         self.add(item, Status.INTERRUPTED, reason, asset_id=item.asset_id, retryable=True)
 
+    def key_of(self, item: UploadItem) -> str | None:
+        """Return the key by which the ledger can forget a recording; ``None`` without a ledger."""
+        return item.key or None if self.ledger is not None else None
+
     def reject(self, item: UploadItem, reason: str, *, remember: bool) -> None:
         """Report a recording as rejected.
 
@@ -61,8 +71,10 @@ class Recorder:
         :param reason: Why.
         :param remember: Whether to store it in the ledger.
         """
-        if not remember or self.complete(item, "rejected", reason=reason):
+        if not remember:
             self.add(item, Status.REJECTED, reason)
+        elif self.complete(item, "rejected", reason=reason):
+            self.add(item, Status.REJECTED, reason, key=self.key_of(item))
 
     def complete(self, item: UploadItem, state: str, **fields: Any) -> bool:
         """Store the result of a recording in the ledger.
@@ -97,8 +109,21 @@ class Recorder:
         if holder is not None and holder.asset_id is not None and holder.state != Progress.UPLOADING:
             self.results.count_ingested(holder.state)
             return
-        who = f"{holder.owner} is uploading it" if holder is not None else "another run has just claimed it"
-        self.add(item, Status.DEFERRED, who)
+        self.add(
+            item,
+            Status.DEFERRED,
+            "another run has just claimed it, and a later run reports it" if holder is None else self._claim_of(holder),
+        )
+
+    def _claim_of(self, holder: Version) -> str:
+        """Say which run holds a claim. Its lease is read once in a while only: it may hold thousands."""
+        assert self.ledger is not None
+        owner = str(holder.owner)
+        read_at, text = self._claims.get(owner, (-_LEASE_READ_SECONDS, ""))
+        if time.monotonic() - read_at >= _LEASE_READ_SECONDS:
+            text = self.ledger.describe_claim(owner)
+            self._claims[owner] = (time.monotonic(), text)
+        return text
 
     def report(self, result: Result, version: Version | None) -> None:
         """Report a result of the ledger.
@@ -113,7 +138,9 @@ class Recorder:
         if result.owner != str(self.owner):
             self.of_others.add(result.asset_id)
         names = ("asset_id", "reason", "size_bytes", "seconds", "credits", "request_id")
-        self.results.add(RecordingResult(result.source, status, **{name: getattr(result, name) for name in names}))
+        key = result.key if status in (Status.FAILED, Status.REJECTED) else None
+        fields = {name: getattr(result, name) for name in names}
+        self.results.add(RecordingResult(result.source, status, key=key, **fields))
 
     def spent(self) -> int:
         """Return the costs of what this run has uploaded, by its results."""

@@ -51,6 +51,7 @@ class RecordingResult:
     :param until: The date until which Roughy keeps it unpaid, in UTC.
     :param retryable: Whether a retry of the task may change it.
     :param earlier: Whether an earlier run has reported it already, so that it does not fail this one.
+    :param key: Its key in the ledger, with which ``Ledger.forget`` forgets it, if it failed or was rejected.
     """
 
     source: str
@@ -65,6 +66,7 @@ class RecordingResult:
     until: str | None = None
     retryable: bool = False
     earlier: bool = False
+    key: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain JSON, without empty fields."""
@@ -75,7 +77,9 @@ class RecordingResult:
         """A line of the table in the log."""
         # Errors of an asset begin with its id.
         asset = f"asset {self.asset_id}" if self.asset_id and self.asset_id not in (self.reason or "") else ""
-        return f"{self.status:<16}{self.source}  {': '.join(part for part in (asset, self.reason) if part)}".rstrip()
+        key = f" (key {self.key})" if self.key else ""
+        why = ": ".join(part for part in (asset, self.reason) if part)
+        return f"{self.status:<16}{self.source}  {why}{key}".rstrip()
 
 
 @dataclass

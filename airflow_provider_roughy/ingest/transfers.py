@@ -148,7 +148,7 @@ class Transfers:
         finally:
             self._pool = None
         for item in pool.left:
-            self._recorder.defer(item, f"not begun: {self._recorder.fatal}")
+            self._recorder.defer(item, f"not begun, as the batch was stopped: {self._recorder.fatal}")
 
     def stop(self) -> None:
         """End the transfers under way, from a signal handler. A later try resumes them, if it can."""
@@ -214,6 +214,9 @@ class Transfers:
         if isinstance(error, RoughyApiError):
             details["request_id"] = error.request_id
         if isinstance(error, (RoughyUnusableSourceError, RoughyUnsupportedMediaError)):
+            if isinstance(error, RoughyUnsupportedMediaError):
+                # Only such a result is in the ledger: a file that may not be read is tried again in each run.
+                details["key"] = self._recorder.key_of(item)
             self._recorder.add(item, Status.REJECTED, str(error), **details)
             return False
         if isinstance(error, RoughyInsufficientCreditsError):
@@ -226,7 +229,9 @@ class Transfers:
         if not (refuses_all or fatal or failed_in_a_row >= _MAX_FAILED_IN_A_ROW):
             return False
         if self._recorder.fatal is None:
-            self._log.error("Stopping the batch: %s", error)
+            self._log.error(
+                "Stopping the batch at %s, and leaving what is not begun to a later try: %s", item.name, error
+            )
             self._recorder.fatal = error
         return True
 

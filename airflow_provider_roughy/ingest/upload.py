@@ -52,6 +52,9 @@ RELEASED: dict[str, Any] = {
     "upload": None,
 }
 
+#: What the call that forgets a recording needs before it, in messages.
+FORGET_IMPORT = "from airflow_provider_roughy.ledger import Ledger"
+
 _log = logging.getLogger(__name__)
 
 
@@ -222,7 +225,9 @@ class ClaimedUpload(DurableUpload):
         if not self._send_earlier(asset):
             self._drive(claims.checkpoint(version, **RELEASED))
             raise RoughyUploadError(
-                f"The upload of {self._item.name} to asset {asset.id} is gone; a retry starts anew", offset=0
+                f"The upload of {self._item.name} to asset {asset.id} does not exist any more, although Roughy had "
+                "acknowledged all its bytes; a retry uploads the recording to a new asset",
+                offset=0,
             )
 
     def _drive(self, steps: Steps[T]) -> T:
@@ -278,7 +283,12 @@ class ClaimedUpload(DurableUpload):
             with self._cleaning_up(self._found):
                 self._send(self._found)
         except (RoughyNotFoundError, RoughyUploadClosedError) as error:
-            self._log.info("The upload of asset %s is gone, starting anew: %s", self._found.id, error)
+            self._log.info(
+                "Uploading %s to a new asset, as the upload to asset %s does not exist any more: %s",
+                self._item.name,
+                self._found.id,
+                error,
+            )
             return False
         return True
 
@@ -290,7 +300,14 @@ class ClaimedUpload(DurableUpload):
         try:
             self._drive(claims.checkpoint(version))
         except Exception as err:  # The error of the upload matters more, and is about to be raised.
-            self._log.warning("Storing the state of the upload to asset %s failed: %s", version.asset_id, err)
+            self._log.warning(
+                "Storing the progress of the upload of %s to asset %s in ledger %s failed; the next try asks Roughy "
+                "for it: %s",
+                self._item.name,
+                version.asset_id,
+                self._ledger.uri,
+                err,
+            )
 
 
 class _VersionStore:
@@ -347,7 +364,7 @@ def upload_once(
             identify_one(ledger, item)
         while True:
             if done is not None:
-                asset_id = _usable_asset(client, done, log)
+                asset_id = _usable_asset(client, ledger, done, log)
                 if asset_id is not None:
                     return asset_id
                 # A result never changes. The next upload of the same file has a key of its own, the same for all tries.
@@ -356,8 +373,7 @@ def upload_once(
             on_start(upload)
             ended = upload.claim_and_send()
             if isinstance(ended, Held):
-                who = "another run" if ended.version is None else str(ended.version.owner)
-                raise RoughyClaimedError(f"{item.name}: {who} is uploading it; a retry picks up the result")
+                raise _claimed(ledger, item, None if ended.version is None else ended.version.owner)
             if isinstance(ended, Done):
                 done = ended.result
                 continue
@@ -378,18 +394,31 @@ def _known_to_0_2(ledger: Ledger, owner: ClaimOwner, item: UploadItem) -> Result
     if old is None or ledger.find_result(item.key) is not None:
         return None
     if not old.done and old.owner != str(owner) and ledger.is_alive(old.owner):
-        raise RoughyClaimedError(f"{item.name}: {old.owner} is uploading it; a retry picks up the result")
+        raise _claimed(ledger, item, old.owner)
     if old.done:
-        return Result(item.key, old.source, old.wanted, old.owner, old.state, old.asset_id, old.reason, item.size)
+        return Result(old.key, old.source, old.wanted, old.owner, old.state, old.asset_id, old.reason, item.size)
     item.asset_id, item.legacy_key = old.asset_id, old.key
     return None
 
 
-def _usable_asset(client: Client, done: Result, log: Log) -> str | None:
+def _claimed(ledger: Ledger, item: UploadItem, owner: ClaimOwner | str | None) -> RoughyClaimedError:
+    """Return the error about a recording that another run has claimed.
+
+    :param owner: That run; ``None`` if it created its claim at the same time as this one.
+    """
+    who = "another run claimed it at the same time" if owner is None else ledger.describe_claim(owner)
+    return RoughyClaimedError(
+        f"{item.name} was not uploaded: {who} (ledger {ledger.uri}). A retry of this task returns that run's asset, or "
+        "takes over"
+    )
+
+
+def _usable_asset(client: Client, ledger: Ledger, done: Result, log: Log) -> str | None:
     """Return the asset of a done recording; ``None`` if it failed or is gone, so that it is uploaded again."""
     if done.asset_id is None:
         raise RoughyUnusableSourceError(
-            f"Source {done.source} was rejected by {done.owner}: {done.reason}. To retry, forget it: Ledger.forget()"
+            f"Source {done.source} was rejected by {done.owner}: {done.reason}. Replace the file; or, to upload it as "
+            f"it is, forget it and clear the task: {FORGET_IMPORT}; {ledger.forget_call(done.key)}"
         )
     try:
         asset = client.run(api.get_asset(done.asset_id))

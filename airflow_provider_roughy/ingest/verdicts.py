@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from airflow_provider_roughy.exceptions import RoughyNotFoundError
+from airflow_provider_roughy.exceptions import RoughyFailedError, RoughyNotFoundError
 from airflow_provider_roughy.ingest.result import RecordingResult, Status
 from airflow_provider_roughy.ledger.entries import Progress, utc_now
 from airflow_provider_roughy.lifecycle import Outcome
@@ -52,9 +52,11 @@ def result_of_verdict(item: UploadItem, verdict: Verdict) -> RecordingResult:
         was_unpaid = item.version is not None and item.version.state == Progress.PENDING_PAYMENT
         why = "it was not paid for within 30 days, or it was deleted" if was_unpaid else "it was deleted"
         return replace(base, status=Status.FAILED, reason=f"Roughy no longer has the asset: {why}: {error}")
+    except RoughyFailedError as error:
+        # The batch says what to do, once for all of its recordings.
+        return replace(base, status=Status.FAILED, reason=error.summary)
     except Exception as error:
-        failed = verdict.outcome is Outcome.FAILED
-        return replace(base, status=Status.FAILED if failed else Status.INTERRUPTED, reason=str(error))
+        return replace(base, status=Status.INTERRUPTED, reason=str(error))
     raise AssertionError(f"not a final outcome: {verdict.outcome}")
 
 

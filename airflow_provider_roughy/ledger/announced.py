@@ -54,7 +54,9 @@ class Announcements(LedgerObjects):
                 return entry
         content = self._read(entry.name)
         if content is None:
-            raise RoughyLedgerError(f"Entry {entry.name} of ledger {self.uri} was removed while it was read")
+            raise RoughyLedgerError(
+                f"Entry {entry.name} of ledger {self.uri} was removed while it was read; a retry goes on"
+            )
         try:
             return Entry.decode(entry.key, 1, content)
         except ValueError as err:
@@ -67,7 +69,7 @@ class Announcements(LedgerObjects):
 
         :raises RoughyLedgerError: If it cannot be read.
         """
-        object_name = _note_name(name)
+        object_name = note_name(name)
         content = self._read(object_name)
         if content is None:
             return None
@@ -75,7 +77,9 @@ class Announcements(LedgerObjects):
             noted = json.loads(content)
             if isinstance(noted, dict):
                 return noted
-        raise RoughyLedgerError(f"{object_name} of ledger {self.uri} cannot be read: {content[:100]!r}")
+        raise RoughyLedgerError(
+            f"{object_name} of ledger {self.uri} cannot be read: {content[:100]!r}. Restore that object, or remove it"
+        )
 
     def note_once(self, name: str, what: Mapping[str, Any]) -> dict[str, Any]:
         """Store a note under a name, unless there is one.
@@ -86,12 +90,18 @@ class Announcements(LedgerObjects):
         :raises RoughyLedgerError: If the ledger cannot be used.
         """
         with self._errors():
-            self._folder.create(_note_name(name), json.dumps(what, ensure_ascii=True).encode())
+            self._folder.create(note_name(name), json.dumps(what, ensure_ascii=True).encode())
         noted = self.note(name)
         if noted is None:
-            raise RoughyLedgerError(f"{_note_name(name)} of ledger {self.uri} was removed while it was written")
+            raise RoughyLedgerError(
+                f"{note_name(name)} of ledger {self.uri} was removed while it was written; a retry goes on"
+            )
         return noted
 
 
-def _note_name(name: str) -> str:
+def note_name(name: str) -> str:
+    """Return the name of a note's object.
+
+    :param name: The name of the note.
+    """
     return f"note-{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"

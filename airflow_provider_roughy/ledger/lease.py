@@ -20,6 +20,7 @@ from datetime import datetime
 
 from airflow_provider_roughy.exceptions import RoughyLedgerError
 from airflow_provider_roughy.ledger.entries import utc_now
+from airflow_provider_roughy.logs import Log
 
 #: Seconds without a renewal after which a run counts as dead.
 LEASE_SECONDS = 600.0
@@ -30,6 +31,23 @@ RENEW_SECONDS = 120.0
 _MAX_SKEW = 86_400.0
 
 _log = logging.getLogger(__name__)
+
+
+def log_failed_renewal(log: Log, name: str, error: Exception) -> None:
+    """Log that a lease could not be renewed, and what that means.
+
+    :param log: The logger.
+    :param name: The run and its ledger.
+    :param error: Why.
+    """
+    log.warning(
+        "Renewing the lease of %s failed; retrying in %.0f s. After %.0f s without a renewal, another run may take "
+        "over its recordings; none is uploaded twice: %s",
+        name,
+        RENEW_SECONDS,
+        LEASE_SECONDS,
+        error,
+    )
 
 
 def encode_lease(owner: str, until: float, try_token: str) -> bytes:
@@ -81,10 +99,12 @@ class Lease:
     """The lease of one try, renewed by a thread until it is ended or extended.
 
     :param write: Writes it, valid until a time in seconds since the epoch.
+    :param name: Names the run and the ledger in messages.
     """
 
-    def __init__(self, write: Callable[[float], None]) -> None:
+    def __init__(self, write: Callable[[float], None], name: str = "this run") -> None:
         self._write = write
+        self._name = name
         # One write at a time: a slow renewal must not overwrite an extension that was written after it.
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -123,4 +143,4 @@ class Lease:
             try:
                 self.renew()
             except RoughyLedgerError as err:
-                _log.warning("Renewing the lease failed; retrying in %.0f s: %s", RENEW_SECONDS, err)
+                log_failed_renewal(_log, self._name, err)

@@ -42,15 +42,20 @@ from airflow_provider_roughy.ledger.entries import (
     utc_now,
     version_name,
 )
-from airflow_provider_roughy.ledger.lease import LEASE_SECONDS, RENEW_SECONDS
+from airflow_provider_roughy.ledger.lease import LEASE_SECONDS, RENEW_SECONDS, log_failed_renewal
 from airflow_provider_roughy.ledger.legacy import (
     LegacyIndex,
     LegacyNames,
     build_index,
 )
+from airflow_provider_roughy.ledger.objects import uri_without_secrets
 from airflow_provider_roughy.ledger.runs import Runs
 from airflow_provider_roughy.logs import Log
-from airflow_provider_roughy.transfer.storage import canonical_location
+from airflow_provider_roughy.transfer.storage import (
+    canonical_location,
+    conn_id_in,
+    without_secrets,
+)
 
 if TYPE_CHECKING:
     pass
@@ -166,8 +171,8 @@ class Ledger(Runs, Announcements):
         name = version_name(key, n)
         if not content:
             raise RoughyClaimedError(
-                f"{name} of ledger {self.uri} is empty: another run is claiming this recording. If no run is active, "
-                "its writer died: remove that object"
+                f"{name} of ledger {self.uri} is empty: another run is claiming this recording right now, and a retry "
+                "goes on. If no run is active, that run died while it wrote: remove that object"
             )
         try:
             return Version.decode(key, n, content)
@@ -358,6 +363,15 @@ class Ledger(Runs, Announcements):
             self._forget_legacy(about)
         return bool(names)
 
+    def forget_call(self, key: str) -> str:
+        """Return the call of :meth:`forget` as Python code, for messages. It contains no password.
+
+        :param key: The ``key`` of an entry.
+        """
+        conn_id = self._conn_id or conn_id_in(self._location)
+        options = f", conn_id={conn_id!r}" if conn_id else ""
+        return f"Ledger({without_secrets(self._location)!r}{options}).forget({key!r})"
+
     def _find_all(self, key: str) -> list[Result | Version]:
         """Return the result and the latest version of a recording, if they can be read."""
         about: list[Result | Version] = []
@@ -404,5 +418,5 @@ async def _renew(lease: Mapping[str, Any], log: Log) -> None:
         try:
             await asyncio.to_thread(renew)
         except Exception as err:  # Without the lease, another run may report these recordings in its place.
-            log.warning("Renewing the lease of %s failed; retrying in %.0f s: %s", owner, RENEW_SECONDS, err)
+            log_failed_renewal(log, f"{owner} in ledger {uri_without_secrets(lease['ledger'])}", err)
         await asyncio.sleep(RENEW_SECONDS)

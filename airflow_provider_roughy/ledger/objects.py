@@ -53,7 +53,7 @@ class LedgerObjects:
         text = _checked_location(str(location))
         path = local_path(text)
         #: Its location, without credentials.
-        self.uri = as_text(without_secrets(text))
+        self.uri = uri_without_secrets(text)
         self._folder: Folder = (
             LocalFolder(os.path.abspath(path))
             if path is not None
@@ -107,7 +107,11 @@ class LedgerObjects:
     def _begin(self) -> None:
         """Mark a folder as a ledger, if it is empty or a ledger of 0.2."""
         if not any(RESULT_NAME.fullmatch(name) or LEGACY_NAME.fullmatch(name) for name in self._folder.names()):
-            _log.warning("Ledger %s is new: 0 recordings. Nothing counts as ingested yet", self.uri)
+            _log.warning(
+                "Ledger %s is new: 0 recordings. Nothing counts as ingested yet; if there was a ledger before, stop "
+                "the task and correct `ledger`",
+                self.uri,
+            )
         self._folder.create(f"{STOP_KEY}.json", STOP_CONTENT)
         self._folder.create(f"{STOP_KEY}.open", b"")
         self._folder.create(_MARKER, json.dumps({"created": utc_now()}).encode())
@@ -161,6 +165,14 @@ class LedgerObjects:
             is_final=is_final,
             through=(NotImplementedError,),
         )
+
+
+def uri_without_secrets(location: str) -> str:
+    """Return the location of a ledger without credentials, as messages name it.
+
+    :param location: A path, or a URI.
+    """
+    return as_text(without_secrets(location))
 
 
 def _checked_location(text: str) -> str:

@@ -9,10 +9,11 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy.exceptions import RoughyLedgerError
-from airflow_provider_roughy.ledger.lease import Lease, StoredLease, encode_lease
+from airflow_provider_roughy.ledger.lease import LEASE_SECONDS, Lease, StoredLease, encode_lease
 from airflow_provider_roughy.ledger.objects import LedgerObjects
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Runs(LedgerObjects):
         :param owner: The try that holds it.
         :raises RoughyLedgerError: If it cannot be written.
         """
-        lease = Lease(lambda until: self.write_lease(owner, until))
+        lease = Lease(lambda until: self.write_lease(owner, until), f"{owner} in ledger {self.uri}")
         lease.renew()
         thread = threading.Thread(target=lease.run, name="roughy-ledger-lease", daemon=True)
         thread.start()
@@ -51,7 +52,14 @@ class Runs(LedgerObjects):
             if lease is None or lease.try_token == owner.try_token:
                 self.write_lease(owner, 0.0)
         except RoughyLedgerError as err:
-            _log.warning("Giving up the lease of this run failed; it expires by itself: %s", err)
+            _log.warning(
+                "Giving up the lease of %s in ledger %s failed. It expires by itself within %.0f minutes; until then, "
+                "other runs defer what this run has not finished: %s",
+                owner,
+                self.uri,
+                LEASE_SECONDS / 60,
+                err,
+            )
 
     def write_lease(self, owner: ClaimOwner, until: float) -> None:
         """Write the lease of a run.
@@ -79,6 +87,25 @@ class Runs(LedgerObjects):
         """
         lease = self._read_lease(str(owner))
         return lease is not None and lease.is_alive(time.time())
+
+    def describe_claim(self, owner: ClaimOwner | str) -> str:
+        """Say which run holds a claim, when it last renewed its lease, and when another run may take over.
+
+        :param owner: The run.
+        :returns: Part of a sentence, such as ``dag.task, run r holds the claim on it (…)``.
+        """
+        try:
+            lease = self._read_lease(str(owner))
+        except RoughyLedgerError as err:
+            return f"{owner} holds the claim on it, and its lease cannot be read: {err}"
+        if lease is None or not lease.is_alive(time.time()):
+            ended = f" (its lease expired at {_moment(lease.until)})" if lease is not None and lease.until else ""
+            return f"{owner} held the claim on it until recently{ended}, and another run may take over now"
+        renewed = f"was last renewed at {_moment(lease.written)}" if lease.written else "has not expired"
+        return (
+            f"{owner} holds the claim on it (its lease {renewed}); another run takes over if it is not renewed by "
+            f"{_moment(lease.until)}"
+        )
 
     def has_started(self, owner: ClaimOwner | str) -> bool:
         """Return whether a run has had a lease before, so that this is not its first try.
@@ -125,6 +152,17 @@ class Runs(LedgerObjects):
             with suppress(ValueError, TypeError, KeyError, RecursionError):
                 keys.update(key for key in json.loads(content)["keys"] if isinstance(key, str))
         return records, keys
+
+
+def _moment(seconds: float) -> str:
+    """Return a time in UTC, for people.
+
+    :param seconds: Since the epoch.
+    """
+    try:
+        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (OverflowError, ValueError, OSError):
+        return "an unknown time"
 
 
 def _run_name(owner: str, n: int | None = None) -> str:

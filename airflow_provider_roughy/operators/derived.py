@@ -74,7 +74,12 @@ class DerivedResourceOperator(WaitingOperator):
                         return verdict.id
                     if verdict.outcome is Outcome.PAYMENT_REQUIRED:
                         announce_verdict(self, context, verdict)
-                        self.log.info("Created no %s: asset %s is not paid for", self.kind.name, verdict.id)
+                        self.log.warning(
+                            "Created no %s, as asset %s is not paid for: top up the credits at Roughy, then clear the "
+                            "task",
+                            self.kind.name,
+                            verdict.id,
+                        )
                         return None
                 verdict = self._ask(deadline)
 

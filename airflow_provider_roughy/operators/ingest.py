@@ -23,6 +23,7 @@ from airflow_provider_roughy.exceptions import (
 from airflow_provider_roughy.ingest.batch import Batch
 from airflow_provider_roughy.ingest.discover import MEDIA, discover, list_of
 from airflow_provider_roughy.ingest.result import BatchResults, Status
+from airflow_provider_roughy.ingest.upload import FORGET_IMPORT
 from airflow_provider_roughy.ledger import ClaimOwner, Ledger
 from airflow_provider_roughy.lifecycle import ASSET, batch_from_event, end_unpaid
 from airflow_provider_roughy.logs import counted
@@ -372,10 +373,12 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         if self.on_failed == "fail" and results.of(Status.FAILED, Status.REJECTED, Status.INTERRUPTED):
             again = any(result.retryable for result in results.results)
             if batch.ledger is not None and results.of(Status.FAILED, Status.REJECTED):
-                text += (
-                    "\nLater runs skip files that failed or were rejected, and a cleared task reports them again: "
-                    "replace the file, or forget its recording (Ledger.forget)"
-                )
+                text += "\nLater runs skip files that failed or were rejected, and a cleared task reports them again"
+                if keys := [result.key for result in results.of(Status.FAILED, Status.REJECTED) if result.key]:
+                    text += (
+                        ". To ingest one again, replace the file; or forget it by the key in its line, and clear the "
+                        f"task: {FORGET_IMPORT}; {batch.ledger.forget_call(keys[0])}"
+                    )
             raise (RoughyIngestError if again else RoughyIngestFailedError)(text, outcomes=results.xcoms())
         unpaid = [result for result in results.of(Status.PENDING_PAYMENT) if not result.earlier]
         if unpaid or fatal:

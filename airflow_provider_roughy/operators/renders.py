@@ -91,16 +91,17 @@ class RoughyRenderOperator(DerivedResourceOperator):
         """Cancel the render if ``cancel_on_kill`` is set."""
         if not self.cancel_on_kill:
             return
+        render_id, what = id, f"render {id}" if id else f"the render of asset {self.asset_id}"
         try:
             with self.hook:
                 # If the id is lost, the same request finds the render.
-                render_id = id or self.make().id
+                render_id = render_id or self.make().id
                 if others_wait_for(RENDER, render_id, than=self._waiting_for):
                     self.log.info("Keeping render %s: another task of this process waits for it", render_id)
                     return
                 cancelled = self.hook.cancel_render(render_id)
         except RoughyError as error:
-            self.log.warning("Cancelling the render failed: %s", error)
+            self.log.warning("Cancelling %s failed; Roughy goes on with it: %s", what, error)
         else:
             self.log.info("Cancelled render %s" if cancelled else "Render %s had ended already", render_id)
 

@@ -29,6 +29,14 @@ POLL_SECONDS = 30.0
 #: Seconds of ``Retry-After`` that a poll obeys; a longer one is taken for a mistake.
 MAX_RETRY_AFTER = 300.0
 
+#: What a task does about a resource that is not paid for, by its policy.
+_IF_UNPAID: dict[OnPendingPayment, str] = {
+    "fail": "fails",
+    "skip": "is skipped",
+    "return": "ends without waiting for that",
+    "wait": "waits for that",
+}
+
 #: All pollers that this process waits on, in whichever thread.
 waited_on: set[ResourcePoller] = set()
 
@@ -160,11 +168,12 @@ class ResourcePoller:
         elif verdict.outcome is Outcome.PAYMENT_REQUIRED:
             self.log.warning(
                 "%s %s is %s%s: the credits did not cover it. Top up at Roughy within 30 days and it becomes ready "
-                "by itself; on_pending_payment=%r decides what happens meanwhile (request %s)",
+                "by itself; this task %s, as on_pending_payment=%r (request %s)",
                 title,
                 verdict.id,
                 verdict.state,
                 spent,
+                _IF_UNPAID.get(self.on_pending_payment, "ends"),
                 self.on_pending_payment,
                 verdict.request_id,
             )

@@ -397,7 +397,7 @@ class SharedPoll:
             return
         error = None if task.cancelled() else task.exception()
         pause = self._shortest_interval()
-        _log.error("The poll of %ss ended; starting it again in %.1f s", self._kind.name, pause, exc_info=error)
+        _log.error("Polling %s ended unexpectedly; starting it again in %.1f s", self._subject(), pause, exc_info=error)
         self._not_before = max(self._not_before, asyncio.get_running_loop().time() + pause)
         self._start()
 
@@ -602,7 +602,17 @@ class SharedPoll:
         self._no_list_before = asyncio.get_running_loop().time() + pause
         # What made the list fail may make every GET fail as well: one of them has to succeed first.
         self._down = self._down or error.transient
-        _log.warning("Listing %ss failed; polling them one by one for %.0f s: %s", self._kind.name, pause, error)
+        _log.warning(
+            "Listing %ss of connection %r failed; polling them one by one for %.0f s: %s",
+            self._kind.name,
+            self._hook.roughy_conn_id,
+            pause,
+            error,
+        )
+
+    def _subject(self) -> str:
+        """Name what is polled, for messages: ``3 assets of connection 'roughy_default'``."""
+        return f"{counted(len(self._pollers), self._kind.name)} of connection {self._hook.roughy_conn_id!r}"
 
     async def _postpone(self, error: BaseException) -> None:
         """End a round by an error that would end all other polls, too: all that are due get it, and wait once.
@@ -610,8 +620,8 @@ class SharedPoll:
         :param error: The error.
         """
         if not isinstance(error, RoughyError):
-            _log.error("Polling %ss failed with an unexpected error", self._kind.name, exc_info=error)
-            error = RoughyProtocolError(f"Polling failed: {type(error).__name__}: {error}")
+            _log.error("Unexpected error while polling %s", self._subject(), exc_info=error)
+            error = RoughyProtocolError(f"unexpected {type(error).__name__}: {error} (the log has its traceback)")
         if error.transient:
             if self._backoff is None:
                 self._backoff = Backoff(tries=sys.maxsize, patience=float("inf"))
@@ -625,7 +635,7 @@ class SharedPoll:
             self._not_before = asyncio.get_running_loop().time() + pause
             _log.warning(
                 "Polling %s failed; next attempt in %.1f s: %s",
-                counted(len(self._pollers), self._kind.name),
+                self._subject(),
                 pause,
                 error,
             )

@@ -40,12 +40,15 @@ def wait_here(
     )
 
 
-async def poll_batch(hook: RoughyHook, kind: Kind, ids: Sequence[str]) -> dict[str, Verdict]:
+async def poll_batch(
+    hook: RoughyHook, kind: Kind, ids: Sequence[str], *, failed: dict[str, RoughyError] | None = None
+) -> dict[str, Verdict]:
     """Poll a batch of resources once.
 
     :param hook: Names the connection.
     :param kind: The kind of the resources.
     :param ids: Their ids.
+    :param failed: Takes the errors of the polls that failed, by id.
     :returns: A verdict on each, final or not. Resources whose poll failed are left out.
     :raises RoughyError: If the connection cannot be read, or is unusable.
     """
@@ -62,6 +65,8 @@ async def poll_batch(hook: RoughyHook, kind: Kind, ids: Sequence[str]) -> dict[s
     pollers = [ResourcePoller(kind, id, log=SILENT, one_of_many=True) for id in ids]
     async with SharedPoll.joined(hook, kind) as poll:
         await poll.wait(pollers, take, interval=POLL_SECONDS)
+    if failed is not None:
+        failed.update({id: poller.error for id, poller in zip(ids, pollers, strict=True) if poller.error is not None})
     return {id: verdicts[poller] for id, poller in zip(ids, pollers, strict=True) if poller in verdicts}
 
 

@@ -137,10 +137,14 @@ class Link:
         verdict.raise_for_failure()
         if verdict.outcome is not Outcome.SUCCEEDED:
             raise RoughyNotReadyError(
-                f"{kind.name.capitalize()} {verdict.id} is {verdict.state}: there is nothing to download yet"
+                f"{kind.name.capitalize()} {verdict.id} is {verdict.state}: there is nothing to download yet. Wait for "
+                f"it first, for instance with Roughy{kind.name.capitalize()}Sensor"
             )
         if resource.download_url is None:
-            raise RoughyProtocolError(f"{kind.name.capitalize()} {verdict.id} is {verdict.state} and has no link")
+            raise RoughyProtocolError(
+                f"{kind.name.capitalize()} {verdict.id} is {verdict.state}, but Roughy named no link to its file; a "
+                "retry asks again"
+            )
         # Roughy has no empty files.
         return cls(resource.download_url, resource.size_bytes or None)
 

@@ -98,9 +98,14 @@ def open_uploader(
     if asset.upload_url is None:
         if Arrival.of(asset) is Arrival.CLOSED:
             raise RoughyUploadClosedError(
-                f"Asset {asset.id} is {asset.state}, but has no upload that could receive its bytes", offset=0
+                f"Asset {asset.id} is {asset.state}, but has no upload that could receive its bytes. A new asset is "
+                "needed; RoughyCreateUploadOperator and RoughyIngestOperator create it on a retry",
+                offset=0,
             )
-        raise RoughyConfigurationError(f"Asset {asset.id} is {asset.state}: it has no open upload")
+        raise RoughyConfigurationError(
+            f"Asset {asset.id} is {asset.state}: all its bytes have arrived, and it takes no others. Upload another "
+            "recording to a new asset"
+        )
     return RoughyUploader(
         client,
         asset.upload_url,
@@ -113,6 +118,7 @@ def open_uploader(
         on_progress=on_progress,
         on_all_acknowledged=on_all_acknowledged,
         log=log,
+        asset_id=asset.id,
     )
 
 
@@ -194,13 +200,20 @@ class DurableUpload:
         try:
             self._resume(asset)
         except (RoughyNotFoundError, RoughyUploadClosedError) as error:
-            self._log.info("Starting anew, as the upload of asset %s is gone: %s", asset.id, error)
+            self._log.info(
+                "A new asset is needed for %s, as the upload to asset %s does not exist any more: %s",
+                self._source.uri,
+                asset.id,
+                error,
+            )
             return False
         except RoughyUnconfirmedUploadError:
             if not self._is_overdue():
                 raise
             self._log.warning(
-                "Cancelling the upload of asset %s and starting anew: Roughy has not confirmed its end for a day",
+                "Cancelling the upload of %s to asset %s, to upload it to a new asset: for a day, Roughy has not "
+                "confirmed that all bytes have arrived",
+                self._source.uri,
                 asset.id,
             )
             left = self._discard(self._client, asset, outright=True)
@@ -229,7 +242,8 @@ class DurableUpload:
             changed = self._changed_revision(state)
             if changed and Arrival.of(asset) is not Arrival.ARRIVED:
                 raise RoughySourceError(
-                    f"Source {self._source.uri} was replaced since its upload to asset {asset.id} began ({changed})"
+                    f"Source {self._source.uri} was replaced since its upload to asset {asset.id} began ({changed} "
+                    "changed): restore that file, or upload this one to a new asset"
                 )
         return self._resume(asset)
 
@@ -257,17 +271,31 @@ class DurableUpload:
         try:
             asset = self._read(state.asset_id)
         except RoughyNotFoundError:
-            self._log.info("Starting anew, as asset %s of an earlier try is gone", state.asset_id)
+            self._log.info(
+                "A new asset is needed for %s: asset %s of an earlier try does not exist any more",
+                self._source.uri,
+                state.asset_id,
+            )
             return None
         arrival = Arrival.of(asset)
         if state.identity != identity:
             changed = _differing(state.identity, identity)
-            self._log.info("Starting anew, as asset %s of an earlier try differs in: %s", asset.id, changed)
+            self._log.info(
+                "A new asset is needed for %s: asset %s of an earlier try is of another recording (other %s)",
+                self._source.uri,
+                asset.id,
+                changed,
+            )
             if arrival is not Arrival.ARRIVED and not state.all_sent:
                 self._discard(self._client, asset)
             return None
         if Verdict.of(ASSET, asset).outcome is Outcome.FAILED:
-            self._log.info("Starting anew, as asset %s of an earlier try has failed", asset.id)
+            self._log.info(
+                "A new asset is needed for %s: asset %s of an earlier try has failed at Roughy (%s)",
+                self._source.uri,
+                asset.id,
+                asset.error_code or "Roughy gave no reason",
+            )
             return None
         self._state = self._completed(state, asset)
         changed = self._changed_revision(state)
@@ -283,7 +311,12 @@ class DurableUpload:
         :returns: The asset, if all its bytes have arrived.
         :raises RoughyUnconfirmedUploadError: If Roughy may have all bytes and the upload cannot be cancelled.
         """
-        self._log.info("Cancelling the upload of asset %s: its source may have changed (%s)", asset.id, changed)
+        self._log.info(
+            "Cancelling the upload to asset %s: %s may have other bytes now (%s changed)",
+            asset.id,
+            self._source.uri,
+            changed,
+        )
         left = self._discard(self._client, asset, outright=self._is_overdue())
         if left is Arrival.ARRIVED:
             return asset
@@ -315,7 +348,7 @@ class DurableUpload:
     def _unconfirmed(self, asset: RoughyAsset, why: str) -> RoughyUnconfirmedUploadError:
         return RoughyUnconfirmedUploadError(
             f"Asset {asset.id} is {asset.state}, and Roughy may have all {self._source.size} bytes of "
-            f"{self._source.uri}: {why}",
+            f"{self._source.uri}: {why}. A retry of the task asks again; nothing is uploaded twice",
             offset=self._source.size,
         )
 
@@ -344,9 +377,11 @@ class DurableUpload:
             if not isinstance(error, RoughyUnreachableError) or error.sent:
                 # No list can identify it: an empty asset has neither name nor size, and may be another task's.
                 self._log.warning(
-                    "Roughy may have created an asset in project %s, but its reply was lost; such an asset stays "
-                    "empty, in pending_upload, and costs nothing",
+                    "Roughy may have created an asset in project %s for %s without this task receiving its id. That "
+                    "asset would stay empty in state pending_upload, and costs nothing: %s",
                     project_id,
+                    self._source.uri,
+                    error,
                 )
             raise
 
@@ -412,7 +447,7 @@ class DurableUpload:
             elif kept is None:
                 left = self._discard(self._client, asset, lost=isinstance(error, RoughyUploadClosedError))
             else:
-                self._log.info("Keeping the partial upload of asset %s: %s", asset.id, kept)
+                self._log.info("Keeping the partial upload of %s to asset %s: %s", self._source.uri, asset.id, kept)
                 whole = self._may_be_whole(error)
                 # Not after a kill, which may have interrupted a call of the same store.
                 if self._uploader is not None and (whole or isinstance(error, Exception)):
@@ -420,7 +455,9 @@ class DurableUpload:
             if self._abandoned and isinstance(error, RoughyError):
                 # Airflow 3 calls on_kill() and lets the task continue. A new try is possible.
                 raise RoughyUploadError(
-                    f"The upload of {self._source.uri} was discarded, as its task was killed", offset=0
+                    f"The upload of {self._source.uri} to asset {asset.id} was discarded, as its task was killed; "
+                    "another try uploads it to a new asset",
+                    offset=0,
                 ) from error
             failed = isinstance(error, RoughySourceError) or not isinstance(error, RoughyError)
             if failed or left is not Arrival.ARRIVED:
@@ -446,7 +483,13 @@ class DurableUpload:
         try:
             self._set(_STATE_KEY, self._state.to_dict())
         except Exception as err:  # Airflow's API may be down, which must not end the upload.
-            self._log.warning("Storing the state of the upload to asset %s failed: %s", before.asset_id, err)
+            self._log.warning(
+                "Storing the progress of the upload of %s to asset %s in Airflow's task state failed; the next try "
+                "asks Roughy for it: %s",
+                self._source.uri,
+                before.asset_id,
+                err,
+            )
 
     def _show_progress(self, done: int, total: int) -> None:
         """Store the progress, which Airflow's UI shows."""
@@ -522,7 +565,13 @@ class DurableUpload:
                 continue
             self._log.info("Discarded asset %s and its upload", asset.id)
             return None
-        self._log.warning("Discarding asset %s failed, so that it stays: %s", asset.id, problem)
+        self._log.warning(
+            "Discarding asset %s and its incomplete upload of %s failed. It stays in state pending_upload, costs "
+            "nothing, and may be deleted: %s",
+            asset.id,
+            self._source.uri,
+            problem,
+        )
         return arrival
 
 

@@ -124,7 +124,10 @@ class Source(ABC):
             if now.get(name) != value
         ]
         if changed:
-            raise RoughySourceError(f"Source {self.uri} changed while it was read: {'; '.join(changed)}")
+            raise RoughySourceError(
+                f"Source {self.uri} changed while it was read: {'; '.join(changed)}. Let it be written completely "
+                "before the task runs; a retry uploads it as it is then"
+            )
 
 
 class Reader:

@@ -175,6 +175,15 @@ def asset_uri(location: str) -> str:
     return quote(as_text(uri), safe=_PLAIN)
 
 
+def conn_id_in(uri: str) -> str | None:
+    """Return the Airflow connection that a URI names before its ``@``, or ``None``.
+
+    :param uri: ``scheme://[conn_id@]…``, or a path.
+    """
+    match = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://([^/@:]+)@", uri)
+    return match[1] if match else None
+
+
 def check_no_password(location: str) -> None:
     """Refuse a URI with a password. Airflow would take it for a connection id, log it, and not sign in with it.
 

@@ -90,7 +90,8 @@ class Target(ABC):
             if self.size == size:
                 promised = " with another content than the new file"
             raise RoughyTargetExistsError(
-                f"Target {self.uri} exists and has {self.size} bytes{promised}; `overwrite` is 'fail'"
+                f"Target {self.uri} exists and has {self.size} bytes{promised}: give another target, or another "
+                "`overwrite` than 'fail'"
             )
         return True
 
@@ -138,7 +139,10 @@ class Target(ABC):
         # or this sink has and the storage's reply was lost.
         self._inspect()
         if self.wants(sink.offset, overwrite, digest=sink.digest):
-            raise RoughyTargetError(f"Target {self.uri} cannot be written: a file of that name existed for a moment")
+            raise RoughyTargetError(
+                f"Target {self.uri} was not written: while the download ended, another task created a file of that "
+                "name and removed it again. A retry downloads the file again"
+            )
 
     def save(self, content: bytes, overwrite: Overwrite = "replace") -> bool:
         """Write a file from memory.
@@ -216,7 +220,7 @@ class Sink(ABC):
         try:
             self._discard()
         except Exception as err:
-            _log.warning("Removing the unfinished file of target %s failed: %s", self.uri, err)
+            _log.warning("Removing the unfinished file beside target %s failed; you may remove it: %s", self.uri, err)
 
     def _errors(self) -> AbstractContextManager[None]:
         return storage_errors(f"Target {self.uri} cannot be written", RoughyTargetError)

@@ -81,6 +81,7 @@ class RoughyUploader(Uploader):
     :param backoff: The retry policy, whose count of attempts starts again when bytes arrive.
     :param on_progress: Called with the bytes sent so far and the total, after each block.
     :param log: The logger.
+    :param asset_id: The asset, for messages.
     """
 
     def __init__(
@@ -98,13 +99,15 @@ class RoughyUploader(Uploader):
         on_progress: Callable[[int, int], None] | None = None,
         on_all_acknowledged: Callable[[], None] = lambda: None,
         log: Log = _log,
+        asset_id: str = "",
     ) -> None:
         self._wire = client
         self._read_asset_once = look
         self._confirm = confirm
         self._reader = reader
         self._log = log
-        self._tries = TransferTries(f"Upload of {reader.source.uri}", backoff, log)
+        self._what = f"Upload of {reader.source.uri}" + (f" to asset {asset_id}" if asset_id else "")
+        self._tries = TransferTries(self._what, backoff, log)
         self._on_all_acknowledged = on_all_acknowledged
         self._on_progress = on_progress or (lambda done, total: None)
         #: Whether ``offset`` is the server's offset.
@@ -150,7 +153,8 @@ class RoughyUploader(Uploader):
                 # Roughy has received the last byte of this source, so this reply is about another upload.
                 raise RoughyProtocolError(f"{call.request}: the server claims a length of {length}, not {size} bytes")
             raise RoughyUnusableSourceError(
-                f"Source {self._reader.source.uri} has {size} bytes, but its upload was opened for {length}"
+                f"Source {self._reader.source.uri} has {size} bytes, but its upload was created for {length}: "
+                "restore the file that the upload began with, or upload this one to a new asset"
             )
         if offset > size:
             raise RoughyProtocolError(f"{call.request}: the server claims {offset} of {size} bytes")
@@ -347,7 +351,9 @@ class RoughyUploader(Uploader):
             self.offset = self.stop_at
             return
         closed = RoughyUploadClosedError(
-            f"The asset for {self._reader.source.uri} waits for bytes, but its upload is gone: {reason}",
+            f"{self._what} cannot be resumed: the asset waits for bytes, but its upload does not exist any more "
+            f"({reason}). A new asset is needed; RoughyCreateUploadOperator and RoughyIngestOperator create one on a "
+            "retry",
             offset=self.reached,
         )
         if arrival is Arrival.CLOSED or (self._conflict is not None and isinstance(reason, RoughyNotFoundError)):
@@ -396,12 +402,15 @@ class RoughyUploader(Uploader):
         interrupt.pause(pause)
 
     def _given_up(self, error: RoughyError, *, unconfirmed: bool) -> RoughyUploadError:
-        what, tried = f"Upload of {self._reader.source.uri}", f"{self._tries.failed} attempts without progress: {error}"
+        what, tried = self._what, f"{self._tries.failed} attempts without progress: {error}"
         if unconfirmed:
             return RoughyUnconfirmedUploadError(
-                f"{what}: Roughy may have all {self.stop_at} bytes, and did not confirm it in {tried}",
+                f"{what}: Roughy may have all {self.stop_at} bytes, and did not confirm it in {tried}. A retry asks "
+                "again",
                 offset=self.stop_at if self.acknowledged else self.offset,
             )
         return RoughyUploadError(
-            f"{what} gave up at {self.offset} of {self.stop_at} bytes, after {tried}", offset=self.offset
+            f"{what} gave up at {self.offset} of {self.stop_at} bytes, after {tried}. A retry resumes it, or "
+            "uploads to a new asset if it cannot",
+            offset=self.offset,
         )

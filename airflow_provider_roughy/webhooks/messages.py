@@ -111,9 +111,9 @@ def event_type(body: bytes) -> str:
     :raises RoughyWebhookError: If the body is not a webhook of Roughy.
     """
     try:
-        return _text(decode.loads(body)["type"])
+        return _text("type", decode.loads(body)["type"])
     except _PARSE_ERRORS as err:
-        raise RoughyWebhookError(f"The body is not a webhook of Roughy: {type(err).__name__}") from None
+        raise _malformed(err) from None
 
 
 def parse(body: bytes, *, id: str) -> RoughyWebhook:
@@ -132,13 +132,32 @@ def parse(body: bytes, *, id: str) -> RoughyWebhook:
         entity_id = data.get("entity_id")
         return RoughyWebhook(
             id=id,
-            type=_matching(_TYPE, content["type"]),
-            entity_id=asset_id if entity_id is None else _matching(_WORD, entity_id),
+            type=_matching("type", _TYPE, content["type"]),
+            entity_id=asset_id if entity_id is None else _matching("entity_id", _WORD, entity_id),
             asset_id=asset_id,
-            previous_state=None if previous is None else _matching(_WORD, previous),
+            previous_state=None if previous is None else _matching("previous_state", _WORD, previous),
         )
     except _PARSE_ERRORS as err:
-        raise RoughyWebhookError(f"The body is not a webhook of Roughy: {type(err).__name__}") from None
+        raise _malformed(err) from None
+
+
+def _malformed(error: Exception) -> RoughyWebhookError:
+    """Return the error of a body, which says what is wrong with it and does not quote it."""
+    if isinstance(error, KeyError):
+        why = f"its field {error} is missing"
+    elif isinstance(error, RoughyConfigurationError):
+        why = "its 'asset_id' is not a UUID"
+    elif isinstance(error, _OddFieldError):
+        why = str(error)
+    elif isinstance(error, (json.JSONDecodeError, UnicodeDecodeError, RecursionError)):
+        why = "it is not JSON that can be read"
+    else:
+        why = "it is not a JSON object with an object `data`"
+    return RoughyWebhookError(f"The body is not a webhook of Roughy: {why}")
+
+
+class _OddFieldError(ValueError):
+    """A field has another form than Roughy's documentation promises. The message does not quote its value."""
 
 
 def _signed_headers(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -165,20 +184,20 @@ def _read(body: bytes) -> Any:
     return json.loads(body.decode(), object_pairs_hook=_without_duplicates)
 
 
-def _text(value: Any) -> str:
+def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError("expected text")
+        raise _OddFieldError(f"its {name!r} is not text")
     return value
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a key is given twice")
+        raise _OddFieldError("a key is given twice")
     return found
 
 
-def _matching(pattern: re.Pattern[str], value: Any) -> str:
+def _matching(name: str, pattern: re.Pattern[str], value: Any) -> str:
     if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise ValueError("expected text of another form")
+        raise _OddFieldError(f"its {name!r} has another form than Roughy documents")
     return value

@@ -183,15 +183,22 @@ class Receiver:
         state = await loop.run_in_executor(self._readers, _state_of, account.hook, asset_id)
         if state is None:
             conn_id = account.conn_id
-            _log.warning("Ignored webhook %s: by connection %r, Roughy has no asset %s", id, conn_id, asset_id)
+            _log.warning(
+                "Ignored webhook %s about asset %s, which the account of connection %r does not have: it was deleted, "
+                "or `webhook_secret` of that connection is of another account",
+                id,
+                asset_id,
+                conn_id,
+            )
             return
         if state not in ASSET.ends:
-            raise _Later(f"asset {asset_id} is still {state}")
+            raise _Later(f"webhook {id}: asset {asset_id} is still {state}")
         name = account.settings.webhook_asset
         made = await loop.run_in_executor(self._writer, self._make_event, name, state, asset_id, id)
         if made is Announced.NO_ASSET:
             raise _Later(
-                f"no DAG declares the asset {name!r}, which connection {account.conn_id!r} names in `webhook_asset`"
+                f"webhook {id}: no DAG declares the Airflow asset {name!r}, which connection {account.conn_id!r} names "
+                "in `webhook_asset`. Name one there that an active DAG has as its schedule"
             )
         if made is not Announced.KNOWN:
             _log.info("Created an event of Airflow's asset %r: asset %s is %s (webhook %s)", name, asset_id, state, id)

@@ -58,10 +58,6 @@ ADVICE: dict[str, str] = {
     "RoughyInterruptedError": "Nothing: a person or Airflow has stopped the task. A retry starts from the beginning.",
     "RoughyNotReadyError": "Put a sensor before the task, or use an operator that waits.",
     "RoughyFailedError": "Read Roughy's reason in the message: the same request fails again.",
-    "RoughyAssetFailedError": (
-        "Read Roughy's reason, correct the recording, then clear its upload. A batch with a `ledger` uploads the "
-        "corrected file by itself."
-    ),
     "RoughyWebhookError": "Refuse the request. If Roughy sent it, check whether the secret is that of the endpoint.",
     "RoughyPaymentRequiredError": "Top up within 30 days: see [credits](guides/credits.md).",
     "RoughyTimeoutError": "Check whether a triggerer runs, raise `timeout`, then clear the task, which polls again.",
