@@ -391,6 +391,23 @@ def test_a_body_of_unknown_length_is_not_taken(
     assert "neither Roughy nor the storage reports the length of the file" in str(error)
 
 
+def test_longer_file_is_not_cut_to_the_expected_length(
+    hook: RoughyHook, asset_id: str, storage: Storage, lead: Any, tmp_path: Path
+) -> None:
+    """Also if a chunk ends exactly there."""
+    lead(size_bytes=64 * 1024)
+    storage.manner = Answer(chunked=True)
+    error = refuse(hook, asset_id, tmp_path, RoughyDownloadError)
+    assert "more than the expected 65536 bytes" in str(error)
+
+
+def test_empty_file_is_not_taken(hook: RoughyHook, asset_id: str, storage: Storage, lead: Any, tmp_path: Path) -> None:
+    lead(size_bytes=None)
+    storage.manner = Answer(body=b"")
+    error = refuse(hook, asset_id, tmp_path, RoughyDownloadError)
+    assert "an empty file" in str(error)
+
+
 def test_size_comes_from_the_storage_if_roughy_has_none(
     hook: RoughyHook, asset_id: str, storage: Storage, lead: Any, tmp_path: Path
 ) -> None:

@@ -268,6 +268,9 @@ class Downloader:
         length = headers.get("content-length")
         if self._size is None and length is None:
             raise self._unexpected("neither Roughy nor the storage reports the length of the file")
+        if self._size is None and length == "0":
+            # Roughy has no empty files.
+            raise self._unexpected("an empty file")
         if length is not None and self._size not in (None, int(length)):
             # Roughy may report another length by now.
             self._link_is_stale = True
@@ -282,6 +285,8 @@ class Downloader:
     def _write(self, block: memoryview) -> None:
         if self._size is not None and self._sink.offset + len(block) > self._size:
             self._etag = None
+            # What has arrived is not the whole file, although it may have the expected length by now.
+            self._start_anew()
             raise self._unexpected(f"more than the expected {self._size} bytes")
         interrupt.check()
         self._sink.write(block)
