@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -141,6 +142,14 @@ def test_deep_nesting_costs_its_own_value_only(opening: str) -> None:
 def test_what_is_no_json_is_a_value_error(body: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         decode.loads(body)
+
+
+def test_unfinished_text_below_deep_nesting_takes_linear_time() -> None:
+    """Not a minute of a triggerer's event loop for 500 KB."""
+    began = time.process_time()
+    with pytest.raises(ValueError, match=r"."):
+        decode.loads(b"[" * 100_000 + b'"' + rb"\"" * 200_000)
+    assert time.process_time() - began < 5
 
 
 def test_the_same_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:

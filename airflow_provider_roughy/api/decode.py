@@ -62,8 +62,9 @@ _DECIMAL = re.compile(r"[+-]?([0-9]{1,15}(\.[0-9]{0,60})?|\.[0-9]{1,60})")
 #: Python takes any character, NUL too, between a date and a time.
 _TIMESTAMP = re.compile(r"[0-9W-]{8,10}([T ][0-9:.,+Z -]{2,50})?")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-#: A string, whose brackets are ignored, or a bracket.
-_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
+#: A string, whose brackets are ignored, or a bracket. A string without an end takes the rest: to search it again
+#: from each of its quotes would take quadratic time.
+_BRACKET = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
 
 _log = logging.getLogger(__name__)
 _reported: set[object] = set()
