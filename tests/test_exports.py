@@ -130,6 +130,18 @@ def test_a_web_page_in_its_place_is_not_written(
     assert os.listdir(tmp_path) == []
 
 
+def test_empty_timeline_is_not_written(
+    roughy: Emulator, cut_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("random.uniform", lambda low, high: 0.0)
+    roughy.inject(Fault(method="GET", path="/v1/cuts/*", status=200, body="", times=None))
+    ended = timeline(cut_id, tmp_path / "talk.edl")
+    assert (ended.state, type(ended.error)) == ("up_for_retry", RoughyProtocolError)
+    # A recording in which nobody speaks has no captions.
+    assert captions(cut_id, tmp_path / "talk.srt").state == "success"
+    assert os.listdir(tmp_path) == ["talk.srt"]
+
+
 def test_a_file_that_is_there_is_replaced_kept_or_an_error(cut_id: str, tmp_path: Path) -> None:
     target = tmp_path / "talk.edl"
     target.write_text("mine")

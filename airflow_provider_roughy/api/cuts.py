@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.message import Message
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -116,7 +116,15 @@ def export_cut(cut_id: str, format: str, *, frame_rate: float | str | None = Non
     """
     rate = {} if frame_rate is None else {"frame_rate": sendable_text("frame_rate", str(frame_rate))}
     params = {"format": sendable_text("format", format)} | rate
-    return _export(f"/v1/cuts/{resource_id('cut_id', cut_id)}/export", params)
+    call = _export(f"/v1/cuts/{resource_id('cut_id', cut_id)}/export", params)
+
+    def parse(reply: Reply) -> RoughyExport:
+        found = call.parse(reply)
+        if not found.content:
+            raise ValueError("an empty file is no timeline")
+        return found
+
+    return replace(call, parse=parse)
 
 
 def export_subtitles(cut_id: str, format: str = "srt") -> Call[RoughyExport]:
