@@ -210,6 +210,36 @@ def test_link_that_another_user_left_in_a_shared_folder_is_not_followed(tmp_path
     assert (tmp_path / leads_to).read_bytes() == NEW
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a link of another user")
+@pytest.mark.parametrize(
+    "name", ["shared/out/talk.mp3", "shared/./x/../out/talk.mp3", "shared/out/", "mine", "mine/new/"]
+)
+def test_folder_that_another_user_linked_in_a_shared_folder_is_not_entered(tmp_path: Path, name: str) -> None:
+    """Wherever on the way to the target the link is, also behind a link of this user."""
+    shared, private = tmp_path / "shared", tmp_path / "private"
+    for folder in (shared, shared / "x", private):
+        folder.mkdir()
+    shared.chmod(0o1777)
+    (shared / "out").symlink_to(private)
+    (tmp_path / "mine").symlink_to("shared/out")
+    os.lchown(shared / "out", 12345, 12345)
+    with pytest.raises(
+        RoughyUnusableTargetError, match=r"leads through .*/shared/out, a link of uid 12345 in a world-w"
+    ):
+        find_target(f"{tmp_path}/{name}", name="talk.mp3").save(NEW)
+    assert list(private.iterdir()) == []
+    os.lchown(shared / "out", 0, 0)
+    find_target(f"{tmp_path}/{name}", name="talk.mp3").save(NEW)
+    assert [path.read_bytes() for path in private.rglob("talk.mp3")] == [NEW]
+
+
+def test_target_in_a_loop_of_links_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(RoughyUnusableTargetError, match="cannot be written"):
+        find_target(tmp_path / "a", name="x").save(NEW)
+
+
 @pytest.mark.parametrize("location", ["{}/a\0b.mp3", "s3://bucket/a\0b.mp3", "memory://out/a\0/b.mp3"])
 def test_target_with_nul_is_refused_in_words_without_it(tmp_path: Path, location: str) -> None:
     with pytest.raises(RoughyUnusableTargetError, match="contains a NUL character") as refused:
@@ -549,6 +579,34 @@ def test_file_removed_before_it_is_locked_is_created_again(tmp_path: Path, monke
 
     monkeypatch.setattr(fcntl, "flock", remove_first)
     find_target(tmp_path / "talk.mp3", name="x").save(NEW)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"talk.mp3": NEW}
+
+
+def test_file_that_somebody_is_removing_as_left_behind_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody has locked it before this writer could, and removes it a moment later."""
+    lock = fcntl.flock
+
+    def lock_first(file: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        part = part_in(tmp_path)
+        with part.open() as theirs:
+            lock(theirs, fcntl.LOCK_EX)
+            try:
+                lock(file, operation)
+            finally:
+                removals.append(part)
+
+    def remove() -> None:
+        for part in removals:
+            part.unlink(missing_ok=True)
+
+    removals: list[Path] = []
+    monkeypatch.setattr(fcntl, "flock", lock_first)
+    with find_target(tmp_path / "talk.mp3", name="x").open() as sink:
+        remove()
+        sink.write(NEW)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"talk.mp3": NEW}
 
 

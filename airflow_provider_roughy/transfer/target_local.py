@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import IO, TYPE_CHECKING
 
 from airflow_provider_roughy.exceptions import RoughyTargetError, RoughyUnusableTargetError
-from airflow_provider_roughy.transfer.storage import storage_errors
+from airflow_provider_roughy.transfer.storage import as_text, storage_errors
 from airflow_provider_roughy.transfer.target_base import Sink, Target
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ _UNFINISHED = re.compile(r"\.roughy-([0-9a-f]+)-[0-9a-f]+\.part")
 _ABANDONED_SECONDS = 24 * 3600.0
 #: Errors of file systems without hard links, such as FAT and many FUSE file systems.
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+#: Links on the way to a file, as Linux follows at most.
+_MAX_LINKS = 40
 #: The folders that :data:`_search_again_at` remembers.
 _MAX_FOLDERS = 1000
 
@@ -47,7 +49,7 @@ class LocalTarget(Target):
     def _inspect(self) -> None:
         self.is_folder, self.size = False, None
         with _errors(self.uri):
-            self._check_link()
+            _check_links(self._path, self.uri)
             # The file that a link leads to is replaced, not the link.
             self._path = os.path.realpath(self._path)
             try:
@@ -66,20 +68,6 @@ class LocalTarget(Target):
         elif not self.is_folder:
             raise RoughyUnusableTargetError(f"Target {self.uri} is not a regular file")
 
-    def _check_link(self) -> None:
-        """Refuse a link of another user in a world-writable sticky folder, as Linux does by default.
-
-        :raises RoughyUnusableTargetError: If it is such a link: it may lead to any file of this user.
-        """
-        if not os.path.islink(self._path):
-            return
-        folder, owner = os.stat(os.path.dirname(self._path) or "."), os.lstat(self._path).st_uid
-        world_writable = folder.st_mode & stat.S_ISVTX and folder.st_mode & stat.S_IWOTH
-        if world_writable and owner not in (os.geteuid(), folder.st_uid):
-            raise RoughyUnusableTargetError(
-                f"Target {self.uri} is a link of uid {owner} in a world-writable folder, and is not followed"
-            )
-
     def _start(self, size: int | None, *, exclusive: bool) -> Sink:
         folder = os.path.dirname(self._path)
         with _errors(self.uri):
@@ -89,6 +77,40 @@ class LocalTarget(Target):
 
     def _read(self) -> IO[bytes]:
         return open(self._path, "rb", buffering=0)
+
+
+def _check_links(path: str, uri: str) -> None:
+    """Refuse links of other users in world-writable sticky folders, as Linux does by default.
+
+    Such a link may lead to any file of this user. The kernel checks only links that it follows itself, and this module
+    resolves them to replace the file that they lead to.
+
+    :param path: The path, on which each link is checked, and each one that those lead to.
+    :param uri: The target's name in messages.
+    :raises RoughyUnusableTargetError: If there is such a link.
+    """
+    folder = os.path.sep if os.path.isabs(path) else os.getcwd()
+    parts, left = path.split(os.path.sep)[::-1], _MAX_LINKS
+    while parts and left:
+        part = parts.pop()
+        if part == os.path.pardir:
+            folder = os.path.dirname(folder)
+            continue
+        here = os.path.join(folder, part) if part else folder
+        if not part or not os.path.islink(here):
+            folder = os.path.normpath(here)
+            continue
+        left -= 1
+        above, owner = os.stat(folder), os.lstat(here).st_uid
+        world_writable = above.st_mode & stat.S_ISVTX and above.st_mode & stat.S_IWOTH
+        if world_writable and owner not in (os.geteuid(), above.st_uid):
+            raise RoughyUnusableTargetError(
+                f"Target {uri} leads through {as_text(here)}, a link of uid {owner} in a world-writable "
+                "folder, and is not followed"
+            )
+        target = os.readlink(here)
+        folder = os.path.sep if os.path.isabs(target) else folder
+        parts += target.split(os.path.sep)[::-1]
 
 
 class _LocalSink(Sink):
@@ -177,16 +199,30 @@ def _create_unfinished(folder: str) -> tuple[str, int]:
         # The mode that the target will have.
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
-            with suppress(OSError):
-                # Not every file system supports locks.
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Another process may have removed it as left behind before it was locked.
-            if os.fstat(file).st_nlink:
+            if _lock(file):
                 return path, file
+            with suppress(FileNotFoundError):
+                os.unlink(path)
         except BaseException:
             os.close(file)
             raise
         os.close(file)
+
+
+def _lock(file: int) -> bool:
+    """Lock a new file, and return whether it is this process's own.
+
+    Another process may take it for one that was left behind, before it is locked: it locks and removes it.
+
+    :param file: Its descriptor.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # Not every file system supports locks.
+        pass
+    return os.fstat(file).st_nlink > 0
 
 
 #: When each folder may be searched for unfinished files again, in seconds of ``time.monotonic()``.
