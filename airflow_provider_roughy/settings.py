@@ -30,7 +30,7 @@ _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 #: URLs from which all parsers read the same host: no user, no backslash, no space, nothing beyond ASCII.
 _URL = re.compile(
     r"(?P<scheme>https?)://(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(:(?P<port>\d{1,5}))?([/?][!-\[\]-~]*)?",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
 
 

@@ -932,7 +932,10 @@ def test_a_download_is_not_redirected() -> None:
     assert seen == []
 
 
-@pytest.mark.parametrize("url", ["http://storage.example/f", "file:///etc/passwd", "https://[::1", "/v1/assets", ""])
+@pytest.mark.parametrize(
+    "url",
+    ["http://storage.example/f", "file:///etc/passwd", "https://[::1", "/v1/assets", "", "https://\u212aey.example/f"],
+)
 def test_a_download_from_nowhere_is_refused(url: str) -> None:
     with Client(connection()) as client, pytest.raises(RoughyUntrustedUrlError), client.download(url):
         pass
