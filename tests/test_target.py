@@ -688,6 +688,28 @@ def test_storage_that_cannot_create_exclusively_is_asked_before(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"talk.mp3": NEW}
 
 
+def test_move_that_fails_removes_no_file_of_another_writer(
+    folders: type[Folders], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a storage that cannot create exclusively, and refuses to move a file onto another one."""
+    open_file = folders.open
+
+    def refuse(storage: Folders, path: str, mode: str = "rb", **options: Any) -> Any:
+        if "x" in mode:
+            raise NotImplementedError("File mode not supported")
+        return open_file(storage, path, mode, **options)
+
+    def come_too_late(storage: Folders, source: str, path: str) -> None:
+        Path(path).write_bytes(OLD)
+        raise OSError("Failure")
+
+    monkeypatch.setattr(folders, "open", refuse)
+    monkeypatch.setattr(folders, "mv", come_too_late)
+    with pytest.raises(RoughyTargetError, match="Failure"):
+        find_target(f"sftp://host{tmp_path}/talk.mp3", name="x").save(NEW, "fail")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"talk.mp3": OLD}
+
+
 def test_move_that_fails_leaves_no_empty_file(
     folders: type[Folders], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

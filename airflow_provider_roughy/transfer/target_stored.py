@@ -101,6 +101,8 @@ class _StoredSink(Sink):
         self._folder = f"{folder}{slash}"
         self._unfinished = path if self._appears_whole else f"{self._folder}.roughy-{secrets.token_hex(16)}.part"
         mib = 1024 * 1024
+        #: Whether this sink has created an empty file under the target's name.
+        self._has_claimed_name = False
         self._block_size = max(_PART_BYTES, -(-(size or 0) // _MAX_PARTS // mib) * mib)
         with self._errors():
             self._file = self._open()
@@ -149,8 +151,9 @@ class _StoredSink(Sink):
             try:
                 self._fs.mv(self._unfinished, self._path)
             except BaseException:
-                if self.exclusive:
-                    self._fs.rm(self._path)
+                if self._has_claimed_name:
+                    with suppress(Exception):
+                        self._fs.rm(self._path)
                 raise
         self._fs.invalidate_cache()
         return True
@@ -162,6 +165,7 @@ class _StoredSink(Sink):
         """
         try:
             self._fs.open(self._path, "xb").close()
+            self._has_claimed_name = True
         except Exception as err:
             if self._exists():
                 return False
