@@ -84,7 +84,10 @@ class RoughyError(Exception):
 
     @property
     def final(self) -> bool:
-        """Whether no retry of the task can succeed, so that Airflow makes none."""
+        """Whether no retry of the task can succeed, so that Airflow makes none.
+
+        It is ``False`` for :class:`RoughyTimeoutError`, which Airflow does not retry either.
+        """
         return isinstance(self, AirflowFailException)
 
     def __reduce__(self) -> tuple[Any, ...]:

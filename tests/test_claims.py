@@ -1,4 +1,4 @@
-"""The protocol of claims: every interleaving of three tries, driven through the very generators that production runs.
+"""The protocol of claims: every interleaving of its tries, driven through the very generators that production runs.
 
 A *world* is what storage and service hold. An *actor* is one try; it is at a *node*, which is a paused generator. As a
 generator cannot be copied, a node is reached by replaying the replies that led there; nodes whose frames are alike are

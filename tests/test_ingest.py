@@ -188,7 +188,7 @@ def test_files_are_left_out_as_the_table_says(
     from from_code.tables import rows_of
 
     rows = rows_of(ingest.__doc__ or "")
-    for *_, decided_in in rows:
+    for decided_in in (each for row in rows for each in row[3].split(", ")):
         module, _, function = decided_in.partition(".")
         text = Path(ingest.__file__).with_name(f"{module}.py").read_text()
         assert re.search(rf"^ *def {function}\(", text, re.MULTILINE), decided_in

@@ -1,7 +1,7 @@
 """A batch of recordings: discover, identify, decide, plan, upload, and report the result of each.
 
-When is a file left out? A test compares this table with what a batch reports. The last column names a module of this
-folder and a function or method in it:
+When is a file left out? A test compares this table with what a batch reports. The last column names modules of this
+folder and a function or method in each:
 
 ================================================ ================ ============================= ========================
 A file that …                                    is               A later run                   Decided in
@@ -15,10 +15,10 @@ was uploaded by ``RoughyCreateUploadOperator``   already ingested counts it, als
 with the same ``ledger``                                          has failed
 has the same bytes as another file, with         already ingested counts it as already ingested content.identify_all
 ``identity="content"``
-was sent by a run that still waits for it        already ingested counts it, or reports it if   decide.decide
-                                                                  that run has died
-is being uploaded by a run that is alive         ``deferred``     resumes it if that run has    decide.decide
-                                                                  died
+was sent by a run that still waits for it        already ingested counts it, or reports it if   decide.decide,
+                                                                  that run has ended            recorder.leave
+is being uploaded by an active run               ``deferred``     resumes it if that run has    decide.decide,
+                                                                  ended                         recorder.leave
 was changed less than ``stable_for`` ago         ``deferred``     uploads it                    batch._why_not
 costs more than ``max_credits`` or the balance   ``deferred``     uploads it if it fits then    plan.beyond_budget
 leaves
@@ -34,11 +34,13 @@ is archived (Glacier and the like)               ``rejected``     counts it, and
 is a subfolder that cannot be listed             ``rejected``     counts it, and names it in a  trees.unreadable_folder
                                                                   warning
 cannot be opened, such as without permission     ``rejected``     tries it again                transfers._on_error
-does not exist, and a list of sources names it   ``rejected``     looks for it again            discover.discover
-changed or vanished after it was listed          ``interrupted``  uploads it; a retry of the    transfers._on_error
-                                                                  task does so first
-is in a storage that does not answer             ``interrupted``  uploads it; a retry of the    trees.is_passing
-                                                                  task does so first
+does not exist, and a list of sources names it   ``rejected``     looks for it again            discover.discover,
+                                                                                                batch.take_stock
+changed or vanished after it was listed          ``interrupted``  uploads it if it exists; a    transfers._on_error
+                                                                  retry of the task does so
+                                                                  first
+is in a storage that does not answer             ``interrupted``  uploads it; a retry of the    trees.is_passing,
+                                                                  task does so first            batch.take_stock
 has an object in the ledger that cannot be read  ``interrupted``  leaves it out until you       compare.read_versions
                                                                   remove that object
 ================================================ ================ ============================= ========================

@@ -277,7 +277,7 @@ class Batch:
                 items[standing.key] = standing.item
 
     def _resume_all(self, resumed: list[UploadItem], items: dict[str, UploadItem]) -> None:
-        """Resume recordings of an earlier try or of a dead run: upload them, wait for them, or report them.
+        """Resume recordings of an earlier try or of an ended run: upload, wait for, report or cancel them.
 
         :param resumed: Those recordings.
         :param items: The recordings that were found, by key. Those that are not to be uploaded are removed.
@@ -286,7 +286,7 @@ class Batch:
         for item in resumed:
             verdict = verdicts.get(item.asset_id or "")
             if item.asset_id is None or is_unsent(item, verdict):
-                # A recording of a dead run that was not found is left to a run that finds it.
+                # A recording of an ended run that was not found is left to a run that finds it.
                 if item.file is None and item.mine:
                     self._discard(item)
                 continue

@@ -21,10 +21,11 @@ class Status(StrEnum):
     ``failed``           Roughy could not prepare the asset, or the asset is gone
     ``rejected``         it cannot be uploaded: neither audio nor video, too small, unreadable, archived
     ``deferred``         it is left to a later run: ``max_credits``, ``stable_for``, no credits, another run uploads it
-    ``interrupted``      an error that a retry may fix, or ``timeout`` was over
+    ``interrupted``      an error that a retry or a later run may fix, or ``timeout`` was over
     ==================== ===============================================================================================
 
-    Recordings that other runs have ingested are only counted, as ``already_ingested``.
+    Recordings that other runs have ingested or sent, and copies of other files, are only counted, as
+    ``already_ingested``.
     """
 
     READY = "ready"
@@ -87,7 +88,8 @@ class BatchResults:
     """The results of a batch.
 
     :param results: One for each recording, in the order in which they were added.
-    :param already_ingested: How many recordings other runs have ingested, by their state in the ledger.
+    :param already_ingested: How many recordings other runs have ingested or sent, by their state in the ledger, and how
+        many files have the same bytes as another one, as ``duplicate``.
     """
 
     results: list[RecordingResult] = field(default_factory=list)
@@ -100,9 +102,9 @@ class BatchResults:
             self.results.append(result)
 
     def count_ingested(self, state: str) -> None:
-        """Count a recording that another run has ingested.
+        """Count a recording that another run has ingested or sent, or a copy.
 
-        :param state: Its state in the ledger.
+        :param state: Its state in the ledger; ``duplicate`` for a file that has the same bytes as another one.
         """
         with self._lock:
             self.already_ingested[{"refused": "rejected"}.get(state, state)] += 1

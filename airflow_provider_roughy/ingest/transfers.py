@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from airflow_provider_roughy.transfer.pool import OnProgress
     from airflow_provider_roughy.transfer.resumable import StateStore
 
-#: Consecutive recordings with errors that may pass, after which the batch stops.
+#: Recordings with errors that may pass, with none that succeeded in between, after which the batch stops.
 _MAX_FAILED_IN_A_ROW = 5
 #: Errors that stop the batch, as every other recording would fail with them.
 FATAL_TO_BATCH = (
@@ -205,7 +205,7 @@ class Transfers:
     def _on_error(self, item: UploadItem, error: RoughyError, failed_in_a_row: int) -> bool:
         """Report a recording that was not transferred, and return whether the batch stops.
 
-        :param failed_in_a_row: Consecutive recordings with errors that may pass, this one included.
+        :param failed_in_a_row: Recordings with errors that may pass since the last success, this one included.
         """
         if isinstance(error, RoughyUnusableSourceError) and not isinstance(error.__context__, PermissionError):
             # It could be used when it was found.

@@ -348,7 +348,7 @@ def upload_once(
     :param on_arrival: Called with the asset's id when all bytes have arrived.
     :param log: Logs events.
     :returns: The asset's id.
-    :raises RoughyClaimedError: If another run, which is alive, is uploading it.
+    :raises RoughyClaimedError: If another run, which is active, is uploading it.
     :raises RoughyUnusableSourceError: If it was rejected before.
     :raises RoughyLedgerError: If the ledger cannot be used.
     :raises RoughyError: Why it was not uploaded.

@@ -10,7 +10,7 @@ Object                     Content
 ``problems/<key>.<state>`` Empty: the state of a result other than ready, so that lists of names suffice to count.
 ``contents/<key>.<hash>``  Empty: the SHA-256 of a file, by the key of its place (``identity="content"``).
 ``by-content``             All tasks identify the recordings of this ledger by their content.
-``runs/<run>.json``        The lease of a run: until when it counts as alive.
+``runs/<run>.json``        The lease of a run: until when it counts as active.
 ``runs/<run>.<n>.json``    The results that a try has reported, for the later tries of its run; ``n`` = 1, 2, …
 ``note-<name>.json``       A note of a watcher, such as when it started.
 ``<32 digits>.json``       An announced asset that a run has taken; or an entry of 0.2, which is read and left as it is.

@@ -1,19 +1,24 @@
 """The protocol by which a recording is uploaded once, however many tries work on it and wherever they die.
 
-It is compare-and-create, as in the commit log of Delta Lake. A recording that is not done has versions 1, 2, …; the
-highest counts. Each is created only if there is none of that number, and never changed. A try that fails to create the
-next one has lost the claim, and stops. A recording that is done has a result, created once.
+It is a conditional put (put-if-absent), as in the commit log of Delta Lake. A recording that is not done has versions
+1, 2, …; the highest counts. A recording that is done has a result, created once.
 
 Four rules make this safe:
 
-1. *No bytes before the asset's id is stored.* Every later try then finds the asset, and resumes its upload.
-2. *After each create that succeeded, and before acting on it, its result is read by name.* Versions are
+1. *Each step creates the next version, only if there is none of that number.* A version is never changed. A try that
+   fails to create the next one has lost the claim, and gives up the recording.
+2. *No bytes before the asset's id is stored.* Every later try then finds the asset, and resumes its upload: each next
+   version keeps the id, unless the asset is gone.
+3. *After each create that succeeded, and before acting on it, the recording's result is read by name.* Versions are
    removed once the result exists, and a try that was suspended meanwhile creates a low number again. Only the result
    shows that the recording is done.
-3. *Versions are removed only after the result exists.* Otherwise rule 2 finds nothing.
-4. *A try that loses the claim cancels the asset that it has just created*, which is empty: no other try knows its id.
+4. *Versions are removed only after the result exists.* Otherwise rule 3 finds nothing.
 
-A lease only decides which try may supersede another. If it is wrong, nothing is uploaded twice; a try only stops early.
+A try that loses the claim cancels the asset that it has just created. This only tidies up: the asset is empty, no other
+try knows its id, and it would expire.
+
+A lease only decides which try may supersede another. If it is wrong, nothing is uploaded twice; a try only gives up a
+recording early.
 
 The functions are generators. They yield steps and are sent the replies, so that this module has no clock, reads and
 writes nothing, and ``tests/test_claims.py`` can drive the very code that production runs through every interleaving.

@@ -1,7 +1,8 @@
-"""Leases: until when a run counts as alive.
+"""Leases: until when a run counts as active.
 
 A lease only decides whether another run may supersede the claims of its run. If it is wrong, because a clock jumped or
-a renewal was late, nothing is uploaded twice: a run stops too early, or another run waits longer than needed.
+a renewal was late, nothing is uploaded twice: a run gives up a recording too early, or another run waits longer than
+needed. A run has ended when its lease was released or has expired.
 
 It is one object a run, ``runs/<hash>.json``, which all tries of the run share and overwrite: ``owner``, ``until`` in
 seconds since the epoch, ``at``, and the ``try`` that wrote it. A try that ends gives up only a lease that it wrote
@@ -22,7 +23,7 @@ from airflow_provider_roughy.exceptions import RoughyLedgerError
 from airflow_provider_roughy.ledger.entries import utc_now
 from airflow_provider_roughy.logs import Log
 
-#: Seconds without a renewal after which a run counts as dead.
+#: Seconds without a renewal after which a run counts as ended.
 LEASE_SECONDS = 600.0
 #: Seconds between two renewals.
 RENEW_SECONDS = 120.0

@@ -346,6 +346,9 @@ class Ledger(Runs, Announcements):
     def forget(self, key: str) -> bool:
         """Forget a recording: the next run ingests it again, and Roughy charges it again.
 
+        This also removes the claim on a recording that is not done. While a run that uses this ledger is active,
+        another run may then upload the recording a second time.
+
         :param key: The ``key`` of its entry.
         :returns: ``False`` if there was none.
         :raises RoughyLedgerError: If the ledger cannot be written.

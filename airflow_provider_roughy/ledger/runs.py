@@ -1,4 +1,4 @@
-"""What a ledger knows of runs: whether one is alive, and what it has reported."""
+"""What a ledger knows of runs: whether one is active, and what it has reported."""
 
 from __future__ import annotations
 

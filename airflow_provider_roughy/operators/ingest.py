@@ -64,9 +64,10 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
     or in any storage that Airflow knows. It identifies a recording by its real path or URI, its size and version
     (content hash, ETag or modification time), the project and the language, however a DAG spells them. A retry, a
     cleared task, a task on another worker after a kill, and two live tries of one run upload only what is missing, on
-    every version of Airflow. Two DAGs may share a ledger. A run leaves out recordings that another live run holds, and
-    resumes those of a dead run ten minutes after that run last renewed its lease. Each run reports unpaid
-    recordings of earlier runs until they are ready or gone. The ledger must not be in the source.
+    every version of Airflow. Two DAGs may share a ledger. A run leaves out recordings that another active run holds. It
+    resumes those of a run that has ended: at once, or after a crash ten minutes after that run last renewed its lease.
+    Each run reports unpaid recordings of earlier runs until they are ready or gone. The ledger must not be in the
+    source.
     Without a ledger, a retry resumes the uploads of the try before it on Airflow 3.3 and later, and starts anew before
     that; the next run uploads everything again.
 
@@ -84,8 +85,9 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
     ``rejected``         the reason, by file: neither audio nor video, too small, unreadable, archived
     ``deferred``         the reason, by file: left to a later run (``max_credits``, ``stable_for``, no credits, another
                          run is uploading it)
-    ``interrupted``      the reason, by file: an error that a retry may fix, or ``timeout`` was over
-    ``already_ingested`` how many files other runs have ingested, by their state in the ledger
+    ``interrupted``      the reason, by file: an error that a retry or a later run may fix, or ``timeout`` was over
+    ``already_ingested`` how many files other runs have ingested or sent, by their state in the ledger, and how many
+                         have the same bytes as another file (``duplicate``)
     ``sources``          the file of each asset id
     ==================== ===============================================================================================
 
@@ -132,7 +134,8 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
     :param on_pending_payment: What to do about assets that the credits do not cover, and files that were not uploaded
         because none were left: ``"fail"`` at the end, ``"skip"``, ``"return"`` them in ``pending_payment`` and
         ``deferred``, or ``"wait"`` until the credits are topped up, for those that are uploaded. Unpaid assets of
-        earlier runs are reported and do not fail this one.
+        earlier runs are reported and do not fail this one, until Roughy removes them after 30 days: they are
+        ``failed`` then.
     :param on_failed: What to do at the end if recordings failed, were rejected or interrupted: ``"fail"``, with a retry
         only if one may fix any of them, or ``"return"``.
     :param poll_interval: Seconds, or a ``timedelta``, between two polls.

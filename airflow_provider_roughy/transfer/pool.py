@@ -35,8 +35,8 @@ class TransferPool(Generic[T]):
     :param items: The items, in the order in which their transfers start.
     :param transfer: Transfers one item. It has to call its second argument with the progress, which raises
         :class:`Stopped` after a stop.
-    :param on_error: Called with an item that failed, the error, and how many consecutive items have failed with an
-        error that may pass. It returns whether to start no more items.
+    :param on_error: Called with an item that failed, the error, and how many items have failed with an error that may
+        pass since an item last succeeded. It returns whether to start no more items.
     """
 
     def __init__(

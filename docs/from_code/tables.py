@@ -42,11 +42,11 @@ ADVICE: dict[str, str] = {
     "RoughyLedgerError": "Nothing at first. If it persists, check the storage of the ledger.",
     "RoughyUnusableLedgerError": "Read [what stops a ledger](ledger.md#what-stops-a-ledger-from-being-used).",
     "RoughyLedgerEntryError": "Remove the object that it names. Roughy charges the recording again if it had an asset.",
-    "RoughyClaimedError": "Nothing: a retry returns the asset, or supersedes the claim once the other run is dead.",
+    "RoughyClaimedError": "Nothing: a retry returns the asset, or supersedes the claim once the other run has ended.",
     "RoughyIngestError": "Nothing at first: the retry uploads only what is missing.",
     "RoughyIngestFailedError": (
         "Read the table in the log. The next run uploads a corrected file. A cleared task reports the same files "
-        "again, unless you [forget](guides/nightly-folder.md#forgetting) them first."
+        "again, unless you [forget](guides/nightly-folder.md#ingest-a-failed-file-again) them first."
     ),
     "RoughyTargetError": "Free space on the disk, or check whether the storage can be reached.",
     "RoughyUnusableTargetError": "Correct `target`, its permissions, or `target_conn_id`.",
@@ -210,7 +210,7 @@ def left_out() -> str:
     """List when a batch leaves a file out: the table in the docstring of ``ingest``."""
     rows = rows_of(ingest.__doc__ or "")
     head = ("A file that …", "is", "A later run", "Decided in `ingest/`")
-    return table(head, ([*map(markdown, row[:3]), f"`{row[3]}`"] for row in rows))
+    return table(head, ([*map(markdown, row[:3]), re.sub(r"[\w.]+", r"`\g<0>`", row[3])] for row in rows))
 
 
 def statuses() -> str:
@@ -225,13 +225,19 @@ STANDINGS: tuple[tuple[str, str, dict[str, bool]], ...] = (
     ("its result, which was reported", "an earlier try of this run", {"done": True, "reported": True}),
     ("its result, which was reported", "another run", {"done": True}),
     ("its result, not reported yet", "an earlier try of this run", {"done": True, "open": True, "mine": True}),
-    ("its result, not reported yet", "another run, alive", {"done": True, "open": True, "owner_alive": True}),
-    ("its result, not reported yet", "a dead run of this task", {"done": True, "open": True, "same_task": True}),
-    ("its result, not reported yet", "a dead run of another task", {"done": True, "open": True}),
-    ("a claim: uploading, uploaded or unpaid", "an earlier try of this run", {"open": True, "mine": True}),
-    ("a claim: uploading, uploaded or unpaid", "another run, alive", {"open": True, "owner_alive": True}),
-    ("a claim: uploading, uploaded or unpaid", "a dead run of this task", {"open": True, "same_task": True}),
-    ("a claim: uploading, uploaded or unpaid", "a dead run of another task", {"open": True}),
+    ("its result, not reported yet", "another run, active", {"done": True, "open": True, "owner_alive": True}),
+    ("its result, not reported yet", "an ended run of this task", {"done": True, "open": True, "same_task": True}),
+    ("its result, not reported yet", "an ended run of another task", {"done": True, "open": True}),
+    *(
+        (claim, whose, {"open": True, **flags})
+        for claim in ("a claim: uploading", "a claim: uploaded or unpaid")
+        for whose, flags in (
+            ("an earlier try of this run", {"mine": True}),
+            ("another run, active", {"owner_alive": True}),
+            ("an ended run of this task", {"same_task": True}),
+            ("an ended run of another task", {}),
+        )
+    ),
 )
 
 #: What a run does, in words.
@@ -239,9 +245,18 @@ ACTIONS: dict[Action, str] = {
     Action.UPLOAD: "uploads it",
     Action.RESUME: "resumes it",
     Action.REPORT: "reports the result",
-    Action.LEAVE_OUT: "leaves it out, and counts it",
+    Action.LEAVE_OUT: "leaves it out, and counts it as already ingested",
     Action.IGNORE: "does nothing",
 }
+
+
+def _in_words(action: Action, *, uploading: bool, mine: bool, found: bool) -> str:
+    """Say what a run does, with what ``Recorder.leave`` and ``Batch._resume_all`` do about an incomplete upload."""
+    if uploading and action is Action.LEAVE_OUT:
+        return "leaves it out, as `deferred`"
+    if uploading and action is Action.RESUME and not found:
+        return "cancels the upload" if mine else "does nothing"
+    return ACTIONS[action]
 
 
 def decisions() -> str:
@@ -250,7 +265,17 @@ def decisions() -> str:
     rows = []
     for has, whose, flags in STANDINGS:
         known = {name: flags.get(name, False) for name in names}
-        rows.append((has, whose, *(ACTIONS[decide(found=found, **known)] for found in (True, False))))
+        uploading = has == "a claim: uploading"
+        rows.append(
+            (
+                has,
+                whose,
+                *(
+                    _in_words(decide(found=found, **known), uploading=uploading, mine=known["mine"], found=found)
+                    for found in (True, False)
+                ),
+            )
+        )
     head = ("The ledger has", "written by", "The file is in the source: the run …", "It is not: the run …")
     return table(head, rows)
 

@@ -71,7 +71,7 @@ CREATE INDEX IF NOT EXISTS assets_by_state ON assets (state);
 
 @dataclasses.dataclass(frozen=True)
 class Asset:
-    """One asset. The last six fields, and times in microseconds, are not part of the API.
+    """One asset. The fields ``processing_at`` to ``unpaid_at``, and times in microseconds, are not part of the API.
 
     :param size_bytes: The size that was declared at its creation.
     :param processing_at: When its last byte arrived.
