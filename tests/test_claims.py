@@ -449,7 +449,7 @@ def test_each_rule_of_the_protocol_is_needed(
     [{"overwrites": True}, {"removes_early": True}],
     ids=["a storage that overwrites", "versions removed before the result"],
 )
-def test_storage_and_clean_up_must_keep_their_part(options: dict[str, bool]) -> None:
+def test_storage_and_clean_up_must_keep_their_part(options: dict[str, Any]) -> None:
     found = Explorer(looks_for=TWO_UPLOADS, **options).explore()
     print(found.states, found.violation, *found.trace, sep="\n")
     assert found.violation == TWO_UPLOADS
