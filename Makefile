@@ -1,9 +1,9 @@
 # All targets need GNU make, python3 (3.11 or newer, with venv and pip) and a package index; nothing else.
 #
-#   AIRFLOW=3.1         the release line to work on: 2.11, 3.0, 3.1, 3.2, 3.3 or 3.4
-#   PYTHON=python3.12   another interpreter than the line's own, with its own environment: .venv-3.1-python3.12
+#   AIRFLOW=3.1         the minor version of Airflow to work on: 2.11, 3.0, 3.1, 3.2, 3.3 or 3.4
+#   PYTHON=python3.12   another interpreter than that version's default, with its own environment: .venv-3.1-python3.12
 #   ARGS="-k upload"    more arguments for pytest
-#   WORKERS=4           processes that share the tests; by default two a core, because tests wait more than they compute
+#   WORKERS=4           processes that share the tests; by default two per core, because tests wait more than they compute
 #   FILE=talk.mp4       the media of `make demo`
 #   KEEP=1              leave the demo running
 #   MINUTES=60          duration of `make soak`; SEED=1 repeats its random faults and kills
@@ -16,12 +16,12 @@ WORKERS  ?= $(shell python3 -c 'import os; print(2 * os.cpu_count())')
 MINUTES  ?= 60
 AIRFLOWS := 2.11 3.0 3.1 3.2 3.3 3.4
 
-# The line to develop on: its environment also has the packages for live tests, lint and docs. 3.4 is a beta in the constraints;
-# it becomes this line with its release.
+# The minor version of Airflow to develop on: its environment also has the packages for live tests, lint and docs. 3.4
+# is a beta in the constraints; it becomes this version with its release.
 MAIN := 3.3
 
-# The Pythons that a line supports. Its environment uses the first one that this machine has (.ci/python). The first
-# ones differ, so that a machine with all Pythons tests all of them (3.14: .ci/run).
+# The Pythons that a minor version of Airflow supports. Its environment uses the first one that this machine has
+# (.ci/python). The first ones differ, so that a machine with all Pythons tests all of them (3.14: .ci/run).
 pythons_2.11 := 3.12 3.11
 pythons_3.0  := 3.11 3.12
 pythons_3.1  := 3.13 3.12 3.11
@@ -29,7 +29,7 @@ pythons_3.2  := 3.12 3.13 3.11 3.14
 pythons_3.3  := 3.11 3.12 3.13 3.14
 pythons_3.4  := 3.13 3.12 3.14 3.11
 
-# The environment of each line.
+# The environment of each minor version.
 venv = .venv$(if $(filter $(MAIN),$(1)),,-$(1))$(if $(PYTHON),-$(notdir $(PYTHON)))
 VENV := $(call venv,$(MAIN))
 
@@ -53,14 +53,14 @@ endif
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
-test: lint test-$(AIRFLOW) ## Lint, then run the suite (AIRFLOW=3.1 for another line; ARGS for pytest)
+test: lint test-$(AIRFLOW) ## Lint, then run the suite (AIRFLOW=3.1 for another version; ARGS for pytest)
 
 test-fast: test-fast-$(AIRFLOW) ## Run the suite without live Airflows, in a few minutes
 
 test-httpx2: $(call venv,3.4)/.installed ## Run the tests of the transport with httpx2 in httpx's place
 	@$(call run_tests,3.4,-p tests.httpx2 $(addprefix tests/test_,client.py download.py tus.py polling.py polling_in_time.py) -n $(WORKERS))
 
-test-all: lint $(AIRFLOWS:%=test-%) ## Run the suite on every supported line of Airflow
+test-all: lint $(AIRFLOWS:%=test-%) ## Run the suite on every supported minor version of Airflow
 
 lint: $(VENV)/.installed ## Check style and types
 	$(VENV)/bin/ruff check
@@ -108,14 +108,14 @@ run_tests = home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && \
 	AIRFLOW_HOME="$$home" $(call venv,$(1))/bin/python -m pytest $(2) $(ARGS) $(if $(ARGS),|| test $$? -eq 5)
 
 # The lines that run the whole suite; the others run the tests whose result may differ. tests/live/__init__.py selects the
-# live tests of each line.
+# live tests of each minor version.
 WHOLE := $(MAIN) 3.4
 # Live tests wait more than they compute: three processes (tests/conftest.py).
 live_3.4 = -n 0
 live_3.3 = -n 3 --dist loadgroup --no-loadscope-reorder
 live_3.0 = -n 0
 
-# Print the interpreter of a line.
+# Print the interpreter of a minor version.
 python = .ci/python $(1) $(or $(PYTHON:python3.%=3.%),$(pythons_$(1)))
 
 # __init__.py has the version, which the installed metadata has as well.

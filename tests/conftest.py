@@ -153,7 +153,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def s3_url() -> Iterator[str]:
     """The URL of an S3."""
-    moto = pytest.importorskip("moto.server", reason="the group s3 is installed for the main line of Airflow only")
+    moto = pytest.importorskip("moto.server", reason="the group s3 is installed for the main version of Airflow only")
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -37,7 +37,7 @@ from tests.running import Ended, run_task, whenever
 
 NOBODY = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"
 MP3 = {"format": "mp3"}
-#: A render is made as a cut is: one line of Airflow is enough for it.
+#: A render is made as a cut is: one minor version of Airflow is enough for it.
 KINDS = ["cut", pytest.param("render", marks=pytest.mark.once)]
 WAYS = {"sync": {"deferrable": False}, "deferrable": {"deferrable": True}}
 

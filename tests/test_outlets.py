@@ -462,7 +462,7 @@ def test_lineage_creates_no_collector_without_a_reader(
 
 
 @pytest.mark.skipif(
-    airflow.__version__.startswith(("3.0.", "3.1.", "3.2.")), reason="Airflow 3 writes events as its newest line does"
+    airflow.__version__.startswith(("3.0.", "3.1.", "3.2.")), reason="Airflow 3 writes events as its newest one does"
 )
 def test_upload_starts_another_dag(roughy: Emulator, recordings: dict[str, Path]) -> None:
     roughy.progression = "seconds=1"

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 pytestmark = pytest.mark.usefixtures("patient")
 
-#: What asks nothing of Airflow that its lines answer differently.
+#: What asks nothing of Airflow that its minor versions answer differently.
 once = pytest.mark.once
 
 

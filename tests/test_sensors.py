@@ -96,7 +96,7 @@ MOMENTS = ("at first look", "later", "after a restart")
 
 
 def newest(enough: bool) -> tuple[pytest.MarkDecorator, ...]:
-    """What one line of Airflow is enough for, as others show the same to all of them."""
+    """What one minor version of Airflow is enough for, as others show the same to all of them."""
     return (pytest.mark.once,) if enough else ()
 
 
@@ -429,7 +429,7 @@ def test_restarted_trigger_keeps_its_deadline(roughy: Emulator) -> None:
         assert event.payload["status"] == "timed_out"
         return time.time() - deadline
 
-    # One that began anew would end 1.5 s late.
+    # One that started again from zero would end 1.5 s late.
     assert asyncio.run(killed_and_started_again()) < 1.2
 
 

@@ -10,7 +10,7 @@ TIMEOUT = 900
 
 
 def live(line: str, timeout: float = TIMEOUT) -> list[pytest.MarkDecorator]:
-    """Mark the tests of a module as live, on one line of Airflow.
+    """Mark the tests of a module as live, on one minor version of Airflow.
 
     :param line: Such as ``3.3``.
     :param timeout: Seconds for each.
