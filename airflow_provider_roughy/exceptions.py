@@ -33,13 +33,13 @@
     ├── RoughyTargetError                  the target could not be written: full disk, storage down
     │   ├── RoughyUnusableTargetError *    not the name of a file, or no permission to write there
     │   └── RoughyTargetExistsError *      another file exists, and must not be replaced
-    ├── RoughyUploadError                  the transfer gave up
+    ├── RoughyUploadError                  upload retries exhausted
     │   ├── RoughyUploadClosedError        the asset waits for bytes, and has no upload to send them to
     │   └── RoughyUnconfirmedUploadError   Roughy may have all bytes, and does not confirm it
-    ├── RoughyDownloadError                the transfer gave up
+    ├── RoughyDownloadError                download retries exhausted
     ├── RoughyInterruptedError             the task was killed
     ├── RoughyNotReadyError                there is nothing to download yet
-    ├── RoughyFailedError *                something ended as ``failed``
+    ├── RoughyFailedError *                a resource of Roughy is ``failed``
     │   ├── RoughyAssetFailedError *       the asset; asset_failed
     │   ├── RoughyCutFailedError *         the cut
     │   └── RoughyRenderFailedError *      the render
@@ -106,7 +106,7 @@ class RoughyConfigurationError(RoughyError, AirflowFailException):
 
 
 class RoughyMissingConnectionError(RoughyError):
-    """Airflow has no such connection, or its secrets backend is down, which looks the same; so a retry may help."""
+    """Airflow has no such connection, or its secrets backend is down, which looks the same. A retry may help."""
 
     transient = True
 
@@ -388,7 +388,7 @@ class RoughyTargetExistsError(RoughyTargetError, AirflowFailException):
 
 
 class RoughyUploadError(RoughyError):
-    """The upload gave up after its retries.
+    """The upload failed, and its retries are exhausted.
 
     :param message: The upload, and what happened to it.
     :param offset: Bytes that Roughy had acknowledged.
@@ -408,7 +408,7 @@ class RoughyUnconfirmedUploadError(RoughyUploadError):
 
 
 class RoughyDownloadError(RoughyError):
-    """The download gave up after its retries. Nothing was written to the target.
+    """The download failed, and its retries are exhausted. Nothing was written to the target.
 
     :param message: The download, and what happened to it.
     :param offset: Bytes that had arrived.
@@ -462,7 +462,7 @@ class RoughyAssetFailedError(RoughyFailedError):
 
     hint = (
         "It is not charged. Correct the recording, then clear the task that uploads it; a batch with a `ledger` "
-        "uploads the corrected file by itself"
+        "uploads the corrected file automatically"
     )
     kind = "asset"
 
@@ -508,7 +508,7 @@ class RoughyPaymentRequiredError(RoughyError, AirflowFailException):
         self.request_id = request_id
         super().__init__(
             f"Asset {asset_id} is not paid for{_asked_in(request_id)}. Top up the credits at Roughy within 30 days: "
-            "it then becomes ready by itself, with nothing to upload again"
+            "it then becomes ready automatically, with nothing to upload again"
         )
 
 

@@ -124,7 +124,7 @@ def _measure(scratch: Scratch, name: str, folder: Path, count: int) -> Cost:
 def _on_airflow(scratch: Scratch, say: Callable[[str], None]) -> dict[int, Results]:
     """Run folders as DAGs; mapped tasks with a hundred files only, as they take long."""
     results: dict[int, Results] = {count: {} for count in _COUNTS}
-    dags = [(100, ONE_TASK, "one_task"), (100, MAPPED, "a_task_a_file"), (1000, ONE_TASK, "one_task")]
+    dags = [(100, ONE_TASK, "one_task"), (100, MAPPED, "one_task_per_file"), (1000, ONE_TASK, "one_task")]
     with _emulated(scratch) as server:
         connections = {"roughy_default": server.connection}
         settings = {"CORE__PARALLELISM": str(PARALLEL)}

@@ -21,7 +21,7 @@ OURS, CUTS = "ours", "cuts"
 _TITLES = {
     OURS: "this package's trigger",
     CUTS: "the same, of cuts",
-    "naive": "one GET a waiter",
+    "naive": "one GET per waiter",
     "http": "http provider's sensor trigger",
 }
 
@@ -161,7 +161,7 @@ def _requests_a_round(log: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _cost_table(waits: Waits) -> str:
-    header = ["waiters", "way", "requests a round", "CPU a round, ms", "KiB a waiter"]
+    header = ["waiters", "way", "requests per round", "CPU per round, ms", "KiB per waiter"]
     header += ["lag p99 (own), ms", "lag max (own), ms", "requests / ours", "CPU / ours"]
     rows = []
     for (count, way), wait in waits.items():
@@ -208,9 +208,9 @@ def _targets(waits: Waits) -> Iterator[Target]:
     assert thousand is not None
     assert cuts is not None
     assert most is not None
-    yield Target("requests a round, 1,000 waiters", 12, thousand.requests)
-    yield Target("requests a round, 1,000 waiters for cuts", 12, cuts.requests)
-    yield Target("requests a round, 10,000 waiters", 120, most.requests)
+    yield Target("requests per round, 1,000 waiters", 12, thousand.requests)
+    yield Target("requests per round, 1,000 waiters for cuts", 12, cuts.requests)
+    yield Target("requests per round, 10,000 waiters", 120, most.requests)
     yield Target("KiB a waiter, 1,000 waiters", 20, thousand.memory / 1024)
     yield Target("ms of lag of the event loop, p99, 1,000 waiters", 20, thousand.lag[0] * 1000)
     yield Target("ms of lag of the event loop, at most, 1,000 waiters", 200, thousand.lag[1] * 1000)

@@ -1,6 +1,6 @@
 """The example DAGs on a real Airflow, with the emulator on this machine: ``make demo``.
 
-Five DAGs of ``example_dags/`` run one after another. One of them runs on two nights, and one starts by itself. The demo
+Five DAGs of ``example_dags/`` run one after another. One of them runs on two nights, and an event starts one. The demo
 prints each change of a task or an asset. The table :func:`stories` says what is expected of each run. The demo then
 checks all of it in Airflow's REST API and in the records of the emulator. The exit status is 0 only if all checks hold.
 """

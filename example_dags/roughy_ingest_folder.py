@@ -1,6 +1,6 @@
 """Upload all recordings of a folder every night, with a mapped task for each file.
 
-Airflow retries each file by itself. An error in one file does not affect the others.
+Airflow retries each file separately. An error in one file does not affect the others.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ with DAG(
     tags=["roughy"],
     doc_md=__doc__,
 ) as dag:
-    # [START task_a_file]
+    # [START task_per_file]
     @task
     def recordings(params: dict) -> list[str]:
         """List the folder."""
@@ -56,4 +56,4 @@ with DAG(
         return {"ready": len(ready), "minutes": round(minutes, 1)}
 
     report(wait.output)
-    # [END task_a_file]
+    # [END task_per_file]

@@ -37,7 +37,7 @@ class SoakResult:
     """The result of a soak.
 
     :param recordings: The files that were put into the folder.
-    :param uploaded_by_others: Assets that were uploaded without Airflow; each costs a credit.
+    :param uploaded_by_others: Assets that were uploaded without Airflow; each costs one credit.
     :param assets: All assets of the account, from the emulator.
     :param cuts: All cuts.
     :param renders: All renders.

@@ -12,7 +12,7 @@ from airflow_provider_roughy.operators import RoughyCreateUploadOperator, Roughy
 with DAG("one_task", schedule=None):
     RoughyIngestOperator(task_id="ingest", source="{{ dag_run.conf['folder'] }}", ledger="{{ dag_run.conf['ledger'] }}")
 
-with DAG("a_task_a_file", schedule=None):
+with DAG("one_task_per_file", schedule=None):
 
     @task
     def files(dag_run: Any = None) -> list[str]:

@@ -323,7 +323,7 @@ def grid() -> str:
             look = "good" if number < 2 or row < running else "waiting" if row == running else "plain"
             drawing.square(208 + 56 * number, y, look)
     x = 420
-    drawing.text(x, 20, f"# rough_cut.{names[running]}, 3 Mar: one instance a recording")
+    drawing.text(x, 20, f"# rough_cut.{names[running]}, 3 Mar: one instance per recording")
     instances = (("interview.mp3", "good", "success"), ("lecture.m4a", "good", "success"))
     for row, (name, look, state) in enumerate(
         [*instances, ("statement.mp4", "waiting", "deferred: takes no worker slot")]

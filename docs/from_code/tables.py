@@ -104,10 +104,10 @@ def may_pass(error: type[RoughyError]) -> bool:
 
 
 def who_retries(error: type[RoughyError]) -> str:
-    """Say who tries again, if anybody: the request itself first, then Airflow."""
+    """Say who retries after such an error, if anybody: the client first, then Airflow."""
     if issubclass(error, (AirflowFailException, AirflowSensorTimeout)):
         return "not retried"
-    return f"retried {'at once, then ' if may_pass(error) else ''}by Airflow"
+    return f"retried {'by the client, then ' if may_pass(error) else ''}by Airflow"
 
 
 def answers(error: type[RoughyError]) -> str:

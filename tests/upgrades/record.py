@@ -337,6 +337,6 @@ def main(release: str) -> dict[str, Any]:
 if __name__ == "__main__":
     _release = sys.argv[1]
     _rows = json.dumps(main(_release), sort_keys=True)
-    # A line a row.
+    # One line per row.
     _rows = _rows.replace('{"ended"', '\n{"ended"').replace('], "', '],\n"')
     Path(__file__).with_name(f"{_release}.json").write_text(_rows + "\n")
