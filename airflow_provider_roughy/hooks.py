@@ -66,8 +66,8 @@ R = TypeVar("R", bound=api.Resource)
 class RoughyHook(BaseHook):
     """Calls Roughy's API with the key of an Airflow connection.
 
-    The hook retries requests that are safe to repeat after a network fault, a 5xx or a 429, with growing pauses and as
-    ``Retry-After`` says. It raises other errors as subclasses of
+    The hook retries requests that are safe to repeat after a network fault, a 5xx or a 429, with exponential backoff,
+    or after the time that ``Retry-After`` names. It raises other errors as subclasses of
     :class:`~airflow_provider_roughy.exceptions.RoughyError`.
 
     The connection holds the API key as its password. Its host is Roughy's base URL, by default
@@ -374,7 +374,7 @@ class RoughyHook(BaseHook):
         """Cancel an asset's upload, which removes the asset.
 
         :param asset: The asset.
-        :returns: ``False`` if there was nothing left to cancel.
+        :returns: ``False`` if there was no open upload.
         """
         if asset.upload_url is None:
             return False
@@ -399,7 +399,7 @@ class RoughyHook(BaseHook):
             return False
         return True
 
-    # ---- What has been ingested
+    # ---- Ledger
 
     def recheck_ledger(self, ledger: Ledger, *, forget: bool = False) -> list[Entry]:
         """Check which assets of a ledger exist at Roughy, and return the entries of those that do not.

@@ -3,7 +3,7 @@
 Only this module says what each state means to a task that waits. A resource moves from a waiting state to a final one::
 
     asset:  pending_upload -> processing -> ready
-                                        |-> pending_payment -> ready     (by itself, on the next top-up)
+                                        |-> pending_payment -> ready     (automatically, on the next top-up)
                                         |-> failed
     cut:    pending -> processing -> completed
                                  |-> failed

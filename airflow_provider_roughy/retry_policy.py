@@ -75,7 +75,7 @@ class RoughyRetryPolicy(RetryPolicy):
     ) -> RetryDecision:
         """Return the decision about an error. Airflow calls this on the worker."""
         errors = list(_causes(exception))
-        # Only the error itself decides, not its causes: an upload that is gone has a final cause, but is started anew.
+        # Only the error itself decides, not its causes: an upload that is gone has a final cause, but is started again.
         if errors and errors[0].final:
             return RetryDecision.fail(f"No retry can fix this: {errors[0]}")
         for error in errors:

@@ -180,7 +180,7 @@ class RoughyAssetSensor(_RoughySensor):
     :param on_pending_payment: What to do about an asset that is uploaded and measured, but that the credits do not
         cover: ``"fail"`` raises :class:`~airflow_provider_roughy.exceptions.RoughyPaymentRequiredError`; ``"skip"``
         skips the task; ``"return"`` succeeds, with ``state`` ``"pending_payment"`` in the result, for a branch to
-        read; ``"wait"`` continues to wait, as Roughy makes the asset ready by itself after a top-up.
+        read; ``"wait"`` continues to wait, as Roughy makes the asset ready automatically after a top-up.
     :param roughy_conn_id: The Airflow connection. (templated)
     :param deferrable: Whether to wait in the triggerer, which ignores ``mode``.
     :param poke_interval: Seconds between two polls, in every mode.
@@ -191,7 +191,8 @@ class RoughyAssetSensor(_RoughySensor):
         includes the wait in poke mode (and on Airflow 2 the wait in the triggerer).
     :param soft_fail: Whether to skip the task where it would fail without a retry: asset failed or unpaid, wrong key,
         no such asset, timeout.
-    :param never_fail: Whether to skip it also where a retry may help: Airflow has no such connection.
+    :param never_fail: Whether to skip the task on every error, also on those that a retry may fix, such as a missing
+        connection.
     """
 
     kind = ASSET
@@ -239,7 +240,8 @@ class RoughyCutSensor(_RoughySensor):
         :class:`~airflow_provider_roughy.exceptions.RoughyTimeoutError`, as in :class:`RoughyAssetSensor`.
     :param soft_fail: Whether to skip the task where it would fail without a retry: cut failed, wrong key, no such
         cut, timeout.
-    :param never_fail: Whether to skip it also where a retry may help: Airflow has no such connection.
+    :param never_fail: Whether to skip the task on every error, also on those that a retry may fix, such as a missing
+        connection.
     """
 
     kind = CUT
@@ -273,7 +275,8 @@ class RoughyRenderSensor(_RoughySensor):
         :class:`~airflow_provider_roughy.exceptions.RoughyTimeoutError`, as in :class:`RoughyAssetSensor`.
     :param soft_fail: Whether to skip the task where it would fail without a retry: render failed, wrong key, no such
         render, timeout.
-    :param never_fail: Whether to skip it also where a retry may help: Airflow has no such connection.
+    :param never_fail: Whether to skip the task on every error, also on those that a retry may fix, such as a missing
+        connection.
     """
 
     kind = RENDER

@@ -399,7 +399,7 @@ def stamped(path: Path, content: bytes) -> None:
 
 
 def in_place(path: Path, content: bytes) -> None:
-    """Write a file anew and put its time back, as ``mp3gain -p`` does."""
+    """Write a file again and restore its time, as ``mp3gain -p`` does."""
     with path.open("r+b") as file:
         file.write(content)
     os.utime(path, ns=(10**18, 10**18))

@@ -531,7 +531,7 @@ def test_live_run_keeps_its_claims_and_a_dead_one_does_not(
     (reason,) = nights.xcoms["deferred"].values()
     assert re.fullmatch(
         rf"dag\.other, run night 0 holds the claim on it \(its lease was last renewed at {at}\); "
-        rf"another run takes over if it is not renewed by {at}",
+        rf"another run supersedes the claim if the lease is not renewed by {at}",
         reason,
     )
     assert roughy.requests == []

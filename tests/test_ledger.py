@@ -302,23 +302,26 @@ def test_lease_that_cannot_be_renewed_or_given_up_names_run_and_ledger(
             time.sleep(0.01)
     where = f"dag.task, run night 1 in ledger {tmp_path / 'ledger'} failed"
     assert f"Renewing the lease of {where}; retrying in" in caplog.text
-    assert f"Giving up the lease of {where}. It expires by itself within 10 minutes" in caplog.text
+    assert f"Giving up the lease of {where}. It expires automatically within 10 minutes" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, "held the claim on it until recently, and another run may take over now"),
-        (b"", "held the claim on it until recently, and another run may take over now"),
+        (None, "held the claim on it until recently, and another run may supersede the claim now"),
+        (b"", "held the claim on it until recently, and another run may supersede the claim now"),
         (
             b'{"until": 100}',
             "held the claim on it until recently (its lease expired at 1970-01-01 00:01:40 UTC), and another run",
         ),
-        (b'{"until": 1e300}', "(its lease has not expired); another run takes over if it is not renewed by an unknown"),
+        (
+            b'{"until": 1e300}',
+            "(its lease has not expired); another run supersedes the claim if the lease is not renewed by an unknown",
+        ),
         (
             b'{"until": 9e9, "at": "2026-01-01T00:00:00.000+00:00"}',
-            "holds the claim on it (its lease was last renewed at 2026-01-01 00:00:00 UTC); another run takes over if "
-            "it is not renewed by 2255-03-14 16:00:00 UTC",
+            "holds the claim on it (its lease was last renewed at 2026-01-01 00:00:00 UTC); another run supersedes "
+            "the claim if the lease is not renewed by 2255-03-14 16:00:00 UTC",
         ),
     ],
 )

@@ -462,7 +462,7 @@ def test_batch_says_why_an_asset_could_not_be_checked(
     assert f"reading the state of asset {asset['id']} failed: GET /v1/assets/{asset['id']}: 503" in str(ended.error)
 
 
-def test_upload_of_a_claimed_recording_names_the_run_and_when_it_may_take_over(
+def test_upload_of_a_claimed_recording_names_the_run_and_when_its_lease_expires(
     connection: dict[str, Any], tmp_path: Path, recordings: dict[str, Path]
 ) -> None:
     ledger, source = Ledger(tmp_path / "ledger"), recordings["audio"]
@@ -474,8 +474,9 @@ def test_upload_of_a_claimed_recording_names_the_run_and_when_it_may_take_over(
     ended = upload(source, ledger=str(tmp_path / "ledger"))
     assert (ended.state, type(ended.error)) == ("up_for_retry", RoughyClaimedError)
     assert re.fullmatch(
-        rf"{source} was not uploaded: dag\.other, run night 0 holds the claim on it \(.* UTC\); another run takes over "
-        rf"if it is not renewed by .* UTC \(ledger {ledger.uri}\)\. A retry of this task returns .*, or takes over",
+        rf"{source} was not uploaded: dag\.other, run night 0 holds the claim on it \(.* UTC\); another run "
+        rf"supersedes the claim if the lease is not renewed by .* UTC \(ledger {ledger.uri}\)\. A retry of this task "
+        r"returns that run's asset, or supersedes the claim",
         str(ended.error),
     )
 

@@ -198,7 +198,7 @@ def test_kill_ends_a_wait_inside_a_running_event_loop(roughy: Emulator, audio: P
         def settle() -> None:
             roughy.progression = "immediate"
 
-        # Started anew after a kill, it makes an asset of its own, as there is no store.
+        # Started again after a kill, it makes an asset of its own, as there is no store.
         return run_task(task, kill_once=looked, before_resuming=settle)
 
     assert asyncio.run(notebook()).state == "success"

@@ -117,7 +117,7 @@ def test_repeats_announce_only_assets_that_no_run_has_taken(roughy: Emulator, le
     asyncio.run(run())
 
 
-def test_assets_not_taken_are_repeated_after_growing_pauses(roughy: Emulator, ledger: Path) -> None:
+def test_assets_not_taken_are_repeated_with_exponential_backoff(roughy: Emulator, ledger: Path) -> None:
     async def run() -> None:
         async with watch(ledger) as watching:
             await begun(ledger)

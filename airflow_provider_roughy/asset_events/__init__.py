@@ -36,7 +36,7 @@ ledger.
 How often an asset is announced depends on Airflow:
 
 - Airflow 3.0 to 3.3 may not start a run for an event until the next event comes. A subscription repeats assets that no
-  run has taken, with growing pauses, for a day.
+  run has taken, with exponential backoff, for a day.
 - Airflow 3.4 starts a run for each event. A subscription announces an asset once. If no run has taken it some seconds
   later, a note in the ledger keeps a restarted triggerer from announcing it again within a day.
 """

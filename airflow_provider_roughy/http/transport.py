@@ -75,7 +75,7 @@ class Deadline:
         return self._end <= time.monotonic()
 
     def restart(self) -> None:
-        """Count the seconds anew if this is an upload, of which bytes are being sent."""
+        """Count the seconds from zero if this is an upload, of which bytes are being sent."""
         if self.upload:
             self._end = time.monotonic() + self.seconds
 

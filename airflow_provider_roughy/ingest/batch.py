@@ -115,7 +115,7 @@ class Batch:
         #: The recordings to upload, in this order.
         self.todo: list[UploadItem] = []
         #: Recordings that an earlier try of this run has uploaded, at least in part: they count for `max_credits`.
-        self._spent: list[UploadItem] = []
+        self._own_uploads: list[UploadItem] = []
         #: The errors of the last poll of each asset, where it failed.
         self._failed_polls: dict[str, RoughyError] = {}
         self._recorder = Recorder(owner, ledger)
@@ -313,9 +313,9 @@ class Batch:
             return
         item.version = ended
         if item.mine:
-            self._spent.append(item)
+            self._own_uploads.append(item)
         else:
-            self._recorder.of_others.add(verdict.id)
+            self._recorder.assets_of_other_runs.add(verdict.id)
         self._waiting[verdict.id] = item
         self.settle([verdict])
 
@@ -391,7 +391,7 @@ class Batch:
         :raises RoughyError: If the balance cannot be read.
         """
         # Recordings that have ended since are among the results.
-        started = [item for item in self._spent if item.asset_id in self._waiting]
+        started = [item for item in self._own_uploads if item.asset_id in self._waiting]
         unknown = price(self.todo, credits_if_unknown=credits_if_unknown, parallel=self._parallel)
         price(started, credits_if_unknown=credits_if_unknown, parallel=self._parallel)
         spent = sum(item.credits or 0 for item in started) + self._recorder.spent()
@@ -598,8 +598,8 @@ class Batch:
         except RoughyError as error:
             balance = f"unknown ({error})"
         self._log.warning(
-            "%s not paid for: %s%s needed, the balance is %s; Roughy keeps the oldest until %s, and prepares each by "
-            "itself once the credits are topped up",
+            "%s not paid for: %s%s needed, the balance is %s; Roughy keeps the oldest until %s, and prepares each "
+            "automatically once the credits are topped up",
             "1 recording is" if len(unpaid) == 1 else f"{len(unpaid):,} recordings are",
             "at least " if any(result.credits is None for result in unpaid) else "",
             counted(sum(result.credits or 0 for result in unpaid), "credit"),

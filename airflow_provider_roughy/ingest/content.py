@@ -1,8 +1,8 @@
 """Identify recordings by their bytes (``identity="content"``): a file that was moved or renamed is the same recording.
 
-The ledger keeps the SHA-256 of each file under the key that the file has by its place, size and version, so that a file
-is read once. This is a fact about that file, and no claim: it may be stored at any time, stored twice, or get lost.
-What the ledger has about a file by its place, such as from the time before, stays as it is.
+The ledger keeps the SHA-256 of each file under the key that the file has by its location, size and version, so that a
+file is read once. This is a fact about that file, and no claim: it may be stored at any time, stored twice, or get
+lost. Entries that the ledger already has for a file by its location stay as they are.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def identify_all(
 
     :param ledger: The ledger.
     :param items: The recordings that were found, by key. Those that cannot be read, and copies, are removed.
-    :param by_place: The keys that the ledger has: a recording that it has by its place stays as it is.
-    :param contents: The SHA-256 of files, by the key of their place.
+    :param by_place: The keys that the ledger has: a recording that it has by its location stays as it is.
+    :param contents: The SHA-256 of files, by the key of their location.
     :param may_read: Returns whether a file is to be uploaded if it is new.
     :param transfers: Read the files, and report those that cannot be read.
     :returns: The copies, each with the file that it equals.
@@ -95,7 +95,7 @@ def identify_all(
 
 
 def identify_one(ledger: Ledger, item: UploadItem) -> None:
-    """Identify one recording by its content, unless the ledger has it by its place.
+    """Identify one recording by its content, unless the ledger has it by its location.
 
     :param ledger: The ledger.
     :param item: The recording, which was found.

@@ -37,7 +37,7 @@ class Recorder:
         #: The done recordings that this try reports, with their last version, which is removed afterwards.
         self.to_report: dict[str, Version | None] = {}
         #: The assets whose claims this run has superseded, which do not count towards `max_credits`.
-        self.of_others: set[str | None] = set()
+        self.assets_of_other_runs: set[str | None] = set()
         #: By run, what messages say of its claims, and when its lease was read.
         self._claims: dict[str, tuple[float, str]] = {}
 
@@ -136,7 +136,7 @@ class Recorder:
         )
         self.to_report[result.key] = version
         if result.owner != str(self.owner):
-            self.of_others.add(result.asset_id)
+            self.assets_of_other_runs.add(result.asset_id)
         names = ("asset_id", "reason", "size_bytes", "seconds", "credits", "request_id")
         key = result.key if status in (Status.FAILED, Status.REJECTED) else None
         fields = {name: getattr(result, name) for name in names}
@@ -147,7 +147,7 @@ class Recorder:
         return sum(
             result.credits or 0
             for result in self.results.of(Status.READY, Status.PENDING_PAYMENT)
-            if not result.earlier and result.asset_id not in self.of_others
+            if not result.earlier and result.asset_id not in self.assets_of_other_runs
         )
 
     def finish(self) -> None:

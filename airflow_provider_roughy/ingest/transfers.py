@@ -148,7 +148,7 @@ class Transfers:
         finally:
             self._pool = None
         for item in pool.left:
-            self._recorder.defer(item, f"not begun, as the batch was stopped: {self._recorder.fatal}")
+            self._recorder.defer(item, f"not started: the batch was stopped: {self._recorder.fatal}")
 
     def stop(self) -> None:
         """End the transfers under way, from a signal handler. A later try resumes them, if it can."""
@@ -230,7 +230,7 @@ class Transfers:
             return False
         if self._recorder.fatal is None:
             self._log.error(
-                "Stopping the batch at %s, and leaving what is not begun to a later try: %s", item.name, error
+                "Stopping the batch at %s and deferring the files that are not started: %s", item.name, error
             )
             self._recorder.fatal = error
         return True

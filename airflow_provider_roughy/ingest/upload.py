@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: The fields of a version that releases its claim: a run that finds the recording again starts anew. The versions
-#: themselves stay, as they are removed only once there is a result.
+#: The fields of a version that releases its claim: a run that finds the recording again starts a new upload. The
+#: versions themselves stay, as they are removed only once there is a result.
 RELEASED: dict[str, Any] = {
     "state": Progress.CLAIMED,
     "asset_id": None,
@@ -409,7 +409,7 @@ def _claimed(ledger: Ledger, item: UploadItem, owner: ClaimOwner | str | None) -
     who = "another run claimed it at the same time" if owner is None else ledger.describe_claim(owner)
     return RoughyClaimedError(
         f"{item.name} was not uploaded: {who} (ledger {ledger.uri}). A retry of this task returns that run's asset, or "
-        "takes over"
+        "supersedes the claim"
     )
 
 

@@ -44,7 +44,7 @@ def result_of_verdict(item: UploadItem, verdict: Verdict) -> RecordingResult:
         since = (item.version.since if item.version is not None else None) or utc_now()
         until = (datetime.fromisoformat(since) + _KEPT_UNPAID).date().isoformat()
         cost = f"it costs {counted(base.credits, 'credit')}; " if base.credits else ""
-        reason = f"{cost}top up at Roughy by {until}, then it becomes ready by itself"
+        reason = f"{cost}top up at Roughy by {until}, then it becomes ready automatically"
         return replace(base, status=Status.PENDING_PAYMENT, reason=reason, since=since, until=until)
     try:
         verdict.raise_for_failure()

@@ -8,7 +8,7 @@ Object                     Content
 ``open/<key>.<n>.json``    Version ``n`` of a recording that is not done, or whose result was not reported to Airflow
                            yet: each created only if absent, never changed. The highest counts.
 ``problems/<key>.<state>`` Empty: the state of a result other than ready, so that lists of names suffice to count.
-``contents/<key>.<hash>``  Empty: the SHA-256 of a file, by the key of its place (``identity="content"``).
+``contents/<key>.<hash>``  Empty: the SHA-256 of a file, by the key of its location (``identity="content"``).
 ``by-content``             All tasks identify the recordings of this ledger by their content.
 ``runs/<run>.json``        The lease of a run: until when it counts as active.
 ``runs/<run>.<n>.json``    The results that a try has reported, for the later tries of its run; ``n`` = 1, 2, …

@@ -261,7 +261,7 @@ def complete(result: Result) -> Steps[Result]:
     """
     if (yield CreateResult(result)):
         return result
-    # Only a person removes a result; one that was removed between these two steps is stored anew.
+    # Only a person removes a result; one that was removed between these two steps is stored again.
     there = yield FindResult(result.key)
     return result if there is None else there
 

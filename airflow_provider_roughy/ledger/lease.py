@@ -4,7 +4,7 @@ A lease only decides whether another run may supersede the claims of its run. If
 a renewal was late, nothing is uploaded twice: a run gives up a recording too early, or another run waits longer than
 needed. A run has ended when its lease was released or has expired.
 
-It is one object a run, ``runs/<hash>.json``, which all tries of the run share and overwrite: ``owner``, ``until`` in
+It is one object per run, ``runs/<hash>.json``, which all tries of the run share and overwrite: ``owner``, ``until`` in
 seconds since the epoch, ``at``, and the ``try`` that wrote it. A try that ends gives up only a lease that it wrote
 itself, so that another live try of the same run keeps it.
 """

@@ -261,7 +261,7 @@ class Ledger(Runs, Announcements):
             self._folder.create(_BY_CONTENT, json.dumps({"since": utc_now()}).encode())
 
     def contents(self) -> dict[str, str]:
-        """Return the SHA-256 of the files that were read, by the key that each has by its place: one list of names.
+        """Return the SHA-256 of the files that were read, by the key that each has by its location: one list of names.
 
         :raises RoughyLedgerError: If the ledger cannot be listed.
         """
@@ -272,7 +272,7 @@ class Ledger(Runs, Announcements):
     def note_content(self, key: str, digest: str) -> None:
         """Store the SHA-256 of a file.
 
-        :param key: The key that it has by its place.
+        :param key: The key that it has by its location.
         :param digest: Hexadecimal digits.
         :raises RoughyLedgerError: If the ledger cannot be written.
         """
@@ -358,7 +358,7 @@ class Ledger(Runs, Announcements):
             names = [name for name in self._folder.names() if name.partition(".")[0] == key]
             for folder in ("open", "problems"):
                 names += [f"{folder}/{n}" for n in self._folder.names(folder) if n.partition(".")[0] == key]
-            # The result goes last: until then, no run can start anew.
+            # The result goes last: until then, no run can ingest the recording again.
             last = [name for name in names if name == result_name(key)]
             self._folder.remove([name for name in names if name not in last])
             self._folder.remove(last)

@@ -22,7 +22,7 @@ from airflow_provider_roughy.transfer.storage import canonical_location
 
 #: The object with a copy of the entries of 0.2.
 INDEX_NAME = "index-0.2.json"
-#: An entry that 0.2 fails to read, so that it stops: it would upload anew what later releases have ingested.
+#: An entry that 0.2 fails to read, so that it stops: it would upload again what later releases have ingested.
 STOP_KEY = "f" * 32
 STOP_CONTENT = b"A later airflow-provider-roughy keeps this ledger: upgrade this one, which would upload all again"
 #: Fields of the identity of 0.2 other than the version of the source.
@@ -184,7 +184,7 @@ def build_index(
             entries[name] = _as_legacy(Entry.decode(key, names.generations[key], content), is_open=key in names.open)
         except ValueError:
             broken[key] = explain(name, content)
-    # Entries that are not done may change, and are read anew each time.
+    # Entries that are not done may change, and are read each time.
     final = {name: entry for name, entry in entries.items() if entry is None or entry.done}
     kept = {name: entry for name, entry in remembered.items() if name in keys}
     if final or len(kept) != len(remembered):

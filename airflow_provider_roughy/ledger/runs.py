@@ -53,8 +53,8 @@ class Runs(LedgerObjects):
                 self.write_lease(owner, 0.0)
         except RoughyLedgerError as err:
             _log.warning(
-                "Giving up the lease of %s in ledger %s failed. It expires by itself within %.0f minutes; until then, "
-                "other runs defer what this run has not finished: %s",
+                "Giving up the lease of %s in ledger %s failed. It expires automatically within %.0f minutes; until "
+                "then, other runs defer what this run has not finished: %s",
                 owner,
                 self.uri,
                 LEASE_SECONDS / 60,
@@ -89,7 +89,7 @@ class Runs(LedgerObjects):
         return lease is not None and lease.is_alive(time.time())
 
     def describe_claim(self, owner: ClaimOwner | str) -> str:
-        """Say which run holds a claim, when it last renewed its lease, and when another run may take over.
+        """Say which run holds a claim, when it last renewed its lease, and when another run may supersede it.
 
         :param owner: The run.
         :returns: Part of a sentence, such as ``dag.task, run r holds the claim on it (…)``.
@@ -100,11 +100,11 @@ class Runs(LedgerObjects):
             return f"{owner} holds the claim on it, and its lease cannot be read: {err}"
         if lease is None or not lease.is_alive(time.time()):
             ended = f" (its lease expired at {_moment(lease.until)})" if lease is not None and lease.until else ""
-            return f"{owner} held the claim on it until recently{ended}, and another run may take over now"
+            return f"{owner} held the claim on it until recently{ended}, and another run may supersede the claim now"
         renewed = f"was last renewed at {_moment(lease.written)}" if lease.written else "has not expired"
         return (
-            f"{owner} holds the claim on it (its lease {renewed}); another run takes over if it is not renewed by "
-            f"{_moment(lease.until)}"
+            f"{owner} holds the claim on it (its lease {renewed}); another run supersedes the claim if the "
+            f"lease is not renewed by {_moment(lease.until)}"
         )
 
     def has_started(self, owner: ClaimOwner | str) -> bool:

@@ -23,8 +23,8 @@ class RoughyDownloadOperator(InterruptibleOperator):
 
     The file is written completely, with the length that Roughy names, or not at all; a file that existed before stays
     until then. The operator streams in constant memory and resumes after a broken connection, a timeout, a 5xx or a
-    429; it requests a fresh link if one expires. A later try of the task starts anew. The API key never goes to the
-    storage that the bytes come from.
+    429; it requests a fresh link if one expires. A later try of the task starts from the beginning. The API key never
+    goes to the storage that the bytes come from.
 
     An asset or a render that is not ready fails with
     :class:`~airflow_provider_roughy.exceptions.RoughyNotReadyError`, which a retry may fix: put

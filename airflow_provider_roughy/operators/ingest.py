@@ -68,8 +68,8 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
     resumes those of a run that has ended: at once, or after a crash ten minutes after that run last renewed its lease.
     Each run reports unpaid recordings of earlier runs until they are ready or gone. The ledger must not be in the
     source.
-    Without a ledger, a retry resumes the uploads of the try before it on Airflow 3.3 and later, and starts anew before
-    that; the next run uploads everything again.
+    Without a ledger, a retry resumes the uploads of the try before it on Airflow 3.3 and later, and starts from the
+    beginning on earlier versions; the next run uploads everything again.
 
     The result is the list of assets that are ready. Map the next task over it::
 
@@ -111,11 +111,12 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
     :param ledger: The folder of the ledger: an absolute path or a URI. The folder that it lies in has to exist.
         (templated)
     :param ledger_conn_id: The Airflow connection of the ledger's storage. (templated)
-    :param identity: What makes a file the same recording, besides project and language: ``"location"``, its place, size
-        and version, or ``"content"``, the hash of its bytes. With ``"content"`` a file that was moved, renamed, copied
-        or touched is not paid for again. Each file is read once more, before its upload, and not again while its place,
-        size and version stay the same. From the first such run on, all tasks that use the ledger identify recordings by
-        content. Recordings that the ledger already has by their place stay known by their place.
+    :param identity: What makes a file the same recording, besides project and language: ``"location"``, its path or
+        URI, size and version, or ``"content"``, the hash of its bytes. With ``"content"`` a file that was moved,
+        renamed, copied or touched is not paid for again. Each file is read once more, before its upload, and not again
+        while its location, size and version stay the same. From the first such run on, all tasks that use the ledger
+        identify recordings by content. Recordings that the ledger already has by location keep their location-based
+        identity.
     :param project_id: The project of the new assets; by default the one in the connection's extra. (templated)
     :param language: The language spoken, two letters of ISO 639-1; by default Roughy detects it. (templated)
     :param parallel: How many uploads at once, 1 to 64.
@@ -124,7 +125,7 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         deferred; the oldest go first. ``None`` uploads everything: recordings that the balance does not cover become
         ``pending_payment``. (templated)
     :param credits_if_unknown: The credits to count for a recording of unknown length, such as raw AAC or an MP3
-        without a Xing or VBRI header. By default the most that its size can hold (8 kbit/s, a credit for each 60 KB),
+        without a Xing or VBRI header. By default the most that its size can hold (8 kbit/s, one credit per 60 KB),
         so that ``max_credits`` is never exceeded.
     :param dry_run: Whether only to report which files would be uploaded, and for how many credits. Nothing is created
         at Roughy.
@@ -386,8 +387,8 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         unpaid = [result for result in results.of(Status.PENDING_PAYMENT) if not result.earlier]
         if unpaid or fatal:
             message = (
-                f"The credits do not cover everything. {text}\nTop up at Roughy within 30 days: what is uploaded "
-                "becomes ready by itself, and the next run reports it"
+                f"The credits do not cover everything. {text}\nTop up at Roughy within 30 days: uploaded recordings "
+                "then become ready automatically, and the next run reports them"
             )
             error = fatal or RoughyIngestFailedError(message, outcomes=results.xcoms())
             end_unpaid(self.on_pending_payment, error, why_skipped=message)

@@ -47,7 +47,7 @@ class RoughyRenderOperator(DerivedResourceOperator):
     :param on_pending_payment: What to do about an asset that the credits do not cover: ``"fail"`` raises
         :class:`~airflow_provider_roughy.exceptions.RoughyPaymentRequiredError`; ``"skip"`` skips the task; ``"return"``
         succeeds and returns ``None``, as there is no render; ``"wait"`` continues to wait, as Roughy makes the asset
-        ready by itself after a top-up.
+        ready automatically after a top-up.
     :param poll_interval: Seconds, or a ``timedelta``, between two polls.
     :param timeout: Seconds, or a ``timedelta``, to wait for the asset and the render together; by default Airflow's
         ``[sensors] default_timeout``. After that the task fails with

@@ -45,10 +45,10 @@ class RoughyCreateUploadOperator(InterruptibleOperator, WaitingOperator):
     On Airflow 3.3 and later, every start of the task (a retry, a cleared task, one after a killed worker) resumes the
     upload: the task state store holds the asset's id and a fingerprint of the source. If all bytes have arrived
     already, the task sends nothing. If the asset is gone or failed at Roughy, or the source, the project or the
-    language has changed, it starts anew, and cancels the old upload if that is still open. Before 3.3 there is no such
-    store: a try that fails discards its asset, so that no orphan stays, and the next try starts anew. It keeps the
-    asset only if the key was rejected, or if all bytes may have arrived; ``asset_id`` resumes it. With a ``ledger``,
-    every version resumes uploads as 3.3 does.
+    language has changed, it starts a new upload, and cancels the old one if that is still open. Before 3.3 there is no
+    such store: a try that fails discards its asset, so that no orphan stays, and the next try starts a new upload. It
+    keeps the asset only if the key was rejected, or if all bytes may have arrived; ``asset_id`` resumes it. With a
+    ``ledger``, every version resumes uploads as 3.3 does.
 
     Limits: ``POST /v1/assets`` has no idempotency key. If its reply is lost, or the worker dies before it has stored
     the asset's id, an empty asset stays in ``pending_upload``, which costs nothing, and the next try creates another

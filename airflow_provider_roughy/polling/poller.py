@@ -168,7 +168,7 @@ class ResourcePoller:
         elif verdict.outcome is Outcome.PAYMENT_REQUIRED:
             self.log.warning(
                 "%s %s is %s%s: the credits did not cover it. Top up at Roughy within 30 days and it becomes ready "
-                "by itself; this task %s, as on_pending_payment=%r (request %s)",
+                "automatically; this task %s, as on_pending_payment=%r (request %s)",
                 title,
                 verdict.id,
                 verdict.state,

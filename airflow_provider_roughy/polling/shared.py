@@ -1,6 +1,6 @@
 """The poll that all waiters of one event loop, connection and kind of resource share.
 
-A thousand deferred tasks must not send a thousand requests a round. The poll knows every waiter, and each round it
+A thousand deferred tasks must not send a thousand requests per round. The poll knows every waiter, and each round it
 takes the cheaper way: one ``GET`` a resource, or one pass over the list of resources in the same state, 100 a page, and
 a ``GET`` only for a resource that is not on it. A list can only say that nothing has changed: the end of a resource is
 read by its ``GET``, and so is every resource once more before its waiter times out. The exception is a batch: where
@@ -9,7 +9,7 @@ an end.
 
 A waiter registers its resources once, for the whole wait. The poll evaluates each reply itself, in the waiter's context
 (so that log lines reach the right task's log), and wakes the waiter only when nothing is left to wait for: to wake
-10,000 coroutines a round takes longer than all requests of the round, and what each of them allocates makes Python
+10,000 coroutines per round takes longer than all requests of the round, and what each of them allocates makes Python
 collect garbage, which holds the event loop.
 """
 
@@ -71,7 +71,7 @@ _GATHER_SECONDS = 0.05
 _MAX_CONCURRENCY = 8
 #: Requests in a row that may fail before the rest of a round is postponed.
 _MAX_FAILURES = 3
-#: Rounds in a row in which only a list reported a resource, before the resource is read by itself.
+#: Rounds in a row in which only a list reported a resource, before the resource is read individually.
 _MAX_UNVERIFIED_ROUNDS = 20
 #: One in so many pollers may be read for that reason in one round.
 _POLLERS_A_VERIFICATION = 1000
@@ -335,7 +335,7 @@ class SharedPoll:
         return [answers[poller] for poller in pollers]
 
     async def read_now(self, id: str) -> Any:
-        """Read a resource by itself, whatever rounds and pauses are due: the last poll of a waiter.
+        """Read a resource individually, whatever rounds and pauses are due: the last poll of a waiter.
 
         :param id: The resource.
         :raises RoughyError: What was wrong.
@@ -575,7 +575,7 @@ class SharedPoll:
         if len(left) < 2:
             return
         await asyncio.sleep(0)
-        # An entry that is missed because the list changes meanwhile is read by itself.
+        # An entry that is missed because the list changes meanwhile is read individually.
         listing: Listing[Any] = Listing(lambda offset: read(state=state, offset=offset), overlap=0)
         pages, empty = 1, 0
         while pages < len(left) and (call := listing.next_call()) is not None:

@@ -5,7 +5,7 @@ Links expire, connections break, and proxies reply in place of the storage. The 
 - The file has the length that Roughy reports. A reply is refused if it announces another length, is compressed, or is
   an HTML page.
 - A download that broke is resumed by ``Range`` if the storage has named a version of the file (a strong ``ETag``), and
-  sends exactly the requested part (``If-Range``) of the same version. Otherwise it starts anew.
+  sends exactly the requested part (``If-Range``) of the same version. Otherwise it starts from the beginning.
 - A link that the storage refuses, or that leads to a file of another length, is replaced by a new one from Roughy.
 - A failed request counts as an attempt and is followed by a pause. The count starts again when more bytes arrive than
   ever before. A link that worked and is refused later has expired, which is not a failure.
@@ -143,7 +143,7 @@ class Link:
         if resource.download_url is None:
             raise RoughyProtocolError(
                 f"{kind.name.capitalize()} {verdict.id} is {verdict.state}, but Roughy named no link to its file; a "
-                "retry asks again"
+                f"retry reads the {kind.name} again"
             )
         # Roughy has no empty files.
         return cls(resource.download_url, resource.size_bytes or None)

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from airflow_provider_roughy.transfer.source import Reader, Source
     from airflow_provider_roughy.transfer.tus import RoughyUploader
 
-#: Seconds after which an upload whose end Roughy has not noticed is cancelled and starts anew.
+#: Seconds after which an upload whose end Roughy has not noticed is cancelled and replaced by a new one.
 _MAX_UNNOTICED_SECONDS = 24 * 3600.0
 
 #: The key of an :class:`UploadState` in a :class:`StateStore`.
@@ -125,9 +125,9 @@ def open_uploader(
 class DurableUpload:
     """Uploads one source to Roughy, over as many tries as that takes.
 
-    A try resumes the upload of the one before if there is a state store and nothing has changed. Otherwise it starts
-    anew. If a try fails, its asset is kept for a later one that can resume it, and discarded otherwise. An asset is
-    never discarded if Roughy may have all its bytes, if the API key was rejected, or if the caller named the asset.
+    A try resumes the upload of the one before if there is a state store and nothing has changed. Otherwise it starts a
+    new upload. If a try fails, its asset is kept for a later one that can resume it, and discarded otherwise. An asset
+    is never discarded if Roughy may have all its bytes, if the API key was rejected, or if the caller named the asset.
 
     :param client: Sends the requests.
     :param source: The source.
@@ -201,7 +201,7 @@ class DurableUpload:
             self._resume(asset)
         except (RoughyNotFoundError, RoughyUploadClosedError) as error:
             self._log.info(
-                "A new asset is needed for %s, as the upload to asset %s does not exist any more: %s",
+                "Uploading %s to a new asset: the upload to asset %s does not exist any more: %s",
                 self._source.uri,
                 asset.id,
                 error,
@@ -259,7 +259,7 @@ class DurableUpload:
             self._discard(client, self._asset)
 
     def _find_earlier(self, identity: dict[str, Any]) -> RoughyAsset | None:
-        """Return the asset of an earlier try if its upload can be resumed; ``None`` to start anew.
+        """Return the asset of an earlier try if its upload can be resumed; ``None`` to start a new upload.
 
         Retries, cleared tasks, killed workers and mapped tasks whose list has shifted all lead here.
 
@@ -272,7 +272,7 @@ class DurableUpload:
             asset = self._read(state.asset_id)
         except RoughyNotFoundError:
             self._log.info(
-                "A new asset is needed for %s: asset %s of an earlier try does not exist any more",
+                "Uploading %s to a new asset: asset %s of an earlier try does not exist any more",
                 self._source.uri,
                 state.asset_id,
             )
@@ -281,7 +281,7 @@ class DurableUpload:
         if state.identity != identity:
             changed = _differing(state.identity, identity)
             self._log.info(
-                "A new asset is needed for %s: asset %s of an earlier try is of another recording (other %s)",
+                "Uploading %s to a new asset: asset %s of an earlier try is of another recording (other %s)",
                 self._source.uri,
                 asset.id,
                 changed,
@@ -291,7 +291,7 @@ class DurableUpload:
             return None
         if Verdict.of(ASSET, asset).outcome is Outcome.FAILED:
             self._log.info(
-                "A new asset is needed for %s: asset %s of an earlier try has failed at Roughy (%s)",
+                "Uploading %s to a new asset: asset %s of an earlier try has failed at Roughy (%s)",
                 self._source.uri,
                 asset.id,
                 asset.error_code or "Roughy gave no reason",
@@ -348,7 +348,7 @@ class DurableUpload:
     def _unconfirmed(self, asset: RoughyAsset, why: str) -> RoughyUnconfirmedUploadError:
         return RoughyUnconfirmedUploadError(
             f"Asset {asset.id} is {asset.state}, and Roughy may have all {self._source.size} bytes of "
-            f"{self._source.uri}: {why}. A retry of the task asks again; nothing is uploaded twice",
+            f"{self._source.uri}: {why}. A retry of the task reads the asset again; nothing is uploaded twice",
             offset=self._source.size,
         )
 

@@ -352,8 +352,7 @@ class RoughyUploader(Uploader):
             return
         closed = RoughyUploadClosedError(
             f"{self._what} cannot be resumed: the asset waits for bytes, but its upload does not exist any more "
-            f"({reason}). A new asset is needed; RoughyCreateUploadOperator and RoughyIngestOperator create one on a "
-            "retry",
+            f"({reason}). Upload to a new asset; RoughyCreateUploadOperator and RoughyIngestOperator do so on a retry",
             offset=self.reached,
         )
         if arrival is Arrival.CLOSED or (self._conflict is not None and isinstance(reason, RoughyNotFoundError)):

@@ -19,7 +19,7 @@ from tests.emulator.api import Api
 
 NAN, INFINITE = math.nan, math.inf
 
-#: One client for all tests, since each loads its certificates anew.
+#: One client for all tests, since each client loads its certificates.
 HTTP = httpx.Client(trust_env=False, timeout=60)
 
 

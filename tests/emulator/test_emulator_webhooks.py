@@ -391,7 +391,7 @@ def test_a_receiver_that_fails_for_five_days_is_switched_off(api: Api, roughy: E
         statuses.append(200)
         roughy.seed_asset("ready")
         roughy.flush_webhooks()
-        # That counts anew from here.
+        # The count starts again from here.
         statuses.append(500)
         roughy.seed_asset("ready")
         roughy.flush_webhooks()
