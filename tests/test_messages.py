@@ -399,6 +399,16 @@ def test_batch_prints_the_call_that_forgets_a_failed_asset(
     assert Ledger(tmp_path / "ledger").snapshot().done == set()
 
 
+def test_log_has_the_call_if_the_task_does_not_fail(
+    connection: dict[str, Any], tmp_path: Path, log: Callable[[], str]
+) -> None:
+    text = tmp_path / "in" / "text.mp3"
+    text.parent.mkdir()
+    text.write_text("These are notes, and no recording. " * 100)
+    assert ingest(text.parent, tmp_path / "ledger", on_failed="return").state == "success"
+    assert forget_by(log())
+
+
 def test_file_that_the_ledger_does_not_have_is_not_to_be_forgotten(connection: dict[str, Any], tmp_path: Path) -> None:
     message = failed(ingest([str(tmp_path / "missing.mp3")], tmp_path / "ledger"), RoughyIngestFailedError)
     assert "forget" not in message

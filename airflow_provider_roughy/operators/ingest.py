@@ -374,16 +374,13 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         text = "\n".join([f"{results.summary()}:", *lines[:_MAX_LINES_OF_ERROR]])
         if len(lines) > _MAX_LINES_OF_ERROR:
             text += f"\n… and {len(lines) - _MAX_LINES_OF_ERROR:,} more, see the log"
+        advice = _how_to_ingest_again(batch)
         if self.on_failed == "fail" and results.of(Status.FAILED, Status.REJECTED, Status.INTERRUPTED):
             again = any(result.retryable for result in results.results)
-            if batch.ledger is not None and results.of(Status.FAILED, Status.REJECTED):
-                text += "\nLater runs skip files that failed or were rejected, and a cleared task reports them again"
-                if keys := [result.key for result in results.of(Status.FAILED, Status.REJECTED) if result.key]:
-                    text += (
-                        ". To ingest one again, replace the file; or forget it by the key in its line, and clear the "
-                        f"task: {FORGET_IMPORT}; {batch.ledger.forget_call(keys[0])}"
-                    )
+            text = "\n".join(filter(None, [text, advice]))
             raise (RoughyIngestError if again else RoughyIngestFailedError)(text, outcomes=results.xcoms())
+        if advice:
+            self.log.warning("%s", advice)
         unpaid = [result for result in results.of(Status.PENDING_PAYMENT) if not result.earlier]
         if unpaid or fatal:
             message = (
@@ -439,3 +436,17 @@ def _check_bool(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, not {value!r}")
     return value
+
+
+def _how_to_ingest_again(batch: Batch) -> str | None:
+    """Say how to ingest recordings again that failed or were rejected; ``None`` if no later run would skip them."""
+    ended = batch.results.of(Status.FAILED, Status.REJECTED)
+    if batch.ledger is None or not ended:
+        return None
+    text = "Later runs skip files that failed or were rejected, and a cleared task reports them again"
+    if keys := [result.key for result in ended if result.key]:
+        text += (
+            ". To ingest one again, replace the file; or forget it by the key in its line, and clear the task: "
+            f"{FORGET_IMPORT}; {batch.ledger.forget_call(keys[0])}"
+        )
+    return text
