@@ -102,5 +102,5 @@ class Baseline:
             why = f"its {error} is missing" if isinstance(error, KeyError) else str(error)
             raise RoughyLedgerError(
                 f"The baseline of this watcher, {stored}, cannot be read: {why}. Restore that object; or remove "
-                "it, and the watcher goes on from the one before it or, without one, from the assets of that moment"
+                "it, and the watcher continues from the one before it or, without one, from the assets of that moment"
             ) from None

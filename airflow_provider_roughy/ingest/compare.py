@@ -1,7 +1,7 @@
 """What the ledger has about each recording, and what this run does about it.
 
-Entries of 0.2 are read as what they are today: one that 0.2 calls done as a result, one that it has begun as a version
-0, which is not stored.
+Entries of 0.2 are read as what they are today: one that is done in 0.2 as a result, one that it has started as a
+version 0, which is not stored.
 """
 
 from __future__ import annotations

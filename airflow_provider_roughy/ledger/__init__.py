@@ -1,4 +1,4 @@
-"""The ledger: a folder, in any storage that Airflow knows, that remembers across runs what has been ingested.
+"""The ledger: a folder, in any storage that Airflow knows, that records across runs what has been ingested.
 
 ========================== ============================================================================================
 Object                     Content

@@ -55,7 +55,7 @@ class Announcements(LedgerObjects):
         content = self._read(entry.name)
         if content is None:
             raise RoughyLedgerError(
-                f"Entry {entry.name} of ledger {self.uri} was removed while it was read; a retry goes on"
+                f"Entry {entry.name} of ledger {self.uri} was removed while it was read; a retry continues"
             )
         try:
             return Entry.decode(entry.key, 1, content)
@@ -94,7 +94,7 @@ class Announcements(LedgerObjects):
         noted = self.note(name)
         if noted is None:
             raise RoughyLedgerError(
-                f"{note_name(name)} of ledger {self.uri} was removed while it was written; a retry goes on"
+                f"{note_name(name)} of ledger {self.uri} was removed while it was written; a retry continues"
             )
         return noted
 

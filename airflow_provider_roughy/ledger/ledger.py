@@ -92,7 +92,7 @@ class Snapshot:
 
 
 class Ledger(Runs, Announcements):
-    """A folder that remembers what has been ingested.
+    """A folder that records what has been ingested.
 
     :param location: A local path, a URI with a scheme that Airflow's object storage knows, or an ``ObjectStoragePath``.
     :param conn_id: The Airflow connection of that storage.

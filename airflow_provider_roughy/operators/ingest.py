@@ -189,7 +189,7 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         _check("on_failed", on_failed, ("fail", "return"))
         _check("identity", identity, ("location", "content"))
         if identity == "content" and ledger is None:
-            raise ValueError("identity='content' needs a `ledger`, which remembers the contents")
+            raise ValueError("identity='content' needs a `ledger`, which stores the contents")
         if isinstance(parallel, bool) or not isinstance(parallel, int) or not 1 <= parallel <= 64:
             raise ValueError(f"parallel must be 1 to 64, not {parallel!r}")
         if credits_if_unknown is not None and (not isinstance(credits_if_unknown, int) or credits_if_unknown < 0):

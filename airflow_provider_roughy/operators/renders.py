@@ -101,7 +101,7 @@ class RoughyRenderOperator(DerivedResourceOperator):
                     return
                 cancelled = self.hook.cancel_render(render_id)
         except RoughyError as error:
-            self.log.warning("Cancelling %s failed; Roughy goes on with it: %s", what, error)
+            self.log.warning("Cancelling %s failed; Roughy continues with it: %s", what, error)
         else:
             self.log.info("Cancelled render %s" if cancelled else "Render %s had ended already", render_id)
 

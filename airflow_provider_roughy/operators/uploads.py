@@ -80,7 +80,7 @@ class RoughyCreateUploadOperator(InterruptibleOperator, WaitingOperator):
         Airflow's ``[sensors] default_timeout``. A timeout is no reason to upload again, so it uses no retry.
         Airflow's ``execution_timeout`` bounds upload and wait together, in the triggerer as well.
     :param durable: Whether a later start of the task may resume the upload of an earlier one (Airflow 3.3 and later).
-    :param ledger: A folder that remembers what has been ingested, as of
+    :param ledger: A folder that records what has been ingested, as of
         :class:`~airflow_provider_roughy.operators.RoughyIngestOperator`, which may share it: an absolute path or a URI.
         Then a later start resumes an earlier upload on every version of Airflow, and other runs, tasks and DAGs return
         the asset of the same recording instead of uploading it again. (templated)
