@@ -588,13 +588,18 @@ class Batch:
                 del self._waiting[item.asset_id or ""]
                 self._recorder.leave(item, Done(result))
 
-    def log_unpaid(self) -> None:
-        """Log how many recordings are unpaid, their costs, the balance, and until when Roughy keeps them."""
+    def log_unpaid(self) -> int | None:
+        """Log how many recordings are unpaid, their costs, the balance, and until when Roughy keeps them.
+
+        :returns: The balance in credits; ``None`` if no recording is unpaid, or it cannot be read.
+        """
         unpaid = self.results.of(Status.PENDING_PAYMENT)
         if not unpaid:
-            return
+            return None
+        credits = None
         try:
-            balance = f"{self._hook.get_credit_balance():,}"
+            credits = self._hook.get_credit_balance()
+            balance = f"{credits:,}"
         except RoughyError as error:
             balance = f"unknown ({error})"
         self._log.warning(
@@ -606,6 +611,7 @@ class Batch:
             balance,
             min(result.until or "" for result in unpaid),
         )
+        return credits
 
     def finish(self) -> None:
         """Record in the ledger what this try has reported. Later tries of this run report it again; other runs do not.

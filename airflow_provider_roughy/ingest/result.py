@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_roughy.api import decode
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 
 class Status(StrEnum):
@@ -34,6 +37,17 @@ class Status(StrEnum):
     REJECTED = "rejected"
     DEFERRED = "deferred"
     INTERRUPTED = "interrupted"
+
+
+#: How each field of a result is read; others are any JSON.
+_DECODERS: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("status", "asset_id", "reason", "request_id", "since", "until", "key"), decode.text),
+    # A path may be longer than other texts.
+    "source": partial(decode.text, limit=10_000),
+    **dict.fromkeys(("size_bytes", "credits"), decode.integer),
+    **dict.fromkeys(("retryable", "earlier"), decode.boolean),
+    "seconds": decode.number,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +86,18 @@ class RecordingResult:
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain JSON, without empty fields."""
         return {name: value for name, value in asdict(self).items() if value not in (None, False, 0)}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> RecordingResult:
+        """Read what :meth:`to_dict` returned. Fields that this release does not know are left out.
+
+        :raises ValueError: If it is no such result.
+        """
+        if not isinstance(values, dict) or not all(isinstance(values.get(name), str) for name in ("source", "status")):
+            raise ValueError("it has no `source` or no `status`")
+        known = {each.name: each for each in fields(cls) if values.get(each.name) is not None}
+        read = {name: _DECODERS.get(name, decode.plain)(values[name]) for name in known}
+        return cls(**{name: value for name, value in read.items() if value is not None})
 
     @property
     def line(self) -> str:

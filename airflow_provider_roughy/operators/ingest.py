@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,6 @@ from airflow_provider_roughy.compat import AirflowSkipException
 from airflow_provider_roughy.event_loop import run_here
 from airflow_provider_roughy.exceptions import (
     RoughyConfigurationError,
-    RoughyError,
     RoughyIngestError,
     RoughyIngestFailedError,
     RoughyUnusableLedgerError,
@@ -30,6 +30,7 @@ from airflow_provider_roughy.logs import counted
 from airflow_provider_roughy.observability import lineage
 from airflow_provider_roughy.observability.outlets import Product, announce, ids_by_outcome
 from airflow_provider_roughy.operators.interruptible import InterruptibleOperator
+from airflow_provider_roughy.operators.reporting import TaskReport
 from airflow_provider_roughy.operators.waiting import WaitingOperator
 from airflow_provider_roughy.polling import wait_for_batch
 from airflow_provider_roughy.transfer.storage import asset_uri, without_secrets
@@ -111,6 +112,10 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
     :param ledger: The folder of the ledger: an absolute path or a URI. The folder that it lies in has to exist.
         (templated)
     :param ledger_conn_id: The Airflow connection of the ledger's storage. (templated)
+    :param report: The folder of the report, an absolute path or a URI, such as ``s3://reports/{{ ds }}/``:
+        ``results.jsonl`` for programs and ``index.html`` for people, also if the task fails. Each run and each task
+        needs its own folder. (templated)
+    :param report_conn_id: The Airflow connection of the report's storage. (templated)
     :param identity: What makes a file the same recording, besides project and language: ``"location"``, its path or
         URI, size and version, or ``"content"``, the hash of its bytes. With ``"content"`` a file that was moved,
         renamed, copied or touched is not paid for again. Each file is read once more, before its upload, and not again
@@ -157,6 +162,8 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         "source_conn_id",
         "ledger",
         "ledger_conn_id",
+        "report",
+        "report_conn_id",
         "project_id",
         "language",
         "max_credits",
@@ -172,6 +179,8 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         source_conn_id: str | None = None,
         ledger: str | os.PathLike[str] | None = None,
         ledger_conn_id: str | None = None,
+        report: str | os.PathLike[str] | None = None,
+        report_conn_id: str | None = None,
         identity: Literal["location", "content"] = "location",
         project_id: str | None = None,
         language: str | None = None,
@@ -200,6 +209,8 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         self.source_conn_id = source_conn_id
         self.ledger = ledger
         self.ledger_conn_id = ledger_conn_id
+        self.report = report
+        self.report_conn_id = report_conn_id
         self.identity = identity
         self.project_id = project_id
         self.language = language
@@ -222,7 +233,9 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         max_credits = self._max_credits()
         batch = self._batch(context)
         ledger = batch.ledger
-        with self._interrupt, self.hook:
+        report = self._task_report(context)
+        with self._interrupt, self.hook, self._reported(context, batch, report):
+            report.begin()
             found = discover(self.source, pattern=self.pattern, recursive=self.recursive, conn_id=self.source_conn_id)
             if ledger is not None and any(ledger.holds(file.canonical) for file in found.files):
                 raise self._ledger_in_source(ledger, self.source)
@@ -242,11 +255,7 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
                     if self._dry_run:
                         batch.defer_all("dry run")
                     batch.upload()
-                    return self._wait_and_report(context, batch, self.deadline(started))
-            except RoughyError:
-                if not batch.is_reported:
-                    self._report(context, batch, failed=True)
-                raise
+                    return self._wait_and_report(context, batch, report, self.deadline(started))
             finally:
                 self._running = None
 
@@ -296,9 +305,22 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
             )
         return int(self.max_credits)
 
-    def _wait_and_report(self, context: Context, batch: Batch, deadline: float) -> list[str]:
+    def _task_report(self, context: Context) -> TaskReport:
+        return TaskReport(context, location=self.report, conn_id=self.report_conn_id, hook=self.hook, log=self.log)
+
+    @contextmanager
+    def _reported(self, context: Context, batch: Batch, report: TaskReport) -> Iterator[None]:
+        """Report the results so far if the body raises an error before it has reported them."""
+        try:
+            yield
+        except Exception as error:
+            if not batch.is_reported:
+                self._report(context, batch, report, error=error)
+            raise
+
+    def _wait_and_report(self, context: Context, batch: Batch, report: TaskReport, deadline: float) -> list[str]:
         if batch.waiting and self.deferrable:
-            self._defer_wait(context, batch, deadline)
+            self._defer_wait(context, batch, report, deadline)
         if batch.waiting:
             verdicts = run_here(
                 lambda: wait_for_batch(
@@ -312,11 +334,12 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
                 )
             )
             batch.settle(verdicts)
-        self._report(context, batch)
-        return self._end(context, batch)
+        not_written = self._report(context, batch, report)
+        return self._end(context, batch, not_written)
 
-    def _defer_wait(self, context: Context, batch: Batch, deadline: float) -> None:
-        context["ti"].xcom_push(_XCOM_KEY, {**batch.to_dict(), "deadline": deadline})
+    def _defer_wait(self, context: Context, batch: Batch, report: TaskReport, deadline: float) -> None:
+        before = {**batch.to_dict(), "deadline": deadline, "report_facts": report.facts.to_dict()}
+        context["ti"].xcom_push(_XCOM_KEY, before)
         lease = batch.wait_elsewhere()
         RoughyBatchTrigger(
             kind=ASSET.name,
@@ -338,10 +361,12 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         before = ti.xcom_pull(task_ids=self.task_id, key=_XCOM_KEY, map_indexes=ti.map_index) or {}
         with self.hook:
             batch = self._batch(context)
-            with batch.running():
+            report = self._task_report(context)
+            report.resume(before.get("report_facts"))
+            with self._reported(context, batch, report), batch.running():
                 batch.resume(before, [verdict.id for verdict in verdicts])
                 batch.settle(verdicts)
-                return self._wait_and_report(context, batch, before.get("deadline", 0.0))
+                return self._wait_and_report(context, batch, report, before.get("deadline", 0.0))
 
     def stop_running(self) -> None:
         """End the uploads under way. The next try resumes them, if it can."""
@@ -350,24 +375,37 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
 
     # ---- The end
 
-    def _report(self, context: Context, batch: Batch, *, failed: bool = False) -> None:
-        """Report the result of each recording in the log and in XComs, and record in the ledger that it is reported.
+    def _report(
+        self, context: Context, batch: Batch, report: TaskReport, *, error: Exception | None = None
+    ) -> Exception | None:
+        """Report the result of each recording in the log, in XComs and in the report, and record that in the ledger.
 
-        :param failed: Whether an error has ended the batch.
+        :param error: The error that has ended the batch.
+        :returns: The error because of which the report could not be written.
         """
         results = batch.results
         # An error before the first result needs no summary.
-        if not failed or results.numbers():
+        if error is None or results.numbers():
             self.log.info("%s", results.summary())
         lines = list(results.table())
         for start in range(0, len(lines), _MAX_LINES):
             self.log.info("\n%s", "\n".join(lines[start : start + _MAX_LINES]))
-        batch.log_unpaid()
+        balance = batch.log_unpaid()
         for name, value in results.xcoms().items():
             context["ti"].xcom_push(name, value)
+        if balance is None and error is None:
+            balance = report.balance()
+        not_written = report.write(
+            results.results,
+            error=error or batch.fatal,
+            already_ingested=dict(results.already_ingested),
+            balance_after=balance,
+            advice=_how_to_ingest_again(batch),
+        )
         batch.finish()
+        return not_written
 
-    def _end(self, context: Context, batch: Batch) -> list[str]:
+    def _end(self, context: Context, batch: Batch, not_written: Exception | None) -> list[str]:
         results, fatal = batch.results, batch.fatal
         self._report_lineage(results)
         lines = list(results.table(without=(Status.READY, Status.DEFERRED)))
@@ -389,6 +427,9 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
             )
             error = fatal or RoughyIngestFailedError(message, outcomes=results.xcoms())
             end_unpaid(self.on_pending_payment, error, why_skipped=message)
+        # With a ledger, a retry uploads nothing again and writes the report.
+        if not_written is not None and batch.ledger is not None:
+            raise not_written
         self._announce(context, results)
         return results.ids(Status.READY)
 

@@ -1,0 +1,237 @@
+"""The report of a task: the result of each recording, for programs and for people, in a folder of any storage.
+
+================= =====================================================================================================
+File              Content
+================= =====================================================================================================
+``results.jsonl`` One JSON object per line, one line per recording: the fields of
+                  :class:`~airflow_provider_roughy.ingest.result.RecordingResult` that are not empty, and nothing else
+``summary.json``  The totals, the balance, and which run wrote it
+``index.html``    The same as one page for people, which loads nothing from elsewhere
+================= =====================================================================================================
+
+A task that shares its folder with others writes a *part*: ``results-PART.jsonl``, ``summary-PART.json`` and
+``index-PART.html``. :func:`read_report` reads all parts of a folder, in the order of their names. Mapped tasks write
+parts ``part-0000``, ``part-0001``, … by their map index.
+
+Each file appears whole or not at all, and none of the three appears before all are complete. A report that exists is
+replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from airflow_provider_roughy.api import decode
+from airflow_provider_roughy.exceptions import (
+    RoughySourceError,
+    RoughyUnusableSourceError,
+    RoughyUnusableTargetError,
+)
+from airflow_provider_roughy.ingest.result import RecordingResult
+from airflow_provider_roughy.observability.report_summary import ReportFacts, ReportSummary
+from airflow_provider_roughy.transfer.storage import (
+    as_text,
+    local_path,
+    storage_errors,
+    stored_path,
+    without_secrets,
+)
+from airflow_provider_roughy.transfer.target import find_target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from airflow_provider_roughy.compat import ObjectStoragePath
+    from airflow_provider_roughy.transfer.target import Sink
+
+    #: The folder of a report: a path or a URI.
+    ReportLocation = str | os.PathLike[str] | ObjectStoragePath
+
+#: Bytes that are gathered before they are written.
+_BLOCK_BYTES = 256 * 1024
+#: The names of results in a folder.
+_RESULTS = re.compile(r"results(-[A-Za-z0-9._-]+)?\.jsonl")
+
+
+def check_location(location: ReportLocation, *, conn_id: str | None = None) -> str:
+    """Check that a report can be written into a folder, as far as that is possible without writing.
+
+    :param location: The folder, an absolute path or a URI.
+    :param conn_id: The Airflow connection of its storage.
+    :returns: Its path or URI, which ends with a slash.
+    :raises RoughyUnusableTargetError: If it is a relative path, a template has rendered parts of it as empty, or
+        Airflow cannot open that storage.
+    :raises RoughyTargetError: If the storage does not answer.
+    """
+    folder = _folder(location)
+    path = local_path(folder)
+    if path is not None and not os.path.isabs(path):
+        raise RoughyUnusableTargetError(
+            f"Report {as_text(folder)!r} is a relative path, which each worker takes for another folder: give an "
+            "absolute path or a URI"
+        )
+    find_target(f"{folder}results.jsonl", name="", conn_id=conn_id or getattr(location, "conn_id", None))
+    return folder
+
+
+def write_report(
+    location: ReportLocation,
+    results: Iterable[RecordingResult],
+    *,
+    facts: ReportFacts | None = None,
+    conn_id: str | None = None,
+    part: str | None = None,
+) -> ReportSummary:
+    """Write the report of a task, in constant memory.
+
+    :param location: The folder, an absolute path or a URI. It is created if it does not exist.
+    :param results: The results. They are read once.
+    :param facts: What the report says of the task.
+    :param conn_id: The Airflow connection of its storage.
+    :param part: The name of this part of a report that several tasks write: letters, digits, ``.``, ``_`` and ``-``.
+        By default, this is the whole report.
+    :returns: The totals.
+    :raises ValueError: If ``part`` has other characters.
+    :raises RoughyUnusableTargetError: If no file can be written there.
+    :raises RoughyTargetError: If writing fails. None of the files has changed, unless it fails between their
+        appearances; then a retry replaces them.
+    """
+    folder = check_location(location, conn_id=conn_id)
+    conn_id = conn_id or getattr(location, "conn_id", None)
+    facts = replace(facts or ReportFacts(), written_at=datetime.now(UTC).isoformat(timespec="seconds"))
+    summary = ReportSummary(facts)
+    with ExitStack() as stack:
+
+        def open_file(stem: str, ending: str) -> Sink:
+            target = find_target(f"{folder}{_name(stem, part, ending)}", name="", conn_id=conn_id)
+            return stack.enter_context(target.open())
+
+        # They appear in reverse order: a page that appears has its results.
+        summary_file, results_file = open_file("summary", "json"), open_file("results", "jsonl")
+        with _Blocks(results_file) as blocks:
+            for result in results:
+                summary.add(result)
+                # Escaped, so that no character within a line is taken for the end of it.
+                blocks.write(json.dumps(result.to_dict()) + "\n")
+        summary_file.write((json.dumps(summary.to_dict(), indent=2) + "\n").encode())
+    return summary
+
+
+def read_report(location: ReportLocation, conn_id: str | None = None) -> Iterator[RecordingResult]:
+    """Yield the results of a report, all parts of it, in constant memory.
+
+    :param location: The folder, as :func:`write_report` takes it, or one ``.jsonl`` file in it.
+    :param conn_id: The Airflow connection of its storage.
+    :raises RoughyUnusableSourceError: If there is no report, it may not be read, or a line of it is damaged.
+    :raises RoughySourceError: If the storage does not answer.
+    """
+    conn_id = conn_id or getattr(location, "conn_id", None)
+    for uri in _files(str(location), conn_id):
+        shown = as_text(without_secrets(uri))
+        with _reading(shown), _open(uri, conn_id) as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    yield RecordingResult.from_dict(decode.loads(line))
+                except ValueError as error:
+                    raise RoughyUnusableSourceError(
+                        f"Report {shown} is damaged in line {number}: {error}. Clear the task that writes it"
+                    ) from error
+
+
+class _Blocks:
+    """Gathers text into blocks of bytes, which are written into a file.
+
+    :param file: The file.
+    """
+
+    def __init__(self, file: Sink) -> None:
+        self._file = file
+        self._block = bytearray()
+
+    def write(self, text: str) -> None:
+        self._block += text.encode("utf-8", "backslashreplace")
+        if len(self._block) >= _BLOCK_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        self._file.write(bytes(self._block))
+        self._block.clear()
+
+    def __enter__(self) -> _Blocks:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.flush()
+
+
+def _name(stem: str, part: str | None, ending: str) -> str:
+    """Return the name of a file of a report.
+
+    :raises ValueError: If the name of the part has other characters than a file name of every storage may have.
+    """
+    if part is None:
+        return f"{stem}.{ending}"
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", part):
+        raise ValueError(f"part must consist of letters, digits, '.', '_' and '-', not {part!r}")
+    return f"{stem}-{part}.{ending}"
+
+
+def _folder(location: ReportLocation) -> str:
+    text = str(location)
+    return text if text.endswith("/") or not text else f"{text}/"
+
+
+def _reading(shown: str) -> Any:
+    return storage_errors(f"Report {shown} cannot be read", RoughySourceError, RoughyUnusableSourceError)
+
+
+def _files(location: str, conn_id: str | None) -> list[str]:
+    """Return the paths or URIs of the files with the results of a report.
+
+    :raises RoughyUnusableSourceError: If there are none.
+    """
+    if location.endswith(".jsonl"):
+        return [location]
+    folder = _folder(location)
+    shown = as_text(without_secrets(folder))
+    path = local_path(folder)
+    try:
+        with storage_errors(
+            f"Report {shown} cannot be read",
+            RoughySourceError,
+            RoughyUnusableSourceError,
+            through=(FileNotFoundError,),
+        ):
+            if path is not None:
+                names = os.listdir(path)
+            else:
+                stored = stored_path(folder, conn_id)
+                stored.fs.invalidate_cache()
+                listed = stored.fs.ls(stored.path, detail=False)
+                names = [str(each).rstrip("/").rpartition("/")[2] for each in listed]
+    except FileNotFoundError:
+        names = []
+    found = sorted(name for name in names if _RESULTS.fullmatch(name))
+    if not found:
+        raise RoughyUnusableSourceError(
+            f"There is no report in {shown}: it has no `results.jsonl`. Did the task that writes it run?"
+        )
+    return [f"{folder}{name}" for name in found]
+
+
+def _open(uri: str, conn_id: str | None) -> IO[bytes]:
+    path = local_path(uri)
+    if path is not None:
+        return open(path, "rb")
+    stored = stored_path(uri, conn_id)
+    # ObjectStoragePath.open() would report each block to Airflow's lineage.
+    return cast("IO[bytes]", stored.fs.open(stored.path, "rb"))

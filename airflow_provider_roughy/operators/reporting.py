@@ -1,0 +1,106 @@
+"""How an operator reports its results as a whole: the report in a storage, and the text for notifiers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_roughy.exceptions import RoughyError
+from airflow_provider_roughy.observability.report import check_location, write_report
+from airflow_provider_roughy.observability.report_summary import ReportFacts, ReportSummary
+from airflow_provider_roughy.transfer.storage import as_text, words_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from airflow_provider_roughy.compat import Context
+    from airflow_provider_roughy.hooks import RoughyHook
+    from airflow_provider_roughy.ingest.result import RecordingResult
+    from airflow_provider_roughy.logs import Log
+    from airflow_provider_roughy.observability.report import ReportLocation
+
+
+class TaskReport:
+    """The report of one try of a task.
+
+    :param context: The context of the task.
+    :param location: The folder of the report; ``None`` to write none.
+    :param conn_id: The Airflow connection of its storage.
+    :param hook: Talks to Roughy, to read the balance.
+    :param log: Logs events.
+    """
+
+    def __init__(
+        self, context: Context, *, location: ReportLocation | None, conn_id: str | None, hook: RoughyHook, log: Log
+    ) -> None:
+        ti = context["ti"]
+        self._ti: Any = ti
+        self._location = location
+        self._conn_id = conn_id
+        self._hook = hook
+        self._log = log
+        self.facts = ReportFacts(
+            dag_id=ti.dag_id,
+            task_id=ti.task_id,
+            run_id=str(ti.run_id),
+            map_index=ti.map_index if (ti.map_index or 0) >= 0 else None,
+            try_number=ti.try_number,
+            started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def begin(self) -> None:
+        """Check the folder of the report, and read the balance. Nothing is done without a report.
+
+        :raises RoughyUnusableTargetError: If no report can be written there.
+        :raises RoughyTargetError: If its storage does not answer.
+        """
+        if self._location is not None:
+            check_location(self._location, conn_id=self._conn_id)
+            self.facts = replace(self.facts, balance_before=self.balance())
+
+    def resume(self, facts: Mapping[str, Any] | None) -> None:
+        """Continue after a wait in the triggerer.
+
+        :param facts: The facts before the wait, as plain JSON; ``None`` if an earlier release has stored none.
+        """
+        if facts:
+            self.facts = ReportFacts.from_dict(facts)
+
+    def balance(self) -> int | None:
+        """Return the balance in credits; ``None`` if there is no report, or Roughy does not tell it."""
+        if self._location is None:
+            return None
+        try:
+            return self._hook.get_credit_balance()
+        except RoughyError as error:
+            self._log.warning("Reading the balance for the report failed; the report does not show it: %s", error)
+            return None
+
+    def write(
+        self, results: Collection[RecordingResult], *, error: Exception | None = None, **facts: Any
+    ) -> Exception | None:
+        """Write the report, and push the XComs ``summary`` and ``report``.
+
+        :param results: The results.
+        :param error: The error that ended the task before all results were there.
+        :param facts: More fields of the :class:`ReportFacts`.
+        :returns: The error because of which the report could not be written, which is logged.
+        """
+        facts_now = replace(self.facts, error=None if error is None else words_of(error), **facts)
+        failed: Exception | None = None
+        where = None
+        if self._location is None:
+            summary = ReportSummary.of(results, facts_now)
+        else:
+            where = as_text(str(self._location))
+            try:
+                part = None if facts_now.map_index is None else f"part-{facts_now.map_index:04d}"
+                summary = write_report(self._location, results, facts=facts_now, conn_id=self._conn_id, part=part)
+                self._log.info("Wrote the report to %s", where)
+                self._ti.xcom_push("report", where)
+            except Exception as err:  # Whatever goes wrong, the task's own error is more important.
+                self._log.error("Writing the report to %s failed: %s", where, words_of(err))
+                summary, where, failed = ReportSummary.of(results, facts_now), None, err
+        self._ti.xcom_push("summary", summary.text(report=where))
+        return failed
