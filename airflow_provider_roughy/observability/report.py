@@ -34,6 +34,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyUnusableTargetError,
 )
 from airflow_provider_roughy.ingest.result import RecordingResult
+from airflow_provider_roughy.observability.report_page import ImportantRows, page
 from airflow_provider_roughy.observability.report_summary import ReportFacts, ReportSummary
 from airflow_provider_roughy.transfer.storage import (
     as_text,
@@ -113,13 +114,21 @@ def write_report(
             return stack.enter_context(target.open())
 
         # They appear in reverse order: a page that appears has its results.
-        summary_file, results_file = open_file("summary", "json"), open_file("results", "jsonl")
+        page_file = open_file("index", "html")
+        summary_file = open_file("summary", "json")
+        results_file = open_file("results", "jsonl")
+        rows = ImportantRows()
         with _Blocks(results_file) as blocks:
             for result in results:
                 summary.add(result)
+                rows.add(result)
                 # Escaped, so that no character within a line is taken for the end of it.
                 blocks.write(json.dumps(result.to_dict()) + "\n")
         summary_file.write((json.dumps(summary.to_dict(), indent=2) + "\n").encode())
+        names = {"results_name": _name("results", part, "jsonl"), "summary_name": _name("summary", part, "json")}
+        with _Blocks(page_file) as blocks:
+            for text in page(summary, rows, **names):
+                blocks.write(text)
     return summary
 
 

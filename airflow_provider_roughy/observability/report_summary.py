@@ -25,21 +25,19 @@ BY_IMPORTANCE = (
 #: What to do about recordings with a status; nothing about those that are ready.
 WHAT_TO_DO: Mapping[str, str] = {
     Status.FAILED: (
-        "Roughy could not prepare these recordings, or no longer has their assets. Read the reason; later runs skip "
-        "them, unless you replace the file or forget the recording in the ledger."
+        "Roughy could not prepare these, or no longer has their assets. Read the reasons. Later runs skip them, unless "
+        "you replace the file or forget it in the ledger."
     ),
-    Status.REJECTED: (
-        "These files cannot be uploaded. Read the reason; replace the file, or remove it from the source."
-    ),
+    Status.REJECTED: "These files cannot be uploaded. Read the reasons; replace the files, or remove them.",
     Status.INTERRUPTED: (
-        "An error stopped these recordings. Clear the task, or wait for the next run: with a ledger, both upload only "
-        "what is missing."
+        "An error stopped these. Clear the task, or wait for the next run: with a ledger, both upload only what is "
+        "missing."
     ),
     Status.PENDING_PAYMENT: (
-        "These recordings are uploaded and not paid for. Top up at Roughy: they then become ready automatically, the "
-        "oldest first, and the next run reports them."
+        "These are uploaded. Top up at Roughy: they then become ready automatically, the oldest first, and the next "
+        "run reports them."
     ),
-    Status.DEFERRED: "Nothing: a later run uploads these files. The reason says what this run waited for.",
+    Status.DEFERRED: "Nothing: a later run uploads these. The reasons say what this run waited for.",
 }
 #: Characters of the text for notifiers. Chat services cut longer messages.
 MAX_TEXT = 1500
@@ -222,30 +220,25 @@ class ReportSummary:
         tail = [f"Report: {report}" if report else None]
         if facts.error and not self.counts:
             head.append(f"Error: {_cut(visible(facts.error), 300)}")
-        blocks = []
-        for status in self.statuses:
-            if not (named := self._named.get(status)):
-                continue
-            lines = [f"{status}:"]
-            for result in named:
-                name = _cut(visible(result.source).rpartition("/")[2], _MAX_NAME)
-                reason = "" if status == Status.PENDING_PAYMENT else _cut(visible(result.reason or ""), _MAX_REASON)
-                lines.append(f"- {name}" + (f": {reason}" if reason else ""))
-            if (more := self.counts[status] - len(named)) > 0:
-                lines.append(f"- and {more:,} more")
-            if advice := WHAT_TO_DO.get(status):
-                lines.append(advice)
-            blocks.append("\n".join(lines))
         begin, end = "\n".join(filter(None, head)), "\n".join(filter(None, tail))
-        # Blocks that do not fit are left out: the counts at the top name their statuses.
-        left = MAX_TEXT - len(begin) - len(end) - 4
-        kept = []
-        for block in blocks:
-            if len(block) + 2 <= left:
-                kept.append(block)
-                left -= len(block) + 2
-        text = "\n\n".join(filter(None, (begin, *kept, end)))
+        # As many names as fit; the counts at the top name all statuses.
+        for names in range(_MAX_NAMED, -1, -1):
+            blocks = [self._block(status, names) for status in sorted(self._named, key=importance)]
+            text = "\n\n".join(filter(None, (begin, *blocks, end)))
+            if len(text) <= MAX_TEXT:
+                break
         return _cut(text.translate(_NO_MARKUP), MAX_TEXT)
+
+    def _block(self, status: str, names: int) -> str:
+        """Return what the text says of the recordings with a status, at most some of them by name."""
+        lines = [f"{status}:"]
+        for result in self._named[status][:names]:
+            name = _cut(visible(result.source.rpartition("/")[2]), _MAX_NAME)
+            reason = "" if status == Status.PENDING_PAYMENT else _cut(visible(result.reason or ""), _MAX_REASON)
+            lines.append(f"- {name}" + (f": {reason}" if reason else ""))
+        if (more := self.counts[status] - len(lines) + 1) > 0:
+            lines.append(f"- {'and ' if names else ''}{more:,} more")
+        return "\n".join((*lines, *filter(None, [WHAT_TO_DO.get(status)])))
 
 
 def importance(status: str) -> int:
