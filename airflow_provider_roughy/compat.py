@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         AirflowRescheduleException,
         AirflowSensorTimeout,
         AirflowSkipException,
+        AirflowTaskTimeout,
         TaskDeferred,
     )
     from airflow.sdk.execution_time.xcom import XCom
@@ -65,6 +66,7 @@ __all__ = [
     "AirflowRescheduleException",
     "AirflowSensorTimeout",
     "AirflowSkipException",
+    "AirflowTaskTimeout",
     "Asset",
     "AssetAlias",
     "BaseAsset",
@@ -116,6 +118,7 @@ _HOMES: dict[str, dict[tuple[int, int], str]] = {
     "AirflowRescheduleException": _EXCEPTIONS,
     "AirflowSensorTimeout": _EXCEPTIONS,
     "AirflowSkipException": _EXCEPTIONS,
+    "AirflowTaskTimeout": _EXCEPTIONS,
     "Asset": {(2, 11): "airflow.datasets:Dataset", (3, 0): "airflow.sdk"},
     "AssetAlias": {(2, 11): "airflow.datasets:DatasetAlias", (3, 0): "airflow.sdk"},
     "BaseAsset": {(2, 11): "airflow.datasets:BaseDataset", (3, 0): "airflow.sdk.definitions.asset"},

@@ -65,6 +65,15 @@ CONFIG: dict[str, Any] = {
                 "example": "https://media.example.org/assets/{asset_id}",
                 "default": "",
             },
+            "report_link": {
+                "description": "The address at which a browser opens a report, with ``{path}``, the bucket and the "
+                "path in it, or ``{bucket}`` and ``{key}``: batches with ``report`` have a link to it. Airflow reads "
+                "this when it starts.",
+                "version_added": "0.3.0",
+                "type": "string",
+                "example": "https://storage.cloud.google.com/{path}",
+                "default": "",
+            },
         },
     },
 }
@@ -109,6 +118,7 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "extra-links": [
             "airflow_provider_roughy.observability.links.RoughyAssetLink",
+            "airflow_provider_roughy.observability.links.RoughyReportLink",
             # For DAGs that 0.2 serialized. Airflow 2 restores only links that are listed here.
             "airflow_provider_roughy.links.RoughyAssetLink",
         ],

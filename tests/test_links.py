@@ -85,9 +85,11 @@ def test_no_link_without_a_valid_setting(page: str | None, roughy: Emulator, mon
 @pytest.mark.once
 def test_stored_dags_find_the_link_under_its_old_path() -> None:
     listed = get_provider_info()["extra-links"]
-    (link,) = {getattr(import_module(module), name) for module, _, name in (path.rpartition(".") for path in listed)}
+    links = {getattr(import_module(module), name) for module, _, name in (path.rpartition(".") for path in listed)}
+    assert {link.name for link in links} == {"Roughy asset", "Roughy report"}
     # By its own path, a DAG that is serialized now names it.
-    assert {f"{link.__module__}.{link.__name__}", "airflow_provider_roughy.links.RoughyAssetLink"} <= set(listed)
+    own = {f"{link.__module__}.{link.__name__}" for link in links}
+    assert set(listed) == {*own, "airflow_provider_roughy.links.RoughyAssetLink"}
 
 
 @pytest.mark.once

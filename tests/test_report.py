@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from airflow_provider_roughy.compat import AirflowTaskTimeout, TaskDeferred
 from airflow_provider_roughy.emulator import Emulator
-from airflow_provider_roughy.exceptions import RoughyUnusableSourceError, RoughyUnusableTargetError
+from airflow_provider_roughy.exceptions import (
+    RoughyIngestFailedError,
+    RoughyTargetError,
+    RoughyTimeoutError,
+    RoughyUnusableSourceError,
+    RoughyUnusableTargetError,
+)
 from airflow_provider_roughy.ingest.result import RecordingResult, Status
+from airflow_provider_roughy.observability.links import report_links, report_url
 from airflow_provider_roughy.observability.report import read_report, write_report
 from airflow_provider_roughy.observability.report_summary import ReportFacts
+from airflow_provider_roughy.operators import RoughyIngestOperator
 from tests.ingesting import Nights
+from tests.running import TaskInstance, run_task
 
 ASSET = "019de7f5-7e21-7402-92a8-1c0e1fa84411"
 
@@ -130,7 +142,7 @@ def test_unusable_folder_is_refused_before_anything_is_uploaded(
 ) -> None:
     ended = nights.run(report=location)
     assert isinstance(ended.error, RoughyUnusableTargetError), ended
-    assert __import__("re").search(why, str(ended.error)), ended.error
+    assert re.search(why, str(ended.error)), ended.error
     assert roughy.assets == []
     assert nights.xcoms["summary"].startswith("dag.task")
 
@@ -167,3 +179,156 @@ def test_task_writes_the_report_of_its_night(
     assert (summary["run_id"], summary["balance_before"], summary["balance_after"]) == (
         "night 1", before, before - 3
     )  # fmt: skip
+
+
+@pytest.mark.usefixtures("connection")
+def test_retry_replaces_the_report_of_a_failed_try(roughy: Emulator, nights: Nights, tmp_path: Path) -> None:
+    roughy.progression = "manual"
+    assert nights.run(report=tmp_path / "report", timeout=0.1).state == "failed"
+    assert {each.status for each in read_report(tmp_path / "report")} == {"interrupted"}
+    assert nights.xcoms["report"] == str(tmp_path / "report")
+    assert re.search(r"\ninterrupted:\n- [abc]\.mp3: Asset .* was not done in time", nights.xcoms["summary"])
+    roughy.settle()
+    assert nights.run(report=tmp_path / "report", again=True).state == "success"
+    assert [each.status for each in read_report(tmp_path / "report")] == ["ready"] * 3
+
+
+@pytest.mark.usefixtures("connection")
+def test_error_that_stops_the_batch_is_in_the_report(roughy: Emulator, nights: Nights, tmp_path: Path) -> None:
+    ended = nights.run(report=tmp_path / "report", source=str(tmp_path / "nowhere"))
+    assert ended.state == "failed"
+    assert list(read_report(tmp_path / "report")) == []
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+    assert summary["error"] == str(ended.error)
+    assert str(ended.error)[:50] in nights.xcoms["summary"]
+    assert "The task stopped" in (tmp_path / "report" / "index.html").read_text()
+
+
+@pytest.mark.usefixtures("connection")
+def test_execution_timeout_leaves_a_report(roughy: Emulator, nights: Nights, folder: Path, tmp_path: Path) -> None:
+    """Airflow raises its timeout from a signal handler."""
+    (folder / "notes.mp3").write_bytes(b"x")
+    roughy.progression = "manual"
+
+    def expire(*_: object) -> None:
+        raise AirflowTaskTimeout("Timeout")
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, 1.5)
+    try:
+        with pytest.raises(AirflowTaskTimeout):
+            nights.run(report=tmp_path / "report")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert [(Path(each.source).name, each.status) for each in read_report(tmp_path / "report")] == [
+        ("notes.mp3", "rejected")
+    ]
+
+
+@pytest.mark.usefixtures("connection")
+def test_wait_that_no_triggerer_ends_leaves_a_report(roughy: Emulator, nights: Nights, tmp_path: Path) -> None:
+    roughy.progression = "manual"
+    ti, options = TaskInstance(run_id="night 1"), {"report": tmp_path / "report", "deferrable": True}
+    task = RoughyIngestOperator(task_id="ingest", **nights.options, **options)
+    with pytest.raises(TaskDeferred):
+        task.execute({"ti": ti})
+    task = RoughyIngestOperator(task_id="ingest", **nights.options, **options)
+    with pytest.raises(RoughyTimeoutError):
+        task.resume_execution("__fail__", {"error": "Trigger timeout"}, {"ti": ti})
+    results = list(read_report(tmp_path / "report"))
+    assert [each.status for each in results] == ["interrupted"] * 3
+    assert sorted(each.asset_id for each in results) == sorted(asset["id"] for asset in roughy.assets)
+    assert "is a triggerer running?" in results[0].reason
+
+
+@pytest.fixture
+def no_folder(roughy: Emulator, tmp_path: Path) -> tuple[Path, Callable[[], None]]:
+    """The folder of a report, and what makes it impossible to write there while the task waits."""
+    roughy.progression = "manual"
+
+    def resume() -> None:
+        (tmp_path / "report").write_bytes(b"a file")
+        roughy.settle()
+
+    return tmp_path / "report", resume
+
+
+@pytest.mark.usefixtures("connection")
+def test_task_fails_if_its_report_cannot_be_written_and_a_retry_writes_it(
+    roughy: Emulator, nights: Nights, no_folder: tuple[Path, Callable[[], None]], log: Callable[[], str]
+) -> None:
+    report, resume = no_folder
+    ended = nights.run(report=report, deferrable=True, before_resuming=resume)
+    assert isinstance(ended.error, RoughyTargetError), ended
+    assert f"Writing the report to {report} failed: Target {report}/" in log()
+    assert "report" not in nights.xcoms
+    assert nights.xcoms["summary"].splitlines() == ["dag.task, run night 1", "3 ready"]
+    report.unlink()
+    assert nights.run(report=report, again=True).state == "success"
+    assert len(roughy.assets) == 3
+    assert [each.status for each in read_report(report)] == ["ready"] * 3
+
+
+@pytest.mark.usefixtures("connection")
+def test_unwritten_report_fails_no_task_that_a_retry_would_upload_again(
+    nights: Nights, no_folder: tuple[Path, Callable[[], None]], log: Callable[[], str]
+) -> None:
+    report, resume = no_folder
+    ended = nights.run(report=report, deferrable=True, before_resuming=resume, ledger=None)
+    assert (ended.state, len(ended.result)) == ("success", 3)
+    assert "Writing the report to" in log()
+
+
+@pytest.mark.usefixtures("connection")
+def test_unwritten_report_never_masks_the_error_of_the_task(
+    nights: Nights, folder: Path, no_folder: tuple[Path, Callable[[], None]]
+) -> None:
+    report, resume = no_folder
+    (folder / "notes.mp3").write_bytes(b"x")
+    ended = nights.run(report=report, deferrable=True, before_resuming=resume)
+    assert isinstance(ended.error, RoughyIngestFailedError), ended
+    assert str(ended.error).startswith("3 ready, 1 rejected")
+
+
+@pytest.mark.usefixtures("connection")
+def test_mapped_tasks_write_parts_of_one_report(nights: Nights, folder: Path, tmp_path: Path) -> None:
+    for number, name in enumerate("ab"):
+        ti = TaskInstance(run_id="night 1")
+        ti.map_index = number
+        options = {**nights.options, "source": str(folder / f"{name}.mp3"), "report": tmp_path / "report"}
+        assert run_task(RoughyIngestOperator(task_id="ingest", **options), context={"ti": ti}).state == "success"
+    assert [Path(each.source).name for each in read_report(tmp_path / "report")] == ["a.mp3", "b.mp3"]
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
+        f"{stem}-part-000{number}.{ending}"
+        for stem, ending in (("index", "html"), ("results", "jsonl"), ("summary", "json"))
+        for number in range(2)
+    ]
+
+
+@pytest.mark.usefixtures("connection")
+def test_link_leads_to_the_report(nights: Nights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nights.run(report=tmp_path / "tonight #1")
+    assert "roughy_report_link" not in nights.xcoms
+    assert str(tmp_path / "tonight #1") in nights.xcoms["summary"]
+    monkeypatch.setenv("AIRFLOW__ROUGHY__REPORT_LINK", "https://reports.example.org/{path}?view=1")
+    nights.run(report=tmp_path / "tonight #1")
+    url = f"https://reports.example.org{tmp_path}/tonight%20%231/index.html?view=1"
+    assert nights.xcoms["roughy_report_link"] == url
+    assert nights.xcoms["summary"].endswith(f"Report: {url}")
+
+
+@pytest.mark.parametrize(
+    ("template", "page", "url"),
+    [
+        ("https://x.org/{path}", "s3://aws_default@reports/2026/index.html", "https://x.org/reports/2026/index.html"),
+        ("https://{bucket}.x.org/{key}", "gs://reports/2026/index.html", "https://reports.x.org/2026/index.html"),
+        ("https://x.org/{path}", "s3://reports/{key}/é.html", "https://x.org/reports/%7Bkey%7D/%C3%A9.html"),
+        ("javascript:{path}", "s3://reports/index.html", None),
+        ("https://x.org/", "s3://reports/index.html", None),
+    ],
+)
+def test_address_of_a_report(template: str, page: str, url: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__ROUGHY__REPORT_LINK", template)
+    assert report_url(page) == url
+    assert len(report_links()) == (url is not None)

@@ -155,6 +155,15 @@ def read_report(location: ReportLocation, conn_id: str | None = None) -> Iterato
                     ) from error
 
 
+def page_uri(location: ReportLocation, *, part: str | None = None) -> str:
+    """Return the path or the URI of the page of a report.
+
+    :param location: The folder, as :func:`write_report` takes it.
+    :param part: The part, as :func:`write_report` takes it.
+    """
+    return f"{_folder(location)}{_name('index', part, 'html')}"
+
+
 class _Blocks:
     """Gathers text into blocks of bytes, which are written into a file.
 

@@ -74,14 +74,12 @@ def page(summary: ReportSummary, rows: ImportantRows, *, results_name: str, summ
     facts, number = summary.facts, summary.counts.total()
     style, script = _asset("report.css"), _asset("report.js")
     has_outputs = any(_outputs(result) for result in rows)
-    known = facts.already_ingested
     return _template().generate(
         title=visible(" · ".join(filter(None, (facts.dag_id, facts.task_id))) or "Report of Roughy"),
         where=[visible(each) for each in _where(summary)],
         facts=facts,
         summary=summary,
         total=counted(number, "recording"),
-        already_ingested=", ".join(summary.headline.split(", ")[len(summary.counts) :]) if known else "",
         bar=_bar(summary.counts),
         totals=_totals(summary),
         rows=_Rows(rows),
@@ -218,6 +216,7 @@ def _template() -> Template:
         "count": lambda number: f"{number:,}",
         "moment": _moment,
         "style_of": _style_of,
+        "visible": visible,
         "visible_lines": _visible_lines,
     }
     return environment.from_string(_asset("report.html"))

@@ -160,12 +160,17 @@ class ReportSummary:
     @property
     def headline(self) -> str:
         """The counts as a line: ``3 ready, 1 failed, 12 already ingested (11 ready, 1 failed)``."""
-        parts = [f"{self.counts[status]:,} {status}" for status in reversed(self.statuses)]
-        if known := self.facts.already_ingested:
-            states = sorted(known.items(), key=lambda pair: -pair[1])
-            listed = ", ".join(f"{number:,} {state}" for state, number in states)
-            parts.append(f"{sum(known.values()):,} already ingested ({listed})")
-        return ", ".join(parts) or "no recordings"
+        parts = [f"{self.counts[status]:,} {visible(status)}" for status in reversed(self.statuses)]
+        return ", ".join([*parts, *filter(None, [self.already_ingested])]) or "no recordings"
+
+    @property
+    def already_ingested(self) -> str:
+        """How many recordings other runs have ingested: ``12 already ingested (11 ready, 1 failed)``; may be empty."""
+        known = sorted(self.facts.already_ingested.items(), key=lambda pair: -pair[1])
+        if not known:
+            return ""
+        states = ", ".join(f"{number:,} {visible(state)}" for state, number in known)
+        return f"{sum(number for _, number in known):,} already ingested ({states})"
 
     @property
     def unpaid(self) -> str | None:
@@ -216,7 +221,8 @@ class ReportSummary:
         """
         facts = self.facts
         task = ".".join(filter(None, (facts.dag_id, facts.task_id)))
-        head = [", ".join(filter(None, (task, facts.run_id and f"run {facts.run_id}"))), self.headline, self.unpaid]
+        place = ", ".join(filter(None, (task, facts.run_id and f"run {facts.run_id}")))
+        head = [visible(place), self.headline, self.unpaid]
         tail = [f"Report: {report}" if report else None]
         if facts.error and not self.counts:
             head.append(f"Error: {_cut(visible(facts.error), 300)}")
@@ -231,7 +237,7 @@ class ReportSummary:
 
     def _block(self, status: str, names: int) -> str:
         """Return what the text says of the recordings with a status, at most some of them by name."""
-        lines = [f"{status}:"]
+        lines = [f"{visible(status)}:"]
         for result in self._named[status][:names]:
             name = _cut(visible(result.source.rpartition("/")[2]), _MAX_NAME)
             reason = "" if status == Status.PENDING_PAYMENT else _cut(visible(result.reason or ""), _MAX_REASON)

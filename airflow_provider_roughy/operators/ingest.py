@@ -11,23 +11,26 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_provider_roughy.api import language_code
 from airflow_provider_roughy.arguments import as_seconds
-from airflow_provider_roughy.compat import AirflowSkipException
+from airflow_provider_roughy.compat import AirflowSkipException, AirflowTaskTimeout
 from airflow_provider_roughy.event_loop import run_here
 from airflow_provider_roughy.exceptions import (
     RoughyConfigurationError,
     RoughyIngestError,
     RoughyIngestFailedError,
+    RoughyProtocolError,
+    RoughyTimeoutError,
     RoughyUnusableLedgerError,
     RoughyUnusableSourceError,
 )
 from airflow_provider_roughy.ingest.batch import Batch
 from airflow_provider_roughy.ingest.discover import MEDIA, discover, list_of
-from airflow_provider_roughy.ingest.result import BatchResults, Status
+from airflow_provider_roughy.ingest.result import BatchResults, RecordingResult, Status
 from airflow_provider_roughy.ingest.upload import FORGET_IMPORT
 from airflow_provider_roughy.ledger import ClaimOwner, Ledger
 from airflow_provider_roughy.lifecycle import ASSET, batch_from_event, end_unpaid
 from airflow_provider_roughy.logs import counted
 from airflow_provider_roughy.observability import lineage
+from airflow_provider_roughy.observability.links import report_links
 from airflow_provider_roughy.observability.outlets import Product, announce, ids_by_outcome
 from airflow_provider_roughy.operators.interruptible import InterruptibleOperator
 from airflow_provider_roughy.operators.reporting import TaskReport
@@ -156,6 +159,7 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
     :raises RoughyUnusableLedgerError: If the ledger cannot be used. Nothing was created.
     """
 
+    operator_extra_links = report_links()
     template_fields: Sequence[str] = (
         "source",
         "pattern",
@@ -223,6 +227,8 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         self.on_failed = on_failed
         #: The batch under way.
         self._running: Batch | None = None
+        #: Whether this try has reported its results.
+        self._is_reported = False
 
     def execute(self, context: Context) -> list[str]:
         """Upload the new recordings, and wait for them.
@@ -313,7 +319,7 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         """Report the results so far if the body raises an error before it has reported them."""
         try:
             yield
-        except Exception as error:
+        except (Exception, AirflowTaskTimeout) as error:
             if not batch.is_reported:
                 self._report(context, batch, report, error=error)
             raise
@@ -357,8 +363,7 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         :returns: The assets that are ready.
         """
         verdicts = batch_from_event(event)
-        ti = context["ti"]
-        before = ti.xcom_pull(task_ids=self.task_id, key=_XCOM_KEY, map_indexes=ti.map_index) or {}
+        before = self._before_the_wait(context)
         with self.hook:
             batch = self._batch(context)
             report = self._task_report(context)
@@ -367,6 +372,27 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
                 batch.resume(before, [verdict.id for verdict in verdicts])
                 batch.settle(verdicts)
                 return self._wait_and_report(context, batch, report, before.get("deadline", 0.0))
+
+    def _before_the_wait(self, context: Context) -> dict[str, Any]:
+        ti = context["ti"]
+        return ti.xcom_pull(task_ids=self.task_id, key=_XCOM_KEY, map_indexes=ti.map_index) or {}
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Continue after the wait in the triggerer; report what is known if the wait brought no verdicts."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except (RoughyTimeoutError, RoughyProtocolError) as error:
+            if not self._is_reported:
+                before = self._before_the_wait(context)
+                results, waiting = BatchResults.from_dict(before), before.get("waiting", {})
+                for id, item in waiting.items() if isinstance(waiting, dict) else ():
+                    lost = RecordingResult(item["name"], Status.INTERRUPTED, asset_id=id, reason=str(error))
+                    results.add(lost)
+                report = self._task_report(context)
+                report.resume(before.get("report_facts"))
+                with self.hook:
+                    report.write(results.results, error=error, already_ingested=dict(results.already_ingested))
+            raise
 
     def stop_running(self) -> None:
         """End the uploads under way. The next try resumes them, if it can."""
@@ -383,6 +409,7 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         :param error: The error that has ended the batch.
         :returns: The error because of which the report could not be written.
         """
+        self._is_reported = True
         results = batch.results
         # An error before the first result needs no summary.
         if error is None or results.numbers():

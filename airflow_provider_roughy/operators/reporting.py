@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy.exceptions import RoughyError
-from airflow_provider_roughy.observability.report import check_location, write_report
+from airflow_provider_roughy.observability.links import report_url, show_report
+from airflow_provider_roughy.observability.report import check_location, page_uri, write_report
 from airflow_provider_roughy.observability.report_summary import ReportFacts, ReportSummary
 from airflow_provider_roughy.transfer.storage import as_text, words_of
 
@@ -88,19 +89,23 @@ class TaskReport:
         :returns: The error because of which the report could not be written, which is logged.
         """
         facts_now = replace(self.facts, error=None if error is None else words_of(error), **facts)
-        failed: Exception | None = None
-        where = None
         if self._location is None:
-            summary = ReportSummary.of(results, facts_now)
-        else:
-            where = as_text(str(self._location))
-            try:
-                part = None if facts_now.map_index is None else f"part-{facts_now.map_index:04d}"
-                summary = write_report(self._location, results, facts=facts_now, conn_id=self._conn_id, part=part)
-                self._log.info("Wrote the report to %s", where)
-                self._ti.xcom_push("report", where)
-            except Exception as err:  # Whatever goes wrong, the task's own error is more important.
-                self._log.error("Writing the report to %s failed: %s", where, words_of(err))
-                summary, where, failed = ReportSummary.of(results, facts_now), None, err
-        self._ti.xcom_push("summary", summary.text(report=where))
-        return failed
+            self._push(ReportSummary.of(results, facts_now))
+            return None
+        where = as_text(str(self._location))
+        part = None if facts_now.map_index is None else f"part-{facts_now.map_index:04d}"
+        try:
+            summary = write_report(self._location, results, facts=facts_now, conn_id=self._conn_id, part=part)
+        except Exception as err:  # Whatever goes wrong, the task's own error is more important.
+            self._log.error("Writing the report to %s failed: %s", where, words_of(err))
+            self._push(ReportSummary.of(results, facts_now))
+            return err
+        self._log.info("Wrote the report to %s", where)
+        self._ti.xcom_push("report", where)
+        if url := report_url(page_uri(self._location, part=part)):
+            show_report(self._ti, url)
+        self._push(summary, report=url or where)
+        return None
+
+    def _push(self, summary: ReportSummary, **where: str) -> None:
+        self._ti.xcom_push("summary", summary.text(**where))
