@@ -20,12 +20,14 @@ REPOSITORY = "https://example.org/somebody/roughy"
 
 #: Run in the environment that the wheel is installed in.
 LOOK = """
-import importlib, json
+import importlib, json, tempfile
 from importlib.metadata import entry_points
 modules = ["api", "client", "compat", "emulator", "exceptions", "hooks", "operators", "sensors", "triggers", "tus"]
 files = [importlib.import_module(f"airflow_provider_roughy.{module}").__file__ for module in modules]
 (found,) = entry_points(group="apache_airflow_provider", name="provider_info").select(module=
     "airflow_provider_roughy.get_provider_info")
+from airflow_provider_roughy.observability.report import write_report
+write_report(tempfile.mkdtemp(), [])
 print(json.dumps({"files": files, "name": found.load()()["package-name"]}))
 """
 

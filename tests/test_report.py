@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from airflow_provider_roughy.exceptions import (
 )
 from airflow_provider_roughy.ingest.result import RecordingResult, Status
 from airflow_provider_roughy.observability.links import report_links, report_url
-from airflow_provider_roughy.observability.report import read_report, write_report
+from airflow_provider_roughy.observability.report import combine_report, read_report, write_report
 from airflow_provider_roughy.observability.report_summary import ReportFacts
 from airflow_provider_roughy.operators import RoughyIngestOperator
 from tests.ingesting import Nights
@@ -72,6 +73,33 @@ def test_parts_of_a_report_are_read_together_and_replaced_alone(place: tuple[str
         write_report(location, RESULTS[:2], conn_id=conn_id, part=part)
     write_report(location, RESULTS[2:], conn_id=conn_id, part="shard-1")
     assert list(read_report(location, conn_id)) == RESULTS
+
+
+def test_parts_are_combined_into_one_page(place: tuple[str, str | None]) -> None:
+    location, conn_id = place
+    for number, part in enumerate(("one", "two")):
+        facts = ReportFacts(
+            dag_id="nightly",
+            map_index=number,
+            started_at=f"2026-11-29T02:0{number}:00+00:00",
+            already_ingested={"ready": 5},
+            balance_before=100 - number,
+            balance_after=50 - number,
+            error=f"error {number}",
+        )
+        write_report(location, RESULTS[3 * number :: 2], facts=facts, conn_id=conn_id, part=part)
+    expected = [*RESULTS[::2], *RESULTS[3::2]]
+    summary = combine_report(location, conn_id=conn_id)
+    assert list(read_report(location, conn_id)) == expected
+    assert summary.counts == Counter(each.status for each in expected)
+    facts = summary.facts
+    assert (facts.dag_id, facts.map_index, facts.already_ingested) == ("nightly", None, {"ready": 10})
+    assert (facts.balance_before, facts.balance_after) == (100, 49)
+    assert facts.error == "error 0\nerror 1"
+    if conn_id is None:
+        page = Path(location, "index.html").read_text()
+        assert page.count("<tr><td>") == len(expected)
+        assert "results-*.jsonl" in page
 
 
 def test_results_hold_one_line_of_plain_json_for_each_recording(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ File              Content
 
 A task that shares its folder with others writes a *part*: ``results-PART.jsonl``, ``summary-PART.json`` and
 ``index-PART.html``. :func:`read_report` reads all parts of a folder, in the order of their names. Mapped tasks write
-parts ``part-0000``, ``part-0001``, … by their map index.
+parts ``part-0000``, ``part-0001``, … by their map index. :func:`combine_report` makes one page of them.
 
 Each file appears whole or not at all, and none of the three appears before all are complete. A report that exists is
 replaced.
@@ -35,7 +35,7 @@ from airflow_provider_roughy.exceptions import (
 )
 from airflow_provider_roughy.ingest.result import RecordingResult
 from airflow_provider_roughy.observability.report_page import ImportantRows, page
-from airflow_provider_roughy.observability.report_summary import ReportFacts, ReportSummary
+from airflow_provider_roughy.observability.report_summary import ReportFacts, ReportSummary, combine_facts
 from airflow_provider_roughy.transfer.storage import (
     as_text,
     local_path,
@@ -56,8 +56,9 @@ if TYPE_CHECKING:
 
 #: Bytes that are gathered before they are written.
 _BLOCK_BYTES = 256 * 1024
-#: The names of results in a folder.
+#: The names of results in a folder, and those of the totals of a part.
 _RESULTS = re.compile(r"results(-[A-Za-z0-9._-]+)?\.jsonl")
+_SUMMARY_OF_PART = re.compile(r"summary-[A-Za-z0-9._-]+\.json")
 
 
 def check_location(location: ReportLocation, *, conn_id: str | None = None) -> str:
@@ -103,10 +104,41 @@ def write_report(
     :raises RoughyTargetError: If writing fails. None of the files has changed, unless it fails between their
         appearances; then a retry replaces them.
     """
+    return _write(location, results, facts or ReportFacts(), conn_id=conn_id, part=part, with_results=True)
+
+
+def combine_report(location: ReportLocation, *, conn_id: str | None = None) -> ReportSummary:
+    """Write one page and one ``summary.json`` for all parts of a report, in constant memory.
+
+    :param location: The folder, as :func:`write_report` takes it. The parts stay as they are.
+    :param conn_id: The Airflow connection of its storage.
+    :returns: The totals.
+    :raises RoughyUnusableSourceError: As :func:`read_report`.
+    :raises RoughyTargetError: As :func:`write_report`.
+    """
+    conn_id = conn_id or getattr(location, "conn_id", None)
+    parts = []
+    for name in sorted(filter(_SUMMARY_OF_PART.fullmatch, _names(_folder(location), conn_id))):
+        uri = f"{_folder(location)}{name}"
+        with _reading(as_text(without_secrets(uri))), _open(uri, conn_id) as file:
+            parts.append(ReportFacts.from_dict(decode.loads(file.read())))
+    facts = combine_facts(parts)
+    return _write(location, read_report(location, conn_id), facts, conn_id=conn_id, part=None, with_results=False)
+
+
+def _write(
+    location: ReportLocation,
+    results: Iterable[RecordingResult],
+    facts: ReportFacts,
+    *,
+    conn_id: str | None,
+    part: str | None,
+    with_results: bool,
+) -> ReportSummary:
     folder = check_location(location, conn_id=conn_id)
     conn_id = conn_id or getattr(location, "conn_id", None)
-    facts = replace(facts or ReportFacts(), written_at=datetime.now(UTC).isoformat(timespec="seconds"))
-    summary = ReportSummary(facts)
+    summary = ReportSummary(replace(facts, written_at=datetime.now(UTC).isoformat(timespec="seconds")))
+    rows = ImportantRows()
     with ExitStack() as stack:
 
         def open_file(stem: str, ending: str) -> Sink:
@@ -114,20 +146,17 @@ def write_report(
             return stack.enter_context(target.open())
 
         # They appear in reverse order: a page that appears has its results.
-        page_file = open_file("index", "html")
-        summary_file = open_file("summary", "json")
-        results_file = open_file("results", "jsonl")
-        rows = ImportantRows()
-        with _Blocks(results_file) as blocks:
+        page_file, summary_file = open_file("index", "html"), open_file("summary", "json")
+        with _Blocks(open_file("results", "jsonl") if with_results else None) as blocks:
             for result in results:
                 summary.add(result)
                 rows.add(result)
                 # Escaped, so that no character within a line is taken for the end of it.
                 blocks.write(json.dumps(result.to_dict()) + "\n")
         summary_file.write((json.dumps(summary.to_dict(), indent=2) + "\n").encode())
-        names = {"results_name": _name("results", part, "jsonl"), "summary_name": _name("summary", part, "json")}
+        results_name = _name("results", part, "jsonl") if with_results else None
         with _Blocks(page_file) as blocks:
-            for text in page(summary, rows, **names):
+            for text in page(summary, rows, results_name=results_name, summary_name=_name("summary", part, "json")):
                 blocks.write(text)
     return summary
 
@@ -167,10 +196,10 @@ def page_uri(location: ReportLocation, *, part: str | None = None) -> str:
 class _Blocks:
     """Gathers text into blocks of bytes, which are written into a file.
 
-    :param file: The file.
+    :param file: The file; ``None`` to write nothing.
     """
 
-    def __init__(self, file: Sink) -> None:
+    def __init__(self, file: Sink | None) -> None:
         self._file = file
         self._block = bytearray()
 
@@ -180,7 +209,8 @@ class _Blocks:
             self.flush()
 
     def flush(self) -> None:
-        self._file.write(bytes(self._block))
+        if self._file is not None:
+            self._file.write(bytes(self._block))
         self._block.clear()
 
     def __enter__(self) -> _Blocks:
@@ -220,30 +250,29 @@ def _files(location: str, conn_id: str | None) -> list[str]:
     if location.endswith(".jsonl"):
         return [location]
     folder = _folder(location)
-    shown = as_text(without_secrets(folder))
-    path = local_path(folder)
-    try:
-        with storage_errors(
-            f"Report {shown} cannot be read",
-            RoughySourceError,
-            RoughyUnusableSourceError,
-            through=(FileNotFoundError,),
-        ):
-            if path is not None:
-                names = os.listdir(path)
-            else:
-                stored = stored_path(folder, conn_id)
-                stored.fs.invalidate_cache()
-                listed = stored.fs.ls(stored.path, detail=False)
-                names = [str(each).rstrip("/").rpartition("/")[2] for each in listed]
-    except FileNotFoundError:
-        names = []
-    found = sorted(name for name in names if _RESULTS.fullmatch(name))
+    found = sorted(filter(_RESULTS.fullmatch, _names(folder, conn_id)))
     if not found:
+        shown = as_text(without_secrets(folder))
         raise RoughyUnusableSourceError(
             f"There is no report in {shown}: it has no `results.jsonl`. Did the task that writes it run?"
         )
     return [f"{folder}{name}" for name in found]
+
+
+def _names(folder: str, conn_id: str | None) -> list[str]:
+    """Return the names of the files in a folder; none if there is no such folder."""
+    path = local_path(folder)
+    what = f"Report {as_text(without_secrets(folder))} cannot be read"
+    try:
+        with storage_errors(what, RoughySourceError, RoughyUnusableSourceError, through=(FileNotFoundError,)):
+            if path is not None:
+                return os.listdir(path)
+            stored = stored_path(folder, conn_id)
+            stored.fs.invalidate_cache()
+            listed = stored.fs.ls(stored.path, detail=False)
+            return [str(each).rstrip("/").rpartition("/")[2] for each in listed]
+    except FileNotFoundError:
+        return []
 
 
 def _open(uri: str, conn_id: str | None) -> IO[bytes]:

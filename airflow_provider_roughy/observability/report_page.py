@@ -63,12 +63,12 @@ class ImportantRows:
             yield from self._by_importance[place]
 
 
-def page(summary: ReportSummary, rows: ImportantRows, *, results_name: str, summary_name: str) -> Iterator[str]:
+def page(summary: ReportSummary, rows: ImportantRows, *, results_name: str | None, summary_name: str) -> Iterator[str]:
     """Yield the parts of the page.
 
     :param summary: The totals of all results.
     :param rows: The results that the table shows.
-    :param results_name: The name of the file with all results, in the same folder.
+    :param results_name: The name of the file with all results, in the same folder; ``None`` if they are in parts.
     :param summary_name: The name of the file with the totals, in the same folder.
     """
     facts, number = summary.facts, summary.counts.total()

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from airflow_provider_roughy.api import decode
@@ -245,6 +245,30 @@ class ReportSummary:
         if (more := self.counts[status] - len(lines) + 1) > 0:
             lines.append(f"- {'and ' if names else ''}{more:,} more")
         return "\n".join((*lines, *filter(None, [WHAT_TO_DO.get(status)])))
+
+
+def combine_facts(parts: Iterable[ReportFacts]) -> ReportFacts:
+    """Return what a report says of a task, from what its parts say of each mapped task.
+
+    :param parts: The facts of the parts.
+    """
+    parts = list(parts)
+    if not parts:
+        return ReportFacts()
+    first = min(parts, key=lambda part: part.started_at or "")
+    last = sorted(parts, key=lambda part: part.written_at or "")[-1]
+    known: Counter[str] = Counter()
+    for part in parts:
+        known.update(part.already_ingested)
+    return replace(
+        first,
+        map_index=None,
+        try_number=0,
+        balance_after=last.balance_after,
+        already_ingested=dict(known),
+        error="\n".join(dict.fromkeys(filter(None, (part.error for part in parts)))) or None,
+        advice=next(filter(None, (part.advice for part in parts)), None),
+    )
 
 
 def importance(status: str) -> int:
