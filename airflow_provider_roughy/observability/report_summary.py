@@ -213,7 +213,7 @@ class ReportSummary:
         }
 
     def text(self, *, report: str | None = None) -> str:
-        """Return a text for people, for any notifier: at most :data:`MAX_TEXT` characters, without secrets.
+        """Return a text for people, for any notifier: at most 1,500 characters, without secrets.
 
         It has no ``<`` and no ``>``, so that the name of a file can be neither HTML in a mail nor a mention in Slack.
 

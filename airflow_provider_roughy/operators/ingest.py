@@ -95,6 +95,8 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
     ``sources``          the file of each asset id
     ==================== ===============================================================================================
 
+    ``summary`` is a text for notifiers, of at most 1,500 characters, and ``report`` the folder of the report.
+
     ``refused``, ``postponed``, ``unfinished`` and ``known`` are the names that 0.2 gave to ``rejected``, ``deferred``,
     ``interrupted`` and the total of ``already_ingested``. They are still pushed, and will be removed in 0.5
     at the earliest.

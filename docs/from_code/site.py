@@ -29,10 +29,12 @@ CONTENTS: dict[str, dict[str, str]] = {
         "Know": "outcomes errors how-it-works ledger scale emulator security compatibility glossary",
         "Look up": "api/index changelog architecture contributing",
     },
-    "guides/index": {"": "nightly-folder one-task-or-many cut-and-render react-to-media announce credits resume"},
+    "guides/index": {
+        "": "nightly-folder one-task-or-many cut-and-render react-to-media announce report credits resume"
+    },
     "api/index": {
-        "": "operators sensors triggers events hooks resources ledger exceptions retry-policy lifecycle webhooks "
-        "airflow compat emulator modules"
+        "": "operators sensors triggers events hooks resources ledger report exceptions retry-policy lifecycle "
+        "webhooks airflow compat emulator modules"
     },
 }
 
