@@ -143,6 +143,8 @@ def test_missing_and_damaged_reports_are_errors(tmp_path: Path) -> None:
     for location in (tmp_path / "none", tmp_path):
         with pytest.raises(RoughyUnusableSourceError, match=r"There is no report in .*no `results\.jsonl`"):
             list(read_report(location))
+    with pytest.raises(RoughyUnusableSourceError, match=r"Report .*/results\.jsonl cannot be read: .*No such file"):
+        list(read_report(tmp_path / "results.jsonl"))
     write_report(tmp_path, RESULTS[:1])
     for line, why in (("[]", "no `source`"), ("{", "Expecting"), ('{"source": 1, "status": "ready"}', "no `source`")):
         (tmp_path / "results.jsonl").write_text(f"{json.dumps(RESULTS[0].to_dict())}\n{line}\n")
@@ -229,7 +231,7 @@ def test_error_that_stops_the_batch_is_in_the_report(roughy: Emulator, nights: N
     summary = json.loads((tmp_path / "report" / "summary.json").read_text())
     assert summary["error"] == str(ended.error)
     assert str(ended.error)[:50] in nights.xcoms["summary"]
-    assert "The task stopped" in (tmp_path / "report" / "index.html").read_text()
+    assert "Stopped by an error" in (tmp_path / "report" / "index.html").read_text()
 
 
 @pytest.mark.usefixtures("connection")
@@ -317,6 +319,18 @@ def test_unwritten_report_never_masks_the_error_of_the_task(
     ended = nights.run(report=report, deferrable=True, before_resuming=resume)
     assert isinstance(ended.error, RoughyIngestFailedError), ended
     assert str(ended.error).startswith("3 ready, 1 rejected")
+
+
+@pytest.mark.usefixtures("connection")
+def test_task_warns_of_a_report_that_another_run_has_written(
+    nights: Nights, tmp_path: Path, log: Callable[[], str]
+) -> None:
+    warning = f"Replacing the report of task dag.task of run night 1 in {tmp_path}/report: give each task and each run"
+    for again in (False, True):
+        nights.run(report=tmp_path / "report", again=again)
+        assert warning not in log()
+    nights.run(report=tmp_path / "report")
+    assert warning in log()
 
 
 @pytest.mark.usefixtures("connection")

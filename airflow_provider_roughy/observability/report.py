@@ -25,7 +25,7 @@ import re
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, cast
 
 from airflow_provider_roughy.api import decode
 from airflow_provider_roughy.exceptions import (
@@ -47,6 +47,7 @@ from airflow_provider_roughy.transfer.target import find_target
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from contextlib import AbstractContextManager
 
     from airflow_provider_roughy.compat import ObjectStoragePath
     from airflow_provider_roughy.transfer.target import Sink
@@ -117,13 +118,31 @@ def combine_report(location: ReportLocation, *, conn_id: str | None = None) -> R
     :raises RoughyTargetError: As :func:`write_report`.
     """
     conn_id = conn_id or getattr(location, "conn_id", None)
-    parts = []
-    for name in sorted(filter(_SUMMARY_OF_PART.fullmatch, _names(_folder(location), conn_id))):
-        uri = f"{_folder(location)}{name}"
-        with _reading(as_text(without_secrets(uri))), _open(uri, conn_id) as file:
-            parts.append(ReportFacts.from_dict(decode.loads(file.read())))
-    facts = combine_facts(parts)
+    folder = _folder(location)
+    names = sorted(filter(_SUMMARY_OF_PART.fullmatch, _names(folder, conn_id)))
+    facts = combine_facts(_read_facts(f"{folder}{name}", conn_id) for name in names)
     return _write(location, read_report(location, conn_id), facts, conn_id=conn_id, part=None, with_results=False)
+
+
+def find_facts(location: ReportLocation, *, conn_id: str | None = None, part: str | None = None) -> ReportFacts | None:
+    """Return what an existing report says of its task; ``None`` if there is no report.
+
+    :param location: The folder, as :func:`write_report` takes it.
+    :param conn_id: The Airflow connection of its storage.
+    :param part: The part, as :func:`write_report` takes it.
+    :raises RoughySourceError: If it cannot be read.
+    """
+    conn_id = conn_id or getattr(location, "conn_id", None)
+    try:
+        return _read_facts(f"{_folder(location)}{_name('summary', part, 'json')}", conn_id)
+    except FileNotFoundError:
+        return None
+
+
+def _read_facts(uri: str, conn_id: str | None) -> ReportFacts:
+    with _reading(as_text(without_secrets(uri)), through=(FileNotFoundError,)), _open(uri, conn_id) as file:
+        found = decode.loads(file.read())
+    return ReportFacts.from_dict(found if isinstance(found, dict) else {})
 
 
 def _write(
@@ -238,8 +257,9 @@ def _folder(location: ReportLocation) -> str:
     return text if text.endswith("/") or not text else f"{text}/"
 
 
-def _reading(shown: str) -> Any:
-    return storage_errors(f"Report {shown} cannot be read", RoughySourceError, RoughyUnusableSourceError)
+def _reading(shown: str, *, through: tuple[type[Exception], ...] = ()) -> AbstractContextManager[None]:
+    what = f"Report {shown} cannot be read"
+    return storage_errors(what, RoughySourceError, RoughyUnusableSourceError, through=through)
 
 
 def _files(location: str, conn_id: str | None) -> list[str]:
@@ -262,9 +282,8 @@ def _files(location: str, conn_id: str | None) -> list[str]:
 def _names(folder: str, conn_id: str | None) -> list[str]:
     """Return the names of the files in a folder; none if there is no such folder."""
     path = local_path(folder)
-    what = f"Report {as_text(without_secrets(folder))} cannot be read"
     try:
-        with storage_errors(what, RoughySourceError, RoughyUnusableSourceError, through=(FileNotFoundError,)):
+        with _reading(as_text(without_secrets(folder)), through=(FileNotFoundError,)):
             if path is not None:
                 return os.listdir(path)
             stored = stored_path(folder, conn_id)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy.exceptions import RoughyError
 from airflow_provider_roughy.observability.links import report_url, show_report
-from airflow_provider_roughy.observability.report import check_location, page_uri, write_report
-from airflow_provider_roughy.observability.report_summary import ReportFacts, ReportSummary
+from airflow_provider_roughy.observability.report import check_location, find_facts, page_uri, write_report
+from airflow_provider_roughy.observability.report_summary import ReportFacts, ReportSummary, visible
 from airflow_provider_roughy.transfer.storage import as_text, words_of
 
 if TYPE_CHECKING:
@@ -58,7 +58,32 @@ class TaskReport:
         """
         if self._location is not None:
             check_location(self._location, conn_id=self._conn_id)
+            self._warn_of_another(self._location)
             self.facts = replace(self.facts, balance_before=self.balance())
+
+    def _warn_of_another(self, location: ReportLocation) -> None:
+        """Warn if the folder has the report of another task or run."""
+        mine = self.facts
+        try:
+            found = find_facts(location, conn_id=self._conn_id, part=self._part)
+        except Exception:  # Such as a storage that may be written, but not read.
+            return
+        if found is not None and (found.dag_id, found.task_id, found.run_id) != (
+            mine.dag_id,
+            mine.task_id,
+            mine.run_id,
+        ):
+            self._log.warning(
+                "Replacing the report of task %s.%s of run %s in %s: give each task and each run a folder of its own",
+                visible(found.dag_id),
+                visible(found.task_id),
+                visible(found.run_id),
+                as_text(str(location)),
+            )
+
+    @property
+    def _part(self) -> str | None:
+        return None if self.facts.map_index is None else f"part-{self.facts.map_index:04d}"
 
     def resume(self, facts: Mapping[str, Any] | None) -> None:
         """Continue after a wait in the triggerer.
@@ -93,16 +118,15 @@ class TaskReport:
             self._push(ReportSummary.of(results, facts_now))
             return None
         where = as_text(str(self._location))
-        part = None if facts_now.map_index is None else f"part-{facts_now.map_index:04d}"
         try:
-            summary = write_report(self._location, results, facts=facts_now, conn_id=self._conn_id, part=part)
+            summary = write_report(self._location, results, facts=facts_now, conn_id=self._conn_id, part=self._part)
         except Exception as err:  # Whatever goes wrong, the task's own error is more important.
             self._log.error("Writing the report to %s failed: %s", where, words_of(err))
             self._push(ReportSummary.of(results, facts_now))
             return err
         self._log.info("Wrote the report to %s", where)
         self._ti.xcom_push("report", where)
-        if url := report_url(page_uri(self._location, part=part)):
+        if url := report_url(page_uri(self._location, part=self._part)):
             show_report(self._ti, url)
         self._push(summary, report=url or where)
         return None
