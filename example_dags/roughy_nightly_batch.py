@@ -44,7 +44,7 @@ with DAG(
 
     # [START outcomes]
     # The grid shows files instead of 0, 1, 2.
-    @task(map_index_template="{{ ti.xcom_pull(task_ids='ingest', key='sources')[task.op_kwargs['asset_id']] }}")
+    @task(map_index_template="{{ ti.xcom_pull(task_ids='ingest', key='names')[ti.map_index] }}")
     def go_on(asset_id: str) -> str:
         """Use a recording that is ready. Put your own work here, or a cut or render."""
         return asset_id

@@ -26,10 +26,7 @@ from airflow_provider_roughy.operators import (
 
 # [START file]
 #: The file of a task instance. It names the folder, and the grid shows it instead of 0, 1, 2.
-FILE = (
-    "{{ ti.xcom_pull(task_ids='ingest', key='sources')[ti.xcom_pull(task_ids='ingest')[ti.map_index]]"
-    ".rpartition('/')[2] }}"
-)
+FILE = "{{ ti.xcom_pull(task_ids='ingest', key='names')[ti.map_index] }}"
 FOLDER = "{{ params.target }}/" + FILE
 # [END file]
 

@@ -187,7 +187,7 @@ def test_nightly_batch_of_all_sorts(roughy: Emulator, recordings: dict[str, Path
 
     assert first.states() == {name: ["success"] for name in ("ingest", "go_on", "notify_unpaid", "notify_failed")}
     assert first.state == "success"
-    assert first.names("go_on") == [str(ready)]
+    assert first.names("go_on") == [ready.name]
     told, *named = first.result("notify_unpaid").splitlines()
     assert "Top up" in told
     assert sorted(named) == [str(path) for path in unpaid]
@@ -207,7 +207,7 @@ def test_nightly_batch_of_all_sorts(roughy: Emulator, recordings: dict[str, Path
         "notify_unpaid": ["skipped"],
         "notify_failed": ["skipped"],
     }
-    assert set(second.names("go_on")) == {str(path) for path in unpaid}
+    assert set(second.names("go_on")) == {path.name for path in unpaid}
     assert {request.method for request in roughy.requests} == {"GET"}
 
 

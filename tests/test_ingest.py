@@ -31,6 +31,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyUnusableSourceError,
 )
 from airflow_provider_roughy.hooks import RoughyHook
+from airflow_provider_roughy.ingest.result import short_names
 from airflow_provider_roughy.ledger import Ledger
 from airflow_provider_roughy.operators import RoughyCreateUploadOperator, RoughyIngestOperator
 from harness import media
@@ -44,6 +45,21 @@ pytestmark = pytest.mark.usefixtures("patient")
 once = pytest.mark.once
 
 MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["worker", "triggerer"])
+
+
+@once
+@pytest.mark.parametrize(
+    ("sources", "short"),
+    [
+        ([], []),
+        (["/in/a.mp3", "s3://b/in/c.mp3"], ["a.mp3", "c.mp3"]),
+        (["/in/x/a.mp3", "/in/y/a.mp3", "/in/b.mp3"], ["x/a.mp3", "y/a.mp3", "b.mp3"]),
+        (["/1/x/a.mp3", "/2/x/a.mp3", "/2/y/a.mp3"], ["1/x/a.mp3", "2/x/a.mp3", "y/a.mp3"]),
+        (["a.mp3", "in/a.mp3", "in/a.mp3"], ["a.mp3", "in/a.mp3", "in/a.mp3"]),
+    ],
+)
+def test_names_of_files_are_as_short_as_they_differ(sources: list[str], short: list[str]) -> None:
+    assert short_names(sources) == short
 
 
 @MODES
@@ -60,6 +76,8 @@ def test_second_run_uploads_only_new_files(
     assert names(list(nights.xcoms["sources"].values())) == ["a.mp3", "b.mp3", "c.mp3"]
     for asset_id, source in nights.xcoms["sources"].items():
         assert arrived(roughy, asset_id, Path(source))
+    # In the order of the result, which the next tasks are mapped over.
+    assert nights.xcoms["names"] == [Path(nights.xcoms["sources"][asset_id]).name for asset_id in first.result]
 
     add(folder, "d.mp3", recordings["audio"])
     roughy.clear_requests()

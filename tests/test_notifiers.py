@@ -87,8 +87,8 @@ def test_mail_of_the_guide_says_what_the_night_did(nights: Nights, folder: Path,
         exec(compile(MAIL, "guide", "exec"), names)
     task = names["ingest"]
     assert isinstance(task, RoughyIngestOperator)
-    callbacks = task.on_failure_callback
-    (mail,) = callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]
+    callbacks: Any = task.on_failure_callback
+    (mail,) = callbacks if isinstance(callbacks, list | tuple) else [callbacks]
     mail({"ti": Pulled(nights.xcoms), "run_id": "night 1", "dag": task.dag, "task": task})
     (sent,) = mails
     assert (sent["to"], sent["subject"]) == ("media-team@example.org", "Roughy: nightly, night 1")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_roughy.api import decode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 
 class Status(StrEnum):
@@ -195,6 +195,7 @@ class BatchResults:
             "interrupted": interrupted,
             "already_ingested": dict(self.already_ingested),
             "sources": self.sources,
+            "names": short_names([result.source for result in self.of(Status.READY) if result.asset_id]),
             "refused": rejected,
             "postponed": deferred,
             "unfinished": interrupted,
@@ -216,6 +217,23 @@ class BatchResults:
                 [RecordingResult(**row) for row in values["results"]], Counter(values.get("already_ingested", {}))
             )
         return cls(list(_results_of_0_2(values)), Counter({"ready": known} if (known := values.get("known")) else {}))
+
+
+def short_names(sources: Sequence[str]) -> list[str]:
+    """Return a short name of each file: its own, with as many folders before it as distinguish it from the others.
+
+    :param sources: Paths or URIs.
+    """
+    parts = [source.split("/") for source in sources]
+    lengths = [1] * len(parts)
+    while True:
+        names = ["/".join(each[-length:]) for each, length in zip(parts, lengths, strict=True)]
+        counts = Counter(names)
+        longer = [i for i, name in enumerate(names) if counts[name] > 1 and lengths[i] < len(parts[i])]
+        if not longer:
+            return names
+        for i in longer:
+            lengths[i] += 1
 
 
 def _results_of_0_2(report: Mapping[str, Any]) -> Iterator[RecordingResult]:

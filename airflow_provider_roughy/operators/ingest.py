@@ -80,6 +80,9 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         ingest = RoughyIngestOperator(task_id="ingest", source="/data/recordings", ledger="/data/roughy-ledger")
         RoughyCutOperator.partial(task_id="cut").expand(asset_id=ingest.output)
 
+    With ``map_index_template="{{ ti.xcom_pull(task_ids='ingest', key='names')[ti.map_index] }}"``, Airflow's grid shows
+    the mapped tasks by their files.
+
     XComs have the other recordings, such as ``ingest.output["failed"]``, also if the task fails:
 
     ==================== ===============================================================================================
@@ -93,6 +96,8 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
     ``already_ingested`` how many files other runs have ingested or sent, by their state in the ledger, and how many
                          have the same bytes as another file (``duplicate``)
     ``sources``          the file of each asset id
+    ``names``            a short name of each file of the result, in the same order: its own, with as many of its
+                         folders as distinguish it from the others
     ==================== ===============================================================================================
 
     ``summary`` is a text for notifiers, of at most 1,500 characters, and ``report`` the folder of the report.
@@ -404,7 +409,7 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
     # ---- The end
 
     def _report(
-        self, context: Context, batch: Batch, report: TaskReport, *, error: Exception | None = None
+        self, context: Context, batch: Batch, report: TaskReport, *, error: BaseException | None = None
     ) -> Exception | None:
         """Report the result of each recording in the log, in XComs and in the report, and record that in the ledger.
 

@@ -104,7 +104,7 @@ class TaskReport:
             return None
 
     def write(
-        self, results: Collection[RecordingResult], *, error: Exception | None = None, **facts: Any
+        self, results: Collection[RecordingResult], *, error: BaseException | None = None, **facts: Any
     ) -> Exception | None:
         """Write the report, and push the XComs ``summary`` and ``report``.
 

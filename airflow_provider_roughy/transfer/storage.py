@@ -81,7 +81,7 @@ def storage_errors(
         raise cls(f"{what}: {name}{words_of(err)}".removesuffix(": ")) from cause_of(err)
 
 
-def words_of(error: Exception) -> str:
+def words_of(error: BaseException) -> str:
     """Return the text of a storage's error as logs and databases accept it.
 
     The queries of URLs are left out, as they may be signatures.
