@@ -78,7 +78,7 @@ class Pulled:
 
 
 @pytest.mark.once
-@pytest.mark.usefixtures("connection")
+@pytest.mark.usefixtures("patient")
 def test_mail_of_the_guide_says_what_the_night_did(nights: Nights, folder: Path, mails: list[EmailMessage]) -> None:
     (folder / "<b onmouseover=alert(1)>.mp3").write_bytes(b"x")
     assert nights.run().state == "failed"

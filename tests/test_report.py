@@ -186,7 +186,7 @@ def test_part_with_a_slash_is_refused(tmp_path: Path) -> None:
 # ---- As a task writes it
 
 
-@pytest.mark.usefixtures("connection")
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("deferrable", [False, True])
 def test_task_writes_the_report_of_its_night(
     deferrable: bool, roughy: Emulator, nights: Nights, folder: Path, tmp_path: Path
@@ -212,7 +212,7 @@ def test_task_writes_the_report_of_its_night(
     )  # fmt: skip
 
 
-@pytest.mark.usefixtures("connection")
+@pytest.mark.usefixtures("patient")
 def test_retry_replaces_the_report_of_a_failed_try(roughy: Emulator, nights: Nights, tmp_path: Path) -> None:
     roughy.progression = "manual"
     assert nights.run(report=tmp_path / "report", timeout=0.1).state == "failed"
@@ -224,7 +224,7 @@ def test_retry_replaces_the_report_of_a_failed_try(roughy: Emulator, nights: Nig
     assert [each.status for each in read_report(tmp_path / "report")] == ["ready"] * 3
 
 
-@pytest.mark.usefixtures("connection")
+@pytest.mark.usefixtures("patient")
 def test_error_that_stops_the_batch_is_in_the_report(roughy: Emulator, nights: Nights, tmp_path: Path) -> None:
     ended = nights.run(report=tmp_path / "report", source=str(tmp_path / "nowhere"))
     assert ended.state == "failed"
@@ -235,7 +235,7 @@ def test_error_that_stops_the_batch_is_in_the_report(roughy: Emulator, nights: N
     assert "Stopped by an error" in (tmp_path / "report" / "index.html").read_text()
 
 
-@pytest.mark.usefixtures("connection")
+@pytest.mark.usefixtures("patient")
 def test_execution_timeout_leaves_a_report(roughy: Emulator, nights: Nights, folder: Path, tmp_path: Path) -> None:
     """Airflow raises its timeout from a signal handler."""
     (folder / "notes.mp3").write_bytes(b"x")
@@ -257,7 +257,7 @@ def test_execution_timeout_leaves_a_report(roughy: Emulator, nights: Nights, fol
     ]
 
 
-@pytest.mark.usefixtures("connection")
+@pytest.mark.usefixtures("patient")
 def test_wait_that_no_triggerer_ends_leaves_a_report(roughy: Emulator, nights: Nights, tmp_path: Path) -> None:
     roughy.progression = "manual"
     options: dict[str, Any] = {**nights.options, "report": tmp_path / "report", "deferrable": True}
@@ -285,7 +285,7 @@ def no_folder(roughy: Emulator, tmp_path: Path) -> tuple[Path, Callable[[], None
     return tmp_path / "report", resume
 
 
-@pytest.mark.usefixtures("connection")
+@pytest.mark.usefixtures("patient")
 def test_task_fails_if_its_report_cannot_be_written_and_a_retry_writes_it(
     roughy: Emulator, nights: Nights, no_folder: tuple[Path, Callable[[], None]], log: Callable[[], str]
 ) -> None:
@@ -301,7 +301,7 @@ def test_task_fails_if_its_report_cannot_be_written_and_a_retry_writes_it(
     assert [each.status for each in read_report(report)] == ["ready"] * 3
 
 
-@pytest.mark.usefixtures("connection")
+@pytest.mark.usefixtures("patient")
 def test_unwritten_report_fails_no_task_that_a_retry_would_upload_again(
     nights: Nights, no_folder: tuple[Path, Callable[[], None]], log: Callable[[], str]
 ) -> None:
@@ -311,7 +311,7 @@ def test_unwritten_report_fails_no_task_that_a_retry_would_upload_again(
     assert "Writing the report to" in log()
 
 
-@pytest.mark.usefixtures("connection")
+@pytest.mark.usefixtures("patient")
 def test_unwritten_report_never_masks_the_error_of_the_task(
     nights: Nights, folder: Path, no_folder: tuple[Path, Callable[[], None]]
 ) -> None:
@@ -322,7 +322,7 @@ def test_unwritten_report_never_masks_the_error_of_the_task(
     assert str(ended.error).startswith("3 ready, 1 rejected")
 
 
-@pytest.mark.usefixtures("connection")
+@pytest.mark.usefixtures("patient")
 def test_task_warns_of_a_report_that_another_run_has_written(
     nights: Nights, tmp_path: Path, log: Callable[[], str]
 ) -> None:
@@ -334,7 +334,7 @@ def test_task_warns_of_a_report_that_another_run_has_written(
     assert warning in log()
 
 
-@pytest.mark.usefixtures("connection")
+@pytest.mark.usefixtures("patient")
 def test_mapped_tasks_write_parts_of_one_report(nights: Nights, folder: Path, tmp_path: Path) -> None:
     for number, name in enumerate("ab"):
         ti = TaskInstance(run_id="night 1")
@@ -349,7 +349,7 @@ def test_mapped_tasks_write_parts_of_one_report(nights: Nights, folder: Path, tm
     ]
 
 
-@pytest.mark.usefixtures("connection")
+@pytest.mark.usefixtures("patient")
 def test_link_leads_to_the_report(nights: Nights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nights.run(report=tmp_path / "tonight #1")
     assert "roughy_report_link" not in nights.xcoms
