@@ -30,6 +30,8 @@
     │   └── RoughyClaimedError             another run is ingesting the recording
     ├── RoughyIngestError                  some recordings of a batch were interrupted
     │   └── RoughyIngestFailedError *      some failed or were rejected, and no retry helps
+    ├── RoughyProduceError                 some outputs of recordings were not made
+    │   └── RoughyProduceFailedError *     no retry makes them
     ├── RoughyTargetError                  the target could not be written: full disk, storage down
     │   ├── RoughyUnusableTargetError *    not the name of a file, or no permission to write there
     │   └── RoughyTargetExistsError *      another file exists, and must not be replaced
@@ -373,6 +375,22 @@ class RoughyIngestError(RoughyError):
 
 class RoughyIngestFailedError(RoughyIngestError, AirflowFailException):
     """Some recordings of a batch failed, were rejected, timed out or are not paid for, and no retry helps."""
+
+
+class RoughyProduceError(RoughyError):
+    """Some outputs of recordings were not made. A retry makes only what is missing.
+
+    :param message: What happened to how many recordings, and to some of them by name.
+    :param outcomes: The XComs of :class:`~airflow_provider_roughy.operators.RoughyProduceOperator`.
+    """
+
+    def __init__(self, message: str, *, outcomes: Mapping[str, Any]) -> None:
+        self.outcomes = outcomes
+        super().__init__(message)
+
+
+class RoughyProduceFailedError(RoughyProduceError, AirflowFailException):
+    """Some outputs of recordings were not made, and no retry makes them."""
 
 
 class RoughyTargetError(RoughyError):

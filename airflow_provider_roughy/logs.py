@@ -22,6 +22,18 @@ class Log(Protocol):
         """Log a problem that ends the task, or a part of it."""
 
 
+class Quiet:
+    """A log for one of many transfers: only warnings are logged, as progress is logged for all of them together.
+
+    :param log: The log of all of them.
+    """
+
+    def __init__(self, log: Log) -> None:
+        self.info = self.debug = log.debug
+        self.warning = log.warning
+        self.error = log.error
+
+
 #: Logs nothing.
 SILENT: Log = logging.Logger("silent", level=logging.CRITICAL + 1)
 

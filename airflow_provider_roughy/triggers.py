@@ -20,7 +20,13 @@ from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.ledger import renewing
 from airflow_provider_roughy.lifecycle import ASSET, KINDS, RENDER, Kind, Outcome, Verdict, batch_to_event
 from airflow_provider_roughy.logs import counted
-from airflow_provider_roughy.polling import ResourcePoller, others_wait_for, wait_for_batch, wait_until_final
+from airflow_provider_roughy.polling import (
+    ResourcePoller,
+    others_wait_for,
+    wait_for_batch,
+    wait_for_some,
+    wait_until_final,
+)
 from airflow_provider_roughy.transfer.storage import check_no_password
 
 if TYPE_CHECKING:
@@ -219,6 +225,50 @@ class RoughyBatchTrigger(_WaitingTrigger):
                 deadline=self.deadline,
                 log=self.log,
             )
+        yield TriggerEvent(batch_to_event(verdicts))
+
+
+class RoughyProduceTrigger(_WaitingTrigger):
+    """Waits in a triggerer for assets, cuts and renders of a batch, by the shared polls.
+
+    It ends when all of them are in a final state; or, after ``go_on_after``, as soon as some of them are, so that their
+    recordings continue while others wait. Its one event has the verdicts on those in a final state, as that of
+    :class:`RoughyBatchTrigger`, and Airflow stores as much.
+
+    :param ids: The ids of the resources, by the name of their kind.
+    :param go_on_after: Seconds after which it is enough that some resources are in a final state.
+    :param options: As of :class:`_WaitingTrigger`, without ``kind``.
+    """
+
+    def __init__(self, *, ids: dict[str, list[str]], go_on_after: float, **options: Any) -> None:
+        super().__init__(kind=next(iter(ids), ASSET.name), **options)
+        self.ids = ids
+        self.go_on_after = go_on_after
+
+    @property
+    def subject(self) -> str:
+        """The resources that are waited for, for the log."""
+        return " and ".join(counted(len(ids), kind) for kind, ids in self.ids.items())
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return what Airflow stores, in plain text, to create this trigger again."""
+        return "airflow_provider_roughy.triggers.RoughyProduceTrigger", {
+            "ids": self.ids,
+            "go_on_after": self.go_on_after,
+            **self._stored_alike(),
+        }
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Wait, then yield one event with the verdict on each resource in a final state."""
+        verdicts = await wait_for_some(
+            RoughyHook(self.roughy_conn_id),
+            self.ids,
+            go_on_after=self.go_on_after,
+            poll_interval=self.poll_interval,
+            deadline=self.deadline,
+            on_pending_payment=self.on_pending_payment,
+            log=self.log,
+        )
         yield TriggerEvent(batch_to_event(verdicts))
 
 

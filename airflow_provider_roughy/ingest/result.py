@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy.api import decode
+from airflow_provider_roughy.logs import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -67,6 +68,7 @@ class RecordingResult:
     :param retryable: Whether a retry of the task may change it.
     :param earlier: Whether an earlier run has reported it already, so that it does not fail this one.
     :param key: Its key in the ledger, with which ``Ledger.forget`` forgets it, if it failed or was rejected.
+    :param outputs: The URI of each output that ``RoughyProduceOperator`` has written, by name: ``captions.srt``.
     """
 
     source: str
@@ -82,6 +84,7 @@ class RecordingResult:
     retryable: bool = False
     earlier: bool = False
     key: str | None = None
+    outputs: dict[str, str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain JSON, without empty fields."""
@@ -105,7 +108,8 @@ class RecordingResult:
         # Errors of an asset begin with its id.
         asset = f"asset {self.asset_id}" if self.asset_id and self.asset_id not in (self.reason or "") else ""
         key = f" (key {self.key})" if self.key else ""
-        why = ": ".join(part for part in (asset, self.reason) if part)
+        files = counted(len(self.outputs), "file") if self.outputs else ""
+        why = ": ".join(part for part in (asset, files, self.reason) if part)
         return f"{self.status:<16}{self.source}  {why}{key}".rstrip()
 
 

@@ -24,7 +24,7 @@ from airflow_provider_roughy.ingest.state import NamespacedStore, ThreadSafeStor
 from airflow_provider_roughy.ingest.upload import ClaimedUpload
 from airflow_provider_roughy.ledger import entry_key
 from airflow_provider_roughy.ledger.claims import Uploaded
-from airflow_provider_roughy.logs import Log, counted
+from airflow_provider_roughy.logs import Log, Quiet, counted
 from airflow_provider_roughy.transfer.pool import Stopped, TransferPool
 from airflow_provider_roughy.transfer.progress import Newest, bytes_in_words
 from airflow_provider_roughy.transfer.resumable import DurableUpload
@@ -180,7 +180,7 @@ class Transfers:
 
     def _new_upload(self, item: UploadItem, on_progress: OnProgress, *, confirm: bool = False) -> DurableUpload:
         source, client = item.open(), self._hook.client
-        options: dict[str, Any] = {"on_progress": on_progress, "log": _Quiet(self._log)}
+        options: dict[str, Any] = {"on_progress": on_progress, "log": Quiet(self._log)}
         ledger = self._recorder.ledger
         if ledger is not None:
             return ClaimedUpload(client, source, ledger=ledger, owner=self._recorder.owner, item=item, **options)
@@ -234,14 +234,3 @@ class Transfers:
             )
             self._recorder.fatal = error
         return True
-
-
-class _Quiet:
-    """A log for one of many uploads: only warnings are logged, as progress is logged for all of them together.
-
-    :param log: The log of the batch.
-    """
-
-    def __init__(self, log: Log) -> None:
-        self.info = self.debug = log.debug
-        self.warning = log.warning

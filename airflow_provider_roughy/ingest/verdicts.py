@@ -28,7 +28,7 @@ def result_of_verdict(item: UploadItem, verdict: Verdict) -> RecordingResult:
     :param item: The recording.
     :param verdict: The verdict.
     """
-    seconds = _seconds(verdict.resource.get("duration_seconds"))
+    seconds = seconds_of(verdict.resource.get("duration_seconds"))
     base = RecordingResult(
         item.name,
         Status.READY,
@@ -90,7 +90,7 @@ def is_gone(verdict: Verdict) -> bool:
     return False
 
 
-def _seconds(value: object) -> float | None:
+def seconds_of(value: object) -> float | None:
     """Return how long a recording is, as Roughy writes it: decimal text, in seconds."""
     try:
         seconds = float(str(value))

@@ -8,6 +8,7 @@ Object                     Content
 ``open/<key>.<n>.json``    Version ``n`` of a recording that is not done, or whose result was not reported to Airflow
                            yet: each created only if absent, never changed. The highest counts.
 ``problems/<key>.<state>`` Empty: the state of a result other than ready, so that lists of names suffice to count.
+``outputs/<key>.json``     An output of ``RoughyProduceOperator`` that was written. ``key`` is a hash of its location.
 ``contents/<key>.<hash>``  Empty: the SHA-256 of a file, by the key of its location (``identity="content"``).
 ``by-content``             All tasks identify the recordings of this ledger by their content.
 ``runs/<run>.json``        The lease of a run: until when it counts as active.
@@ -27,6 +28,7 @@ from airflow_provider_roughy.ledger.entries import ENDED, ClaimOwner, Entry, Pro
 from airflow_provider_roughy.ledger.lease import LEASE_SECONDS, RENEW_SECONDS, Lease
 from airflow_provider_roughy.ledger.ledger import Ledger, Snapshot, renewing
 from airflow_provider_roughy.ledger.legacy import LegacyEntry, LegacyIndex
+from airflow_provider_roughy.ledger.outputs import OutputRecord
 
 __all__ = [
     "ENDED",
@@ -38,6 +40,7 @@ __all__ = [
     "Ledger",
     "LegacyEntry",
     "LegacyIndex",
+    "OutputRecord",
     "Progress",
     "Result",
     "Snapshot",

@@ -28,7 +28,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 #: The subfolders of a ledger.
-SUBFOLDERS = ("contents", "open", "problems", "runs")
+SUBFOLDERS = ("contents", "open", "outputs", "problems", "runs")
 #: Attempts to create an object while another client is creating it, which S3 answers with 409.
 _MAX_CONFLICTS = 5
 #: HTTP statuses that no retry changes: rejected credentials, a missing bucket, and an unsupported request.

@@ -49,6 +49,7 @@ from airflow_provider_roughy.ledger.legacy import (
     build_index,
 )
 from airflow_provider_roughy.ledger.objects import uri_without_secrets
+from airflow_provider_roughy.ledger.outputs import Outputs
 from airflow_provider_roughy.ledger.runs import Runs
 from airflow_provider_roughy.logs import Log
 from airflow_provider_roughy.transfer.storage import (
@@ -91,7 +92,7 @@ class Snapshot:
     legacy: set[str]
 
 
-class Ledger(Runs, Announcements):
+class Ledger(Runs, Announcements, Outputs):
     """A folder that records what has been ingested.
 
     :param location: A local path, a URI with a scheme that Airflow's object storage knows, or an ``ObjectStoragePath``.

@@ -11,6 +11,7 @@ from airflow_provider_roughy.operators.cuts import (
 )
 from airflow_provider_roughy.operators.downloads import RoughyDownloadOperator
 from airflow_provider_roughy.operators.ingest import RoughyIngestOperator
+from airflow_provider_roughy.operators.produce import RoughyProduceOperator
 from airflow_provider_roughy.operators.renders import RoughyRenderOperator
 from airflow_provider_roughy.operators.uploads import RoughyCreateUploadOperator
 
@@ -22,5 +23,6 @@ __all__ = [
     "RoughyExportCutOperator",
     "RoughyExportSubtitlesOperator",
     "RoughyIngestOperator",
+    "RoughyProduceOperator",
     "RoughyRenderOperator",
 ]

@@ -52,22 +52,41 @@ async def poll_batch(
     :returns: A verdict on each, final or not. Resources whose poll failed are left out.
     :raises RoughyError: If the connection cannot be read, or is unusable.
     """
-    verdicts: dict[ResourcePoller, Verdict] = {}
-
-    def take(poller: ResourcePoller, answer: Answer) -> bool:
+    verdicts: dict[str, Verdict] = {}
+    for id, (poller, answer) in (await _poll_once(hook, kind, ids)).items():
         verdict = poller.on_answer(answer)
         if verdict is None and not isinstance(answer, RoughyError):
             verdict = Verdict.of(kind, answer).brief()
         if verdict is not None:
-            verdicts[poller] = verdict
+            verdicts[id] = verdict
+        elif failed is not None and poller.error is not None:
+            failed[id] = poller.error
+    return verdicts
+
+
+async def read_batch(hook: RoughyHook, kind: Kind, ids: Sequence[str]) -> dict[str, Answer]:
+    """Read a batch of resources once, by lists where they cost fewer requests.
+
+    :param hook: Names the connection.
+    :param kind: The kind of the resources.
+    :param ids: Their ids.
+    :returns: Each resource, or the error of reading it.
+    :raises RoughyError: If the connection cannot be read, or is unusable.
+    """
+    return {id: answer for id, (_, answer) in (await _poll_once(hook, kind, ids)).items()}
+
+
+async def _poll_once(hook: RoughyHook, kind: Kind, ids: Sequence[str]) -> dict[str, tuple[ResourcePoller, Answer]]:
+    answers: dict[ResourcePoller, Answer] = {}
+
+    def take(poller: ResourcePoller, answer: Answer) -> bool:
+        answers[poller] = answer
         return True
 
-    pollers = [ResourcePoller(kind, id, log=SILENT, one_of_many=True) for id in ids]
+    pollers = pollers_of_batch(kind, ids)
     async with SharedPoll.joined(hook, kind) as poll:
         await poll.wait(pollers, take, interval=POLL_SECONDS)
-    if failed is not None:
-        failed.update({id: poller.error for id, poller in zip(ids, pollers, strict=True) if poller.error is not None})
-    return {id: verdicts[poller] for id, poller in zip(ids, pollers, strict=True) if poller in verdicts}
+    return {id: (poller, answers[poller]) for id, poller in zip(ids, pollers, strict=True) if poller in answers}
 
 
 async def wait_for_batch(
@@ -91,9 +110,34 @@ async def wait_for_batch(
     :param log: Where to log progress, each time that states have changed, but at most every ten seconds.
     :returns: Their verdicts, in the order of ``ids``.
     """
-    pollers = [
-        ResourcePoller(kind, id, on_pending_payment=on_pending_payment, log=SILENT, one_of_many=True) for id in ids
-    ]
+    pollers = pollers_of_batch(kind, ids, on_pending_payment=on_pending_payment)
+    log_progress = progress_logger(kind, pollers, log=log)
+    verdicts = await wait_until_all_final(
+        hook, pollers, poll_interval=poll_interval, deadline=deadline, on_round=log_progress
+    )
+    log_progress()
+    return verdicts
+
+
+def pollers_of_batch(
+    kind: Kind, ids: Sequence[str], *, on_pending_payment: OnPendingPayment = "fail"
+) -> list[ResourcePoller]:
+    """Return pollers that log nothing, and for which a list is enough to end the wait.
+
+    :param kind: The kind of the resources.
+    :param ids: Their ids.
+    :param on_pending_payment: As of :class:`ResourcePoller`.
+    """
+    return [ResourcePoller(kind, id, on_pending_payment=on_pending_payment, log=SILENT, one_of_many=True) for id in ids]
+
+
+def progress_logger(kind: Kind, pollers: Sequence[ResourcePoller], *, log: Log) -> Callable[[], None]:
+    """Return a function that logs how far a wait is, if states have changed, but at most every ten seconds.
+
+    :param kind: The kind of the resources.
+    :param pollers: Their pollers.
+    :param log: The log.
+    """
     logged, logged_at = "", float("-inf")
 
     def log_progress() -> None:
@@ -106,11 +150,7 @@ async def wait_for_batch(
             log.info("%s %s: %s", progress, counted(len(pollers), kind.name), now)
             logged, logged_at = now, time.monotonic()
 
-    verdicts = await wait_until_all_final(
-        hook, pollers, poll_interval=poll_interval, deadline=deadline, on_round=log_progress
-    )
-    log_progress()
-    return verdicts
+    return log_progress
 
 
 async def wait_until_final(

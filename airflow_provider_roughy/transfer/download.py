@@ -55,10 +55,12 @@ class Downloaded:
 
     :param uri: The target, without credentials.
     :param written: Whether the file was written; if not, it existed already.
+    :param size_bytes: Bytes of the file.
     """
 
     uri: str
     written: bool
+    size_bytes: int | None = None
 
 
 def download(
@@ -93,7 +95,7 @@ def download(
     what = f"{kind.name.capitalize()} {id}"
     if not found.wants(link.size, overwrite):
         log.info("Skipped the download of %s: %s exists and has the same %s bytes", what, found.uri, link.size)
-        return Downloaded(found.uri, written=False)
+        return Downloaded(found.uri, written=False, size_bytes=link.size)
     began = time.monotonic()
     with found.open(link.size, overwrite) as sink:
         Downloader(
@@ -109,7 +111,7 @@ def download(
         log.info("Downloaded %s to %s (%d bytes, %.1f s)", what, found.uri, sink.offset, time.monotonic() - began)
     else:
         log.info("Discarded the download of %s: %s was created meanwhile and is the same", what, found.uri)
-    return Downloaded(found.uri, sink.written)
+    return Downloaded(found.uri, sink.written, sink.offset)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,16 @@ if TYPE_CHECKING:
 
     from airflow_provider_roughy.compat import ObjectStoragePath
 
-__all__ = ["LocalTarget", "Overwrite", "Sink", "StoredTarget", "Target", "check_overwrite", "find_target"]
+__all__ = [
+    "LocalTarget",
+    "Overwrite",
+    "Sink",
+    "StoredTarget",
+    "Target",
+    "check_overwrite",
+    "check_rendered",
+    "find_target",
+]
 
 
 def find_target(target: str | os.PathLike[str] | ObjectStoragePath, *, name: str, conn_id: str | None = None) -> Target:
@@ -36,7 +45,7 @@ def find_target(target: str | os.PathLike[str] | ObjectStoragePath, *, name: str
     :raises RoughyTargetError: If the storage does not say what exists there.
     """
     text = str(target)
-    _check_rendered(text)
+    check_rendered(text)
     conn_id = conn_id or getattr(target, "conn_id", None)
     found = _at(text + name if text.endswith("/") else text, conn_id)
     if found.is_folder and not text.endswith("/"):
@@ -46,7 +55,7 @@ def find_target(target: str | os.PathLike[str] | ObjectStoragePath, *, name: str
     return found
 
 
-def _check_rendered(location: str) -> None:
+def check_rendered(location: str) -> None:
     """Refuse the locations that templates render if a value is missing.
 
     :raises RoughyUnusableTargetError: If it names no folder or no bucket, or a part of it is ``None`` or blank.

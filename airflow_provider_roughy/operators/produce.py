@@ -1,0 +1,484 @@
+"""The operator that makes and writes the outputs of many recordings."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from airflow_provider_roughy import api
+from airflow_provider_roughy.compat import XComArg
+from airflow_provider_roughy.event_loop import run_here
+from airflow_provider_roughy.exceptions import (
+    RoughyConfigurationError,
+    RoughyError,
+    RoughyProduceError,
+    RoughyProduceFailedError,
+)
+from airflow_provider_roughy.ingest.result import BatchResults, Status
+from airflow_provider_roughy.ledger import ClaimOwner, Ledger
+from airflow_provider_roughy.lifecycle import ASSET, batch_from_event, end_unpaid
+from airflow_provider_roughy.logs import counted
+from airflow_provider_roughy.observability import lineage
+from airflow_provider_roughy.observability.outlets import Product, announce, ids_by_outcome
+from airflow_provider_roughy.operators.ingest import RoughyIngestOperator
+from airflow_provider_roughy.operators.interruptible import InterruptibleOperator
+from airflow_provider_roughy.operators.waiting import WaitingOperator
+from airflow_provider_roughy.polling import wait_for_some
+from airflow_provider_roughy.produce.inputs import asset_ids_of, read_report, ready_of, sources_of_ledger
+from airflow_provider_roughy.produce.names import TargetTemplate, check_template
+from airflow_provider_roughy.produce.production import Production
+from airflow_provider_roughy.produce.wanted import RenderOf, Wanted, check_render, formats_of
+from airflow_provider_roughy.produce.writing import Writer
+from airflow_provider_roughy.transfer.storage import asset_uri
+from airflow_provider_roughy.transfer.target import Overwrite, check_overwrite, check_rendered
+from airflow_provider_roughy.triggers import RoughyProduceTrigger
+
+if TYPE_CHECKING:
+    from airflow_provider_roughy.compat import Context, ObjectStoragePath
+
+#: Lines of the table in one log record, and in an error message.
+_MAX_LINES, _MAX_LINES_OF_ERROR = 100, 10
+#: Resources of one wait in the triggerer. On MySQL, a trigger's row in Airflow's database has room for about 1,200.
+_MAX_IDS = 1000
+#: Seconds after which a wait goes on with those recordings whose cut or render is completed. Each time costs the start
+#: of a process.
+_GO_ON_AFTER = 60.0
+#: The XCom by which a try keeps its state during the wait in the triggerer.
+_XCOM_KEY = "roughy_before_the_wait"
+#: Templates are rendered in these, and the values of mappings and lists.
+_TEMPLATED = (
+    "asset_ids",
+    "report",
+    "report_conn_id",
+    "sources",
+    "source_root",
+    "script",
+    "captions",
+    "timeline",
+    "frame_rate",
+    "render",
+    "target",
+    "target_conn_id",
+    "ledger",
+    "ledger_conn_id",
+    "roughy_conn_id",
+)
+
+
+class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
+    """Makes captions, timelines, renders and originals of many recordings, and writes them to your storage.
+
+    One task cuts and renders a whole batch: it requests ``parallel`` cuts and renders at a time, waits for all of them
+    together, with ``deferrable=True`` in the triggerer, and writes ``parallel`` files at a time, each whole or not at
+    all. A recording whose cut is completed continues while others wait. An error in one output does not affect the
+    rest. An error that affects all of them (rejected key, full target, Roughy down) stops the batch.
+
+    ::
+
+        ingest = RoughyIngestOperator(task_id="ingest", source="/data/recordings", ledger="/data/roughy-ledger")
+        RoughyProduceOperator(
+            task_id="produce",
+            asset_ids=ingest.output,
+            captions=["srt", "vtt"],
+            render={"video": {"format": "mp4"}, "audio": {"format": "m4a"}},
+            target="s3://rough-cuts/{source_dir}/{source_name}/",
+            ledger="/data/roughy-ledger",
+        )
+
+    **With a ledger, each output is written once.** A retry, a cleared task and another run find what is written, and
+    make only what is missing: an output of another script or other options, of another version of the recording, or
+    whose file is gone or has another size. The ledger may be that of the batch. Cuts and renders are never made twice,
+    with or without a ledger, as Roughy returns the same one for the same request. Without a ledger, each try writes all
+    files again, as ``overwrite`` says.
+
+    What does not apply to a recording is left out, and the table says so: a timeline of audio without ``frame_rate``, a
+    video of audio.
+
+    Placeholders of ``target``, in single braces:
+
+    ================== =================================================================================================
+    ``{source_name}``  the recording's file name: ``interview.mp4``
+    ``{source_stem}``  its file name without the extension: ``interview``
+    ``{source_dir}``   its folder, relative to ``source_root``; empty for a recording in that folder itself
+    ``{asset_id}``     the id of its asset
+    ``{project_id}``   the id of the asset's project
+    ``{cut_id}``       the id of the cut
+    ``{kind}``         ``captions``, ``timeline``, ``render`` or ``original``
+    ``{format}``       the format by the name that you gave, or the extension of the original
+    ================== =================================================================================================
+
+    If it ends with a slash, a file is named ``{kind}.{format}`` in it. Two recordings whose outputs would have the same
+    name are rejected before anything is made. A name leads never out of the target: slashes and control characters in a
+    value are replaced.
+
+    The result is the list of assets whose outputs are all written. XComs have the rest, also if the task fails:
+
+    =================== ================================================================================================
+    ``ready``           asset ids, as the result
+    ``outputs``         the URI of each output that is written, by asset id and by name (``captions.srt``)
+    ``left_out``        the reason of each output that does not apply, by asset id and by name
+    ``pending_payment`` asset ids that the credits do not cover
+    ``failed``          the reason, by asset id: a cut or a render failed, or a format is unknown
+    ``rejected``        the reason, by recording: its name collides, or ``overwrite="fail"`` and another file exists
+    ``deferred``        the reason, by recording: not made, as the batch was stopped
+    ``interrupted``     the reason, by recording: an error that a retry may fix, or ``timeout`` was over
+    ``sources``         the recording of each asset id
+    =================== ================================================================================================
+
+    With ``outlets=[AssetAlias(...)]`` a task that succeeds announces each file that this run has written, up to 100; an
+    outlet that is a plain ``Asset`` makes one event of the batch.
+
+    :param asset_ids: The assets: a list of ids, or the output of the task that ingests them. Give this or ``report``.
+        (templated)
+    :param report: The report of a batch, a JSON object a line: its path or URI. Its ready recordings are used.
+        (templated)
+    :param report_conn_id: The Airflow connection of the report's storage. (templated)
+    :param sources: The file of each asset id, for names. By default those of the task that ``asset_ids`` is the output
+        of, if it is a ``RoughyIngestOperator``, or those that the ledger has. A recording without a source has its
+        asset's id as its name. (templated)
+    :param source_root: The folder to which ``{source_dir}`` is relative, by default the ``source`` of that task. A
+        recording elsewhere has its whole path. (templated)
+    :param script: The script to cut by, up to 100,000 characters; or a mapping of scripts by asset id, source or file
+        name. By default, and for recordings that the mapping does not have, Roughy decides what to keep. (templated)
+    :param captions: The format of captions, or several: ``"srt"``, ``"vtt"``. (templated)
+    :param timeline: The format of an editor's timeline, or several, by Roughy's names, e.g. ``"fcpxml"``. (templated)
+    :param frame_rate: Frames a second of the timeline, for recordings that have no frame rate of their own. (templated)
+    :param render: The output to render, in the API's own words as for ``RoughyRenderOperator``; or such outputs by the
+        asset's type, ``{"video": {…}, "audio": {…}}``. (templated)
+    :param render_of: Whether to render the ``"cut"`` or the whole ``"asset"``.
+    :param original: Whether to write the original.
+    :param target: Where the files go: a path or URI with placeholders, as above. (templated)
+    :param target_conn_id: The Airflow connection of the target's storage. (templated)
+    :param overwrite: What to do about a file that exists and is not recorded in the ledger, as for
+        ``RoughyDownloadOperator``: ``"replace"`` it, ``"skip"`` it if it is the same, or ``"fail"`` if it is not.
+    :param ledger: The folder that remembers what was written: an absolute path or a URI. (templated)
+    :param ledger_conn_id: The Airflow connection of the ledger's storage. (templated)
+    :param parallel: How many requests or files at once, 1 to 64.
+    :param on_failed: What to do at the end if outputs were not made: ``"fail"``, with a retry only if one may help, or
+        ``"return"``.
+    :param on_pending_payment: What to do about assets that the credits do not cover: ``"fail"`` at the end, ``"skip"``,
+        ``"return"`` them in ``pending_payment``, or ``"wait"`` until the credits are topped up.
+    :param poll_interval: Seconds, or a ``timedelta``, between two polls.
+    :param timeout: Seconds, or a ``timedelta``, for cuts, renders and files together; by default Airflow's
+        ``[sensors] default_timeout``. What is not completed by then is ``interrupted``, without a retry.
+        ``execution_timeout`` bounds the task as well.
+    :param roughy_conn_id: The Airflow connection. (templated)
+    :param deferrable: Whether to wait in the triggerer, which takes no worker slot. The task continues when everything
+        has ended, and from a minute on when something has, so that files are written meanwhile.
+    :raises RoughyProduceFailedError: If outputs were not made, and no retry would help.
+    :raises RoughyProduceError: If a retry may help some of them.
+    :raises RoughyConfigurationError: If a parameter is unusable. Nothing was made.
+    :raises RoughyUnusableLedgerError: If the ledger cannot be used. Nothing was made.
+    """
+
+    template_fields: Sequence[str] = _TEMPLATED
+    template_fields_renderers = {"render": "json"}  # noqa: RUF012 - as Airflow declares it
+
+    def __init__(
+        self,
+        *,
+        target: str | os.PathLike[str] | ObjectStoragePath,
+        asset_ids: Sequence[str] | str | None = None,
+        report: str | os.PathLike[str] | ObjectStoragePath | None = None,
+        report_conn_id: str | None = None,
+        sources: Mapping[str, str] | None = None,
+        source_root: str | None = None,
+        script: str | Mapping[str, str] | None = None,
+        captions: str | Sequence[str] | None = None,
+        timeline: str | Sequence[str] | None = None,
+        frame_rate: float | str | None = None,
+        render: Mapping[str, Any] | None = None,
+        render_of: RenderOf = "cut",
+        original: bool = False,
+        target_conn_id: str | None = None,
+        overwrite: Overwrite = "replace",
+        ledger: str | os.PathLike[str] | None = None,
+        ledger_conn_id: str | None = None,
+        parallel: int = 4,
+        on_failed: Literal["fail", "return"] = "fail",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if (asset_ids is None) == (report is None):
+            raise ValueError("RoughyProduceOperator takes `asset_ids` or `report`, and one of them has to be given")
+        if not (captions or timeline or render or original):
+            raise ValueError("nothing to make: give `captions`, `timeline`, `render` or `original`")
+        if render_of not in ("cut", "asset"):
+            raise ValueError(f"render_of must be 'cut' or 'asset', not {render_of!r}")
+        if on_failed not in ("fail", "return"):
+            raise ValueError(f"on_failed must be 'fail' or 'return', not {on_failed!r}")
+        if not isinstance(original, bool):
+            raise ValueError(f"original must be True or False, not {original!r}")
+        if isinstance(parallel, bool) or not isinstance(parallel, int) or not 1 <= parallel <= 64:
+            raise ValueError(f"parallel must be 1 to 64, not {parallel!r}")
+        check_overwrite(overwrite)
+        for name, value in (("captions", captions), ("timeline", timeline)):
+            if not isinstance(value, XComArg):
+                formats_of(name, value)
+        if not isinstance(render, XComArg):
+            check_render(render)
+        if not isinstance(target, XComArg):
+            check_template(str(target))
+        ingest = getattr(asset_ids, "operator", None)
+        if isinstance(ingest, RoughyIngestOperator):
+            sources = ingest.output["sources"] if sources is None else sources
+            if source_root is None and isinstance(ingest.source, (str, os.PathLike)):
+                source_root = str(ingest.source)
+        self.asset_ids = asset_ids
+        self.report = report
+        self.report_conn_id = report_conn_id
+        self.sources = sources
+        self.source_root = source_root
+        self.script = script
+        self.captions = captions
+        self.timeline = timeline
+        self.frame_rate = frame_rate
+        self.render = render
+        self.render_of = render_of
+        self.original = original
+        self.target = target
+        self.target_conn_id = target_conn_id or getattr(target, "conn_id", None)
+        self.overwrite = overwrite
+        self.ledger = ledger
+        self.ledger_conn_id = ledger_conn_id
+        self.parallel = parallel
+        self.on_failed = on_failed
+        #: The work under way.
+        self._running: Production | None = None
+
+    def execute(self, context: Context) -> list[str]:
+        """Make and write the outputs.
+
+        :returns: The assets whose outputs are all written.
+        """
+        deadline = self.deadline(time.time())
+        with self._interrupt, self.hook:
+            ledger = self._open_ledger()
+            production = self._production(context, ledger)
+            sources = self._sources(ledger)
+            self.log.info("Making the outputs of %s", counted(len(sources), "recording"))
+            try:
+                self._running = production
+                production.begin(sources, self._script_of)
+                return self._work(context, production, deadline)
+            finally:
+                self._running = None
+
+    def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> list[str]:
+        """Continue after the wait in the triggerer.
+
+        :returns: The assets whose outputs are all written.
+        """
+        verdicts = batch_from_event(event)
+        ti = context["ti"]
+        before = ti.xcom_pull(task_ids=self.task_id, key=_XCOM_KEY, map_indexes=ti.map_index) or {}
+        with self._interrupt, self.hook:
+            production = self._production(context, self._open_ledger())
+            try:
+                self._running = production
+                production.resume(before.get("recordings", ()), self._script_of)
+                production.settle(verdicts)
+                return self._work(context, production, before.get("deadline", 0.0))
+            finally:
+                self._running = None
+
+    def stop_running(self) -> None:
+        """End the work under way. The next try makes what is missing."""
+        if self._running is not None:
+            self._running.stop()
+
+    # ---- Parameters
+
+    def _production(self, context: Context, ledger: Ledger | None) -> Production:
+        owner = ClaimOwner.of(context["ti"])
+        writer = Writer(
+            self.hook,
+            owner=owner,
+            ledger=ledger,
+            target_conn_id=self.target_conn_id,
+            overwrite=self.overwrite,
+            log=self.log,
+        )
+        check_rendered(str(self.target))
+        return Production(
+            self.hook,
+            writer,
+            wanted=self._wanted(),
+            template=TargetTemplate(str(self.target)),
+            owner=owner,
+            source_root=self.source_root,
+            ledger=ledger,
+            parallel=self.parallel,
+            go_on_after=_GO_ON_AFTER,
+            on_pending_payment=self.on_pending_payment,
+            log=self.log,
+        )
+
+    def _wanted(self) -> Wanted:
+        try:
+            check_render(self.render)
+            return Wanted(
+                captions=formats_of("captions", self.captions),
+                timelines=formats_of("timeline", self.timeline),
+                frame_rate=self.frame_rate,
+                render=self.render,
+                render_of=self.render_of,
+                original=self.original,
+            )
+        except ValueError as err:
+            raise RoughyConfigurationError(f"{err}; nothing was made") from None
+
+    def _open_ledger(self) -> Ledger | None:
+        if self.ledger is None:
+            self.log.warning("No `ledger` is given: a retry and the next run write all files again")
+            return None
+        ledger = Ledger(self.ledger, conn_id=self.ledger_conn_id)
+        ledger.check()
+        return ledger
+
+    def _sources(self, ledger: Ledger | None) -> dict[str, str]:
+        """Return the source of each recording, by its asset's id."""
+        if self.report is not None:
+            ready = ready_of(read_report(str(self.report), conn_id=self.report_conn_id))
+            return {_canonical(id): source for id, source in ready.items()}
+        ids = [_canonical(id) for id in asset_ids_of(self.asset_ids)]
+        if self.sources is not None and not isinstance(self.sources, Mapping):
+            raise RoughyConfigurationError(f"`sources` must be a mapping of files by asset id, not {self.sources!r}")
+        sources = {_canonical(id): str(source) for id, source in (self.sources or {}).items()}
+        unknown = [id for id in ids if id not in sources]
+        if unknown and ledger is not None and "{source_" in str(self.target):
+            sources |= sources_of_ledger(ledger, unknown)
+        return {id: sources.get(id, id) for id in ids}
+
+    def _script_of(self, asset_id: str, source: str) -> str | None:
+        if not isinstance(self.script, Mapping):
+            return self.script
+        names = (asset_id, source, source.rpartition("/")[2])
+        return next((self.script[name] for name in names if name in self.script), None)
+
+    # ---- Work and wait
+
+    def _work(self, context: Context, production: Production, deadline: float) -> list[str]:
+        try:
+            production.work()
+            while production.waiting:
+                if self.deferrable:
+                    self._defer_wait(context, production, deadline)
+                production.settle(
+                    run_here(
+                        lambda: wait_for_some(
+                            self.hook,
+                            production.waiting,
+                            go_on_after=0.0,
+                            poll_interval=self.poll_interval,
+                            deadline=deadline,
+                            on_pending_payment=self.on_pending_payment,
+                            log=self.log,
+                        )
+                    )
+                )
+                production.work()
+        except RoughyError:
+            self._push(context, production)
+            raise
+        self._push(context, production)
+        return self._end(context, production)
+
+    def _defer_wait(self, context: Context, production: Production, deadline: float) -> None:
+        context["ti"].xcom_push(_XCOM_KEY, {"recordings": production.to_dict(), "deadline": deadline})
+        ids: dict[str, list[str]] = {}
+        for kind, of_kind in production.waiting.items():
+            room = _MAX_IDS - sum(map(len, ids.values()))
+            if room:
+                ids[kind] = of_kind[:room]
+        RoughyProduceTrigger(
+            ids=ids,
+            go_on_after=_GO_ON_AFTER,
+            roughy_conn_id=self.roughy_conn_id,
+            poll_interval=self.poll_interval,
+            deadline=deadline,
+            on_pending_payment=self.on_pending_payment,
+        ).defer(self)
+
+    # ---- The end
+
+    def _push(self, context: Context, production: Production) -> None:
+        """Report the result of each recording in the log and in XComs."""
+        results = production.results()
+        self.log.info("%s", results.summary())
+        lines = list(results.table())
+        for start in range(0, len(lines), _MAX_LINES):
+            self.log.info("\n%s", "\n".join(lines[start : start + _MAX_LINES]))
+        for name, value in _xcoms(results, production).items():
+            context["ti"].xcom_push(name, value)
+
+    def _end(self, context: Context, production: Production) -> list[str]:
+        results = production.results()
+        self._report_lineage(production)
+        lines = list(results.table(without=(Status.READY,)))
+        text = "\n".join([f"{results.summary()}:", *lines[:_MAX_LINES_OF_ERROR]])
+        if len(lines) > _MAX_LINES_OF_ERROR:
+            text += f"\n… and {len(lines) - _MAX_LINES_OF_ERROR:,} more, see the log"
+        if production.fatal is not None:
+            text = f"The batch was stopped: {production.fatal}\n{text}"
+        outcomes = _xcoms(results, production)
+        bad = results.of(Status.FAILED, Status.REJECTED, Status.INTERRUPTED, Status.DEFERRED)
+        if production.fatal is not None or (bad and self.on_failed == "fail"):
+            again = any(result.retryable for result in results.results)
+            raise (RoughyProduceError if again else RoughyProduceFailedError)(text, outcomes=outcomes)
+        if results.of(Status.PENDING_PAYMENT):
+            message = (
+                f"The credits do not cover everything. {text}\nTop up at Roughy within 30 days, then clear the task"
+            )
+            error = RoughyProduceFailedError(message, outcomes=outcomes)
+            end_unpaid(self.on_pending_payment, error, why_skipped=message)
+        self._announce(context, production, results)
+        return results.ids(Status.READY)
+
+    def _report_lineage(self, production: Production) -> None:
+        written = [recording for recording in production.recordings if recording.written]
+        lineage.report(
+            self.hook,
+            read=(lineage.resource_uri(ASSET.name, recording.asset_id) for recording in written),
+            written=(asset_uri(uri) for recording in written for uri in recording.written.values()),
+        )
+
+    def _announce(self, context: Context, production: Production, results: BatchResults) -> None:
+        products = []
+        for recording in production.recordings:
+            for name in recording.new:
+                uri = recording.written[name]
+                ids = {"asset_id": recording.asset_id, "cut_id": recording.cut_id}
+                if name.startswith("render."):
+                    ids["render_id"] = recording.render_id
+                extra = {"target": uri, "output": name, "source": recording.source, **ids}
+                extra = {key: value for key, value in extra.items() if value}
+                products.append(Product(asset_uri(uri), extra))
+        statuses = (Status.READY, Status.PENDING_PAYMENT, Status.FAILED)
+        summary = {
+            "counts": results.numbers(),
+            "files": sum(len(recording.written) for recording in production.recordings),
+            **ids_by_outcome({status.value: results.ids(status) for status in statuses}),
+        }
+        announce(self, context, products, summary)
+
+
+def _xcoms(results: BatchResults, production: Production) -> dict[str, Any]:
+    """Return the XComs of the operator, by key."""
+    names = ("ready", "pending_payment", "failed", "rejected", "deferred", "interrupted", "sources")
+    all_of_batch = results.xcoms()
+    return {
+        **{name: all_of_batch[name] for name in names},
+        "outputs": {each.asset_id: each.files() for each in production.recordings if each.written},
+        "left_out": {each.asset_id: dict(each.left_out) for each in production.recordings if each.left_out},
+    }
+
+
+def _canonical(asset_id: str) -> str:
+    """Spell an id as Roughy does. A malformed id is returned as it is; reading the asset reports it."""
+    try:
+        return api.resource_id("asset_id", asset_id)
+    except RoughyConfigurationError:
+        return asset_id

@@ -1,0 +1,87 @@
+"""Which recordings to use: asset ids as Airflow passes them on, and the report of a batch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_roughy.exceptions import RoughyConfigurationError, RoughySourceError, RoughyUnusableSourceError
+from airflow_provider_roughy.ingest.result import RecordingResult, Status
+from airflow_provider_roughy.transfer.storage import local_path, storage_errors, stored_path, without_secrets
+
+if TYPE_CHECKING:
+    from airflow_provider_roughy.ledger import Ledger
+
+
+def asset_ids_of(value: Any) -> list[str]:
+    """Return asset ids without repeats, in their order. Empty ones, of tasks that were skipped, are left out.
+
+    :param value: An id, or any iterable of ids.
+    :raises RoughyConfigurationError: If it is a list that was rendered as text, or has something else than text.
+    """
+    if isinstance(value, str):
+        if value.strip()[:1] in ("[", "(", "{"):
+            raise RoughyConfigurationError(
+                f"`asset_ids` is a text that looks like a list: {value[:100]!r}. Pass the output of the task itself "
+                "(`ingest.output`), or set `render_template_as_native_obj=True` in the DAG"
+            )
+        value = [value]
+    if value is None or isinstance(value, Mapping) or not isinstance(value, Iterable):
+        raise RoughyConfigurationError(f"`asset_ids` must be a list of asset ids, not {value!r}")
+    ids = list(dict.fromkeys(value))
+    if any(not isinstance(id, str) and id is not None for id in ids):
+        odd = next(id for id in ids if not isinstance(id, str) and id is not None)
+        raise RoughyConfigurationError(f"`asset_ids` must be a list of asset ids, and has {odd!r}")
+    return [id for id in ids if id]
+
+
+def read_report(location: str, *, conn_id: str | None = None) -> list[RecordingResult]:
+    """Read the results of a batch from its report: a JSON object a line.
+
+    :param location: Its path or URI.
+    :param conn_id: The Airflow connection of its storage.
+    :raises RoughyUnusableSourceError: If there is no such report, or it is not one.
+    :raises RoughySourceError: If it cannot be read just now.
+    """
+    shown = without_secrets(location)
+    path = local_path(location)
+    with storage_errors(f"Report {shown} cannot be read", RoughySourceError, RoughyUnusableSourceError):
+        if path is not None:
+            with open(path, "rb") as file:
+                content = file.read()
+        else:
+            stored = stored_path(location, conn_id)
+            content = stored.fs.cat_file(stored.path)
+    known = RecordingResult.__dataclass_fields__
+    results = []
+    for number, line in enumerate(content.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            results.append(RecordingResult(**{name: value for name, value in row.items() if name in known}))
+        except (ValueError, TypeError, AttributeError, RecursionError) as err:
+            raise RoughyUnusableSourceError(
+                f"Report {shown} cannot be read: line {number} is no result of a batch ({err})"
+            ) from None
+    return results
+
+
+def ready_of(results: Iterable[RecordingResult]) -> dict[str, str]:
+    """Return the source of each ready recording, by its asset id.
+
+    :param results: The results of a batch.
+    """
+    return {result.asset_id: result.source for result in results if result.status == Status.READY and result.asset_id}
+
+
+def sources_of_ledger(ledger: Ledger, asset_ids: Iterable[str]) -> dict[str, str]:
+    """Return the sources of assets by the ledger of a batch, as far as it has them.
+
+    :param ledger: The ledger.
+    :param asset_ids: The assets.
+    :raises RoughyLedgerError: If the ledger cannot be read.
+    """
+    wanted = set(asset_ids)
+    return {entry.asset_id: entry.source for entry in ledger.entries() if entry.asset_id in wanted}

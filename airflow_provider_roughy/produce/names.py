@@ -1,0 +1,158 @@
+"""The names of outputs: a template with placeholders such as ``{source_stem}``.
+
+A value comes from outside (the name of a recording, a reply of Roughy's), so it can name nothing outside of the target:
+characters of control and path separators are replaced, and no part of a path is ``.`` or ``..``. Nothing here reads or
+writes anything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from string import Formatter
+
+from airflow_provider_roughy.exceptions import RoughyConfigurationError
+from airflow_provider_roughy.transfer.storage import as_text, local_path
+
+#: The placeholders, and what each stands for.
+PLACEHOLDERS = {
+    "source_name": "the recording's file name: interview.mp4",
+    "source_stem": "its file name without the extension: interview",
+    "source_dir": "its folder, relative to `source_root`; empty for a recording in that folder itself",
+    "asset_id": "the id of its asset",
+    "project_id": "the id of the asset's project",
+    "cut_id": "the id of the cut; empty without a cut",
+    "kind": "captions, timeline, render or original",
+    "format": "srt, vtt, otio, mp4, …: the format by the name that you gave, or the original's extension",
+}
+#: The name of an output in a folder.
+FILE_NAME = "{kind}.{format}"
+#: The value of ``{cut_id}`` before the cut is made. No id contains it.
+UNKNOWN_CUT = "{cut_id}"
+
+#: Parts of Jinja, which Airflow replaces before the task starts.
+_JINJA = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
+#: Control characters, those of text direction, and the separators of paths.
+_REPLACED = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069/\\]")
+
+
+@dataclass(frozen=True)
+class SourceName:
+    """The parts of a recording's location.
+
+    :param name: Its file name.
+    :param folder: Its folder, relative to the root.
+    """
+
+    name: str
+    folder: str = ""
+
+    @classmethod
+    def of(cls, source: str, root: str | None = None) -> SourceName:
+        """Split the location of a recording.
+
+        :param source: Its path or URI.
+        :param root: A folder to which the recording's folder is relative. A recording elsewhere keeps its whole path.
+        """
+        path, base = _path_of(source), _path_of(root or "")
+        # A glob: the folder before its first wildcard.
+        base = re.split(r"[*?\[]", base, maxsplit=1)[0].rpartition("/")[0] if re.search(r"[*?\[]", base) else base
+        folder, _, name = path.rpartition("/")
+        base = base.rstrip("/")
+        if base == path:
+            # The source is the recording itself.
+            base = folder
+        if base and f"{folder}/".startswith(f"{base}/"):
+            folder = folder[len(base) :]
+        return cls(name, folder.strip("/"))
+
+    @property
+    def stem(self) -> str:
+        """Its file name without the extension."""
+        stem, dot, _ = self.name.rpartition(".")
+        return stem if dot and stem else self.name
+
+    @property
+    def extension(self) -> str:
+        """The extension, without the dot; empty if it has none."""
+        return self.name.rpartition(".")[2] if self.stem != self.name else ""
+
+
+def _path_of(location: str) -> str:
+    """Return the path of a location, with ``/`` between its parts, and without a scheme."""
+    path = local_path(location)
+    return path if path is not None else re.sub(r"\A[^:]*://(?:[^/@]*@)?", "", location)
+
+
+def check_template(template: str) -> None:
+    """Refuse a template with unknown placeholders. Parts that Airflow renders later are left out.
+
+    :param template: The target.
+    :raises ValueError: If a placeholder is unknown or malformed.
+    """
+    for name in _fields(_JINJA.sub("", template)):
+        if name not in PLACEHOLDERS:
+            known = ", ".join(f"{{{each}}}" for each in PLACEHOLDERS)
+            raise ValueError(f"target {template!r} has an unknown placeholder {{{name}}}; known are {known}")
+
+
+def _fields(template: str) -> list[str]:
+    try:
+        parsed = list(Formatter().parse(template))
+    except ValueError as err:
+        raise ValueError(f"target {template!r} cannot be read: {err}") from None
+    for _, name, spec, conversion in parsed:
+        if name is not None and (spec or conversion):
+            raise ValueError(f"target {template!r} has a placeholder {{{name}}} with a format or conversion")
+    return [name for _, name, _, _ in parsed if name is not None]
+
+
+class TargetTemplate:
+    """A rendered target.
+
+    :param text: Its text. If it ends with a slash, it is a folder, in which a file is named ``{kind}.{format}``.
+    :raises RoughyConfigurationError: If a placeholder is unknown.
+    """
+
+    def __init__(self, text: str) -> None:
+        try:
+            check_template(text)
+        except ValueError as err:
+            raise RoughyConfigurationError(f"{err}; nothing was made") from None
+        self._text = text + FILE_NAME if text.endswith("/") else text
+        self._is_local = local_path(text) is not None
+        #: The placeholders that it has.
+        self.fields = set(_fields(self._text))
+
+    def fill(self, values: Mapping[str, str]) -> str:
+        """Return the location of an output.
+
+        :param values: The values of all placeholders.
+        """
+        scheme, separator, rest = self._text.partition("://")
+        if not separator:
+            scheme, rest = "", self._text
+        cleaned = {name: self._clean(name, value) for name, value in values.items()}
+        parts: list[str] = []
+        for number, part in enumerate(rest.split("/")):
+            filled = part.format_map(cleaned)
+            # A placeholder without a value leaves no empty part.
+            if filled or not part or number == 0:
+                parts.append(filled)
+        return f"{scheme}{separator}{'/'.join(parts)}"
+
+    def _clean(self, name: str, value: str) -> str:
+        if name == "cut_id" and value == UNKNOWN_CUT:
+            return value
+        if name == "source_dir":
+            return "/".join(filter(None, (self._clean_part(part) for part in value.split("/") if part)))
+        return self._clean_part(value)
+
+    def _clean_part(self, value: str) -> str:
+        cleaned = _REPLACED.sub("_", as_text(value))
+        if not self._is_local:
+            # fsspec takes them for the end of a URI.
+            cleaned = cleaned.replace("::", "__")
+        stripped = cleaned.strip()
+        return "_" if value and (not stripped or stripped in (".", "..")) else cleaned

@@ -1,0 +1,513 @@
+"""The outputs of many recordings in one task: request cuts and renders, wait, and write what is completed.
+
+Roughy returns the same cut and the same render for the same request. So nothing is remembered of requests: a later try
+sends them again, and finds what exists.
+
+An error of one output does not affect the others. An error that affects all of them (rejected key, full target, Roughy
+down) stops the batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_roughy.api import RoughyAsset
+from airflow_provider_roughy.event_loop import run_here
+from airflow_provider_roughy.exceptions import (
+    RoughyAssetFailedError,
+    RoughyAssetProcessingError,
+    RoughyAuthenticationError,
+    RoughyConfigurationError,
+    RoughyError,
+    RoughyPaymentRequiredError,
+    RoughyProduceError,
+)
+from airflow_provider_roughy.http import interrupt
+from airflow_provider_roughy.ingest.result import BatchResults, Status
+from airflow_provider_roughy.ingest.verdicts import seconds_of
+from airflow_provider_roughy.lifecycle import ASSET, CUT, KINDS, RENDER, Outcome, Verdict
+from airflow_provider_roughy.logs import Log, counted
+from airflow_provider_roughy.polling import poll_batch, read_batch
+from airflow_provider_roughy.produce.names import UNKNOWN_CUT, SourceName, TargetTemplate
+from airflow_provider_roughy.produce.problems import UNPAID, problem_of, stops_all
+from airflow_provider_roughy.produce.recording import Problem, Recording
+from airflow_provider_roughy.transfer.pool import Stopped, TransferPool
+from airflow_provider_roughy.transfer.progress import bytes_in_words
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from airflow_provider_roughy.hooks import RoughyHook
+    from airflow_provider_roughy.ledger import ClaimOwner, Ledger
+    from airflow_provider_roughy.lifecycle import Kind, OnPendingPayment
+    from airflow_provider_roughy.polling.poller import Answer
+    from airflow_provider_roughy.produce.wanted import Output, Wanted
+    from airflow_provider_roughy.produce.writing import Writer
+    from airflow_provider_roughy.transfer.pool import OnProgress
+
+#: Outputs that failed in a row with errors that may pass, after which the batch stops.
+_MAX_FAILED_IN_A_ROW = 5
+#: How often an asset that is listed as ready may refuse a cut or render as not ready.
+_MAX_REFUSALS = 5
+#: Seconds of ``Retry-After`` that a request for a cut or render obeys.
+_MAX_RETRY_AFTER = 30.0
+#: The order in which kinds are written: small files first.
+_ORDER = ("captions", "timeline", "render", "original")
+
+_log = logging.getLogger(__name__)
+
+
+class Production:
+    """One try over a batch of recordings.
+
+    :param hook: Talks to Roughy.
+    :param writer: Writes the outputs.
+    :param wanted: The outputs that are wanted.
+    :param template: Where they go.
+    :param source_root: The folder to which ``{source_dir}`` is relative.
+    :param owner: This try of this run.
+    :param ledger: The ledger, which the writer uses, too.
+    :param parallel: How many requests or files at once.
+    :param go_on_after: Seconds for which files are written before cuts and renders are polled again.
+    :param on_pending_payment: Whether unpaid assets are waited for (``"wait"``).
+    :param log: Logs events.
+    """
+
+    def __init__(
+        self,
+        hook: RoughyHook,
+        writer: Writer,
+        *,
+        wanted: Wanted,
+        template: TargetTemplate,
+        owner: ClaimOwner,
+        source_root: str | None = None,
+        ledger: Ledger | None = None,
+        parallel: int = 4,
+        go_on_after: float = 60.0,
+        on_pending_payment: OnPendingPayment = "fail",
+        log: Log = _log,
+    ) -> None:
+        self._hook = hook
+        self._writer = writer
+        self._wanted = wanted
+        self._template = template
+        self._owner = owner
+        self._source_root = source_root
+        self._ledger = ledger
+        self._parallel = parallel
+        self._go_on_after = go_on_after
+        self._on_pending_payment = on_pending_payment
+        self._log = log
+        self.recordings: list[Recording] = []
+        #: The error that stopped the batch, if one did.
+        self.fatal: RoughyError | None = None
+        self._failed_in_a_row = 0
+        self._refusals: dict[Recording, int] = {}
+        self._lock = threading.Lock()
+        self._pool: TransferPool[Any] | None = None
+
+    # ---- What to make
+
+    def begin(self, sources: Mapping[str, str], scripts: Callable[[str, str], str | None]) -> None:
+        """Read the assets, name the outputs, and find those that are written.
+
+        :param sources: The source of each recording, by its asset's id.
+        :param scripts: Returns the script of a recording, by its asset's id and its source.
+        :raises RoughyConfigurationError: If the outputs of one recording have the same name.
+        :raises RoughyError: If Roughy or the ledger cannot be used.
+        """
+        self.recordings = [Recording(id, source, script=scripts(id, source)) for id, source in sources.items()]
+        self._read_assets(self.recordings)
+        for recording in self.recordings:
+            self._plan(recording)
+        self._find_collisions()
+        self._find_written()
+
+    def resume(self, rows: Iterable[Mapping[str, Any]], scripts: Callable[[str, str], str | None]) -> None:
+        """Continue after the wait in the triggerer.
+
+        :param rows: What :meth:`to_dict` returned.
+        :param scripts: As of :meth:`begin`.
+        """
+        self.recordings = [Recording.from_dict(row) for row in rows]
+        for recording in self.recordings:
+            recording.script = scripts(recording.asset_id, recording.source)
+            self._plan(recording)
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Return the state that :meth:`resume` needs, as plain JSON."""
+        return [recording.to_dict() for recording in self.recordings]
+
+    def _read_assets(self, recordings: Sequence[Recording]) -> None:
+        if not recordings:
+            return
+        ids = [recording.asset_id for recording in recordings]
+        answers = run_here(lambda: read_batch(self._hook, ASSET, ids))
+        errors = [answer for answer in answers.values() if isinstance(answer, RoughyError)]
+        for error in errors:
+            if isinstance(error, RoughyAuthenticationError) and stops_all(error):
+                raise error
+        if len(errors) == len(recordings) and all(error.transient for error in errors):
+            # Roughy is down. A retry finds out more than a table of one line repeated.
+            raise errors[0]
+        for recording in recordings:
+            self._take_asset(recording, answers.get(recording.asset_id))
+
+    def _take_asset(self, recording: Recording, answer: Answer | None) -> None:
+        if not isinstance(answer, RoughyAsset):
+            if answer is None:
+                recording.problem = Problem(Status.INTERRUPTED, "the state of its asset was not read", retryable=True)
+            elif answer.transient:
+                recording.problem = problem_of(answer)
+            else:
+                recording.problem = Problem(Status.FAILED, f"its asset cannot be read: {answer}")
+            return
+        recording.type, recording.extension = answer.type, answer.extension
+        recording.project_id, recording.size_bytes = answer.project_id, answer.size_bytes or 0
+        recording.seconds = seconds_of(answer.duration_seconds)
+        recording.asset_state = answer.state
+        verdict = Verdict.of(ASSET, answer)
+        if verdict.is_final(self._on_pending_payment):
+            self._settle_asset(recording, verdict)
+
+    def _plan(self, recording: Recording) -> None:
+        """Name the outputs of a recording. The type of an asset that is not ready may be unknown."""
+        name = SourceName.of(recording.source, self._source_root)
+        recording.outputs, recording.left_out = self._wanted.of(
+            recording.type or ("video" if not recording.is_ready else None),
+            extension=recording.extension or name.extension or "media",
+        )
+        values = {
+            "source_name": name.name,
+            "source_stem": name.stem,
+            "source_dir": name.folder,
+            "asset_id": recording.asset_id,
+            "project_id": recording.project_id or "",
+            "cut_id": UNKNOWN_CUT if self._wanted.needs_cut else "",
+        }
+        recording.locations = {
+            output.name: self._template.fill({**values, "kind": output.kind, "format": output.format})
+            for output in recording.outputs
+        }
+
+    def _find_collisions(self) -> None:
+        """Reject recordings whose outputs have the name of another recording's output.
+
+        :raises RoughyConfigurationError: If outputs of one recording have the same name.
+        """
+        by_location: dict[str, list[tuple[Recording, str]]] = {}
+        for recording in self.recordings:
+            for output, location in recording.locations.items():
+                by_location.setdefault(location, []).append((recording, output))
+        for location, users in by_location.items():
+            for (first, output), (second, other) in pairwise(users):
+                if first is second:
+                    raise RoughyConfigurationError(
+                        f"`target` gives {output} and {other} of {first.source} the same name, {location}: add "
+                        "{kind} and {format}, or end it with a slash. Nothing was made"
+                    )
+            if len(users) > 1:
+                for recording, output in users:
+                    other = next(each.source for each, _ in users if each is not recording)
+                    recording.problem = recording.problem or Problem(
+                        Status.REJECTED,
+                        f"its {output} and that of {other} have the same name, {location}: add {{source_dir}}, "
+                        "{source_name} or {asset_id} to `target`",
+                    )
+
+    def _find_written(self) -> None:
+        if self._ledger is None:
+            return
+        items = [(recording, output) for recording in self.recordings for output in recording.missing()]
+
+        def find(item: tuple[Recording, Output]) -> tuple[Any, bool]:
+            record = self._writer.find_written(*item)
+            return record, record is not None and self._writer.is_there(*item, record)
+
+        found = 0
+        for (recording, output), (record, is_there) in zip(items, self._ledger.each(find, items), strict=True):
+            if is_there:
+                found += 1
+                recording.written[output.name] = record.uri
+                if record.owner == str(self._owner):
+                    recording.new.append(output.name)
+            elif record is not None and recording.source != record.source and recording.asset_id != record.asset_id:
+                recording.problem = recording.problem or Problem(
+                    Status.REJECTED,
+                    f"its {output.name} would replace {record.uri}, which {record.owner} has written for "
+                    f"{record.source}: add {{source_dir}}, {{source_name}} or {{asset_id}} to `target`",
+                )
+        if found:
+            self._log.info("Found %s that are written already", counted(found, "output"))
+
+    # ---- Work
+
+    def work(self) -> None:
+        """Request and write all that is possible now. What has to be waited for is in :attr:`waiting`.
+
+        :raises RoughyProduceError: If :meth:`stop` ended it.
+        """
+        # Fetch the Airflow connection here, and not in several threads at once.
+        self._hook.get_conn()
+        while True:
+            self._request()
+            if not self._write():
+                break
+            for kind, ids in self.waiting.items():
+                self.settle(self._poll(KINDS[kind], ids))
+        if self.fatal is not None:
+            reason = f"not made: the batch was stopped: {self.fatal}"
+            for recording in self.recordings:
+                if recording.missing():
+                    recording.give_up(Problem(Status.DEFERRED, reason, retryable=not self.fatal.final))
+
+    def _poll(self, kind: Kind, ids: Sequence[str]) -> list[Verdict]:
+        verdicts = run_here(lambda: poll_batch(self._hook, kind, ids))
+        return [verdict for verdict in verdicts.values() if verdict.is_final(self._on_pending_payment)]
+
+    def stop(self) -> None:
+        """End the work, from a signal handler. A later try makes what is missing."""
+        if self._pool is not None:
+            self._pool.stop()
+
+    @property
+    def waiting(self) -> dict[str, list[str]]:
+        """The ids of what is waited for, by the name of the kind."""
+        if self.fatal is not None:
+            return {}
+        ids: dict[str, list[str]] = {ASSET.name: [], CUT.name: [], RENDER.name: []}
+        for recording in self.recordings:
+            if not recording.missing():
+                continue
+            if not recording.is_ready:
+                ids[ASSET.name].append(recording.asset_id)
+            if recording.cut_id and not recording.is_cut and self._cut_missing(recording):
+                ids[CUT.name].append(recording.cut_id)
+            if recording.render_id and not recording.is_rendered and recording.missing("render"):
+                ids[RENDER.name].append(recording.render_id)
+        return {kind: of_kind for kind, of_kind in ids.items() if of_kind}
+
+    def _cut_missing(self, recording: Recording) -> list[Output]:
+        """Return the outputs that are made from the cut, and neither written nor given up."""
+        kinds = ("captions", "timeline", "render") if self._wanted.render_of == "cut" else ("captions", "timeline")
+        # The name of an original may have the cut's id.
+        return recording.missing(*kinds, *(("original",) if "cut_id" in self._template.fields else ()))
+
+    def _may_cut(self, recording: Recording) -> bool:
+        return (
+            recording.is_ready
+            and self._wanted.needs_cut
+            and not recording.cut_id
+            and bool(self._cut_missing(recording))
+        )
+
+    def _may_render(self, recording: Recording) -> bool:
+        is_cut = recording.is_cut or self._wanted.render_of == "asset"
+        return recording.is_ready and is_cut and not recording.render_id and bool(recording.missing("render"))
+
+    def _request(self) -> None:
+        """Create the cuts and renders that can be created now."""
+        items = [each for each in self.recordings if self._may_cut(each) or self._may_render(each)]
+
+        def request(recording: Recording, on_progress: OnProgress) -> None:
+            on_progress(0, 0)
+            self._request_one(recording)
+
+        self._run(items, request, self._log_requests)
+
+    def _request_one(self, recording: Recording) -> None:
+        kinds: tuple[str, ...] = ()
+        try:
+            if self._may_cut(recording):
+                kinds = tuple({output.kind for output in self._cut_missing(recording)})
+                cut = self._hook.create_cut(recording.asset_id, recording.script)
+                recording.cut_id = cut.id
+                self._settle_cut(recording, Verdict.of(CUT, cut))
+            if self._may_render(recording):
+                kinds = ("render",)
+                (output,) = recording.missing("render")
+                cut_id = recording.cut_id if self._wanted.render_of == "cut" else None
+                render = self._hook.create_render(recording.asset_id, output.request["output"], cut_id)
+                recording.render_id = render.id
+                self._settle_render(recording, Verdict.of(RENDER, render))
+        except RoughyAssetProcessingError as error:
+            self._refusals[recording] = refusals = self._refusals.get(recording, 0) + 1
+            if refusals > _MAX_REFUSALS:
+                self._fail(recording, error, *kinds)
+                return
+            # The list of assets was wrong, or the asset is processed again.
+            interrupt.pause(min(error.retry_after or 1.0, _MAX_RETRY_AFTER))
+            recording.asset_state = "processing"
+        except RoughyPaymentRequiredError:
+            recording.asset_state = "pending_payment"
+            if self._on_pending_payment != "wait":
+                recording.problem = Problem(Status.PENDING_PAYMENT, UNPAID)
+        except RoughyAssetFailedError as error:
+            recording.problem = problem_of(error)
+        except RoughyError as error:
+            self._fail(recording, error, *kinds)
+        else:
+            self._failed_in_a_row = 0
+
+    def _write(self) -> bool:
+        """Write the outputs that can be written now.
+
+        :returns: Whether some are left, as it is time to poll cuts and renders again.
+        """
+        items = [
+            (recording, output)
+            for kind in _ORDER
+            for recording in self.recordings
+            for output in recording.missing(kind)
+            if self._is_made(recording, output)
+        ]
+        ends = time.monotonic() + self._go_on_after if self.waiting else float("inf")
+        left: list[Any] = []
+
+        def write(item: tuple[Recording, Output], on_progress: OnProgress) -> None:
+            recording, output = item
+            if time.monotonic() >= ends:
+                left.append(item)
+                return
+            try:
+                self._writer.write(recording, output, on_progress)
+            except RoughyError as error:
+                self._fail(recording, error, output.kind, name=output.name)
+            else:
+                self._failed_in_a_row = 0
+
+        self._run(items, write, self._log_files)
+        return bool(left) and self.fatal is None
+
+    def _is_made(self, recording: Recording, output: Output) -> bool:
+        if output.kind in ("captions", "timeline"):
+            return recording.is_cut
+        if output.kind == "render":
+            return recording.is_rendered
+        return recording.is_ready and (recording.is_cut or "cut_id" not in self._template.fields)
+
+    def _run(
+        self,
+        items: Sequence[Any],
+        do: Callable[[Any, OnProgress], None],
+        log_progress: Callable[[int, int, float, int], None],
+    ) -> None:
+        """Call a function for each item, several at once, until an error stops the batch."""
+        if not items or self.fatal is not None:
+            return
+
+        def work(item: Any, on_progress: OnProgress) -> None:
+            if self.fatal is None:
+                do(item, on_progress)
+
+        pool = self._pool = TransferPool(items, work, lambda item, error, in_a_row: True)
+        try:
+            pool.run(self._parallel, lambda seconds, sent: log_progress(pool.done, len(items), seconds, sent))
+        except Stopped:
+            raise RoughyProduceError(
+                "The task was killed; a retry makes only what is missing", outcomes=self.results().xcoms()
+            ) from None
+        finally:
+            self._pool = None
+
+    def _log_requests(self, done: int, total: int, seconds: float, sent: int) -> None:
+        self._log.info("Requested cuts and renders of %s of %s", f"{done:,}", counted(total, "recording"))
+
+    def _log_files(self, done: int, total: int, seconds: float, sent: int) -> None:
+        self._log.info(
+            "Wrote %s of %s, %s, %s/s",
+            f"{done:,}",
+            counted(total, "output"),
+            bytes_in_words(sent),
+            bytes_in_words(sent / seconds if seconds else 0.0),
+        )
+
+    def _fail(self, recording: Recording, error: RoughyError, *kinds: str, name: str | None = None) -> None:
+        """Report why outputs are not made, and stop the batch if no other one could be made either.
+
+        :param recording: The recording.
+        :param error: The error.
+        :param kinds: The kinds of the outputs that cannot be made.
+        :param name: The one output, if it is one.
+        """
+        problem = problem_of(error)
+        with self._lock:
+            if name is not None:
+                recording.problems[name] = problem
+            else:
+                recording.give_up(problem, *kinds)
+            self._failed_in_a_row += problem.retryable
+            if self.fatal is None and (stops_all(error) or self._failed_in_a_row >= _MAX_FAILED_IN_A_ROW):
+                self.fatal = error
+                self._log.error("Stopping the batch at %s: %s", recording.source, error)
+
+    # ---- Verdicts
+
+    def settle(self, verdicts: Iterable[Verdict]) -> None:
+        """Take the final verdicts on what was waited for.
+
+        :param verdicts: The verdicts.
+        :raises RoughyAuthenticationError: If the key was rejected.
+        """
+        of_asset = {recording.asset_id: recording for recording in self.recordings}
+        of_cut = {recording.cut_id: recording for recording in self.recordings if recording.cut_id}
+        of_render = {recording.render_id: recording for recording in self.recordings if recording.render_id}
+        ready = []
+        for verdict in verdicts:
+            if verdict.kind == ASSET.name and (recording := of_asset.get(verdict.id)):
+                if self._settle_asset(recording, verdict):
+                    ready.append(recording)
+            elif verdict.kind == CUT.name and (recording := of_cut.get(verdict.id)):
+                self._settle_cut(recording, verdict)
+            elif verdict.kind == RENDER.name and (recording := of_render.get(verdict.id)):
+                self._settle_render(recording, verdict)
+        if ready:
+            # Their type and length were not known before.
+            self._read_assets(ready)
+            for recording in ready:
+                self._plan(recording)
+
+    def _settle_asset(self, recording: Recording, verdict: Verdict) -> bool:
+        """Take a final verdict on an asset, and return whether it is ready."""
+        if verdict.outcome is Outcome.SUCCEEDED:
+            recording.asset_state = "ready"
+            return True
+        if verdict.outcome is Outcome.PAYMENT_REQUIRED:
+            recording.problem = Problem(Status.PENDING_PAYMENT, UNPAID, request_id=verdict.request_id)
+        else:
+            recording.problem = self._problem_of_verdict(verdict)
+        return False
+
+    def _settle_cut(self, recording: Recording, verdict: Verdict) -> None:
+        if verdict.outcome is Outcome.SUCCEEDED:
+            recording.is_cut = True
+        elif verdict.is_final():
+            problem = self._problem_of_verdict(verdict)
+            recording.give_up(problem, *{output.kind for output in self._cut_missing(recording)})
+
+    def _settle_render(self, recording: Recording, verdict: Verdict) -> None:
+        if verdict.outcome is Outcome.SUCCEEDED:
+            recording.is_rendered = True
+        elif verdict.is_final():
+            recording.give_up(self._problem_of_verdict(verdict), "render")
+
+    def _problem_of_verdict(self, verdict: Verdict) -> Problem:
+        try:
+            verdict.raise_for_failure()
+        except RoughyError as error:
+            if stops_all(error) and self.fatal is None:
+                self.fatal = error
+                self._log.error("Stopping the batch: %s", error)
+            return problem_of(error)
+        raise AssertionError(f"not a final outcome: {verdict.outcome}")
+
+    # ---- Results
+
+    def results(self) -> BatchResults:
+        """Return the result of each recording."""
+        return BatchResults([recording.result() for recording in self.recordings])
