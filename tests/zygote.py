@@ -76,10 +76,11 @@ class Zygote:
         assert self._ask({"do": "warm up", "options": options}) == "success"
 
     def start(self, run: str, **options: Any) -> Child:
-        """Start the ingest operator as one try of a run.
+        """Start an operator as one try of a run.
 
-        :param options: Of the operator; ``clock``: how many seconds its clock is ahead; ``lag``: whether its lists of
-            the ledger miss what is there; ``dies_at``: before which of its steps it dies, ``None`` for never.
+        :param options: Of the operator; ``operator``: ``"ingest"``, the default, or ``"produce"``; ``clock``: how many
+            seconds its clock is ahead; ``lag``: whether its lists of the ledger miss what is there; ``dies_at``: before
+            which of its steps it dies, ``None`` for never.
         """
         self._count += 1
         result = self._folder / f"{self._count}.jsonl"
@@ -162,7 +163,7 @@ def main() -> None:
     from airflow_provider_roughy import ledger
     from airflow_provider_roughy.ingest import batch
     from airflow_provider_roughy.ledger import folder
-    from airflow_provider_roughy.operators import RoughyIngestOperator
+    from airflow_provider_roughy.operators import RoughyIngestOperator, RoughyProduceOperator
     from tests.running import Ended, TaskInstance, run_task
 
     logging.disable(logging.CRITICAL)
@@ -171,8 +172,11 @@ def main() -> None:
     for module in (ledger.lease, ledger.ledger, batch):
         vars(module).update(LEASE_SECONDS=2.0, RENEW_SECONDS=0.1)
 
+    operators = {"ingest": RoughyIngestOperator, "produce": RoughyProduceOperator}
+
     def ingest(ti: TaskInstance, options: dict[str, Any]) -> Ended:
-        return run_task(RoughyIngestOperator(task_id="ingest", **options), context={"ti": ti})
+        name = options.pop("operator", "ingest")
+        return run_task(operators[name](task_id=name, **options), context={"ti": ti})
 
     def run(command: dict[str, Any]) -> None:
         random.seed()
@@ -213,7 +217,7 @@ def main() -> None:
                 # That of the lease ends a moment later.
                 if thread is not threading.main_thread():
                     thread.join(30)
-            assert threading.active_count() == 1
+            assert threading.active_count() == 1, threading.enumerate()
             gc.collect()
             gc.freeze()
         elif command["do"] == "start":

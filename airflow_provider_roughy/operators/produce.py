@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_provider_roughy import api
@@ -12,7 +13,6 @@ from airflow_provider_roughy.compat import XComArg
 from airflow_provider_roughy.event_loop import run_here
 from airflow_provider_roughy.exceptions import (
     RoughyConfigurationError,
-    RoughyError,
     RoughyProduceError,
     RoughyProduceFailedError,
 )
@@ -22,11 +22,13 @@ from airflow_provider_roughy.lifecycle import ASSET, batch_from_event, end_unpai
 from airflow_provider_roughy.logs import counted
 from airflow_provider_roughy.observability import lineage
 from airflow_provider_roughy.observability.outlets import Product, announce, ids_by_outcome
+from airflow_provider_roughy.observability.report import read_report
 from airflow_provider_roughy.operators.ingest import RoughyIngestOperator
 from airflow_provider_roughy.operators.interruptible import InterruptibleOperator
+from airflow_provider_roughy.operators.reporting import TaskReport
 from airflow_provider_roughy.operators.waiting import WaitingOperator
 from airflow_provider_roughy.polling import wait_for_some
-from airflow_provider_roughy.produce.inputs import asset_ids_of, read_report, ready_of, sources_of_ledger
+from airflow_provider_roughy.produce.inputs import asset_ids_of, ready_of, sources_of_ledger
 from airflow_provider_roughy.produce.names import TargetTemplate, check_template
 from airflow_provider_roughy.produce.production import Production
 from airflow_provider_roughy.produce.wanted import RenderOf, Wanted, check_render, formats_of
@@ -37,6 +39,7 @@ from airflow_provider_roughy.triggers import RoughyProduceTrigger
 
 if TYPE_CHECKING:
     from airflow_provider_roughy.compat import Context, ObjectStoragePath
+    from airflow_provider_roughy.lifecycle import Verdict
 
 #: Lines of the table in one log record, and in an error message.
 _MAX_LINES, _MAX_LINES_OF_ERROR = 100, 10
@@ -50,8 +53,8 @@ _XCOM_KEY = "roughy_before_the_wait"
 #: Templates are rendered in these, and the values of mappings and lists.
 _TEMPLATED = (
     "asset_ids",
-    "report",
-    "report_conn_id",
+    "from_report",
+    "from_report_conn_id",
     "sources",
     "source_root",
     "script",
@@ -63,6 +66,8 @@ _TEMPLATED = (
     "target_conn_id",
     "ledger",
     "ledger_conn_id",
+    "report",
+    "report_conn_id",
     "roughy_conn_id",
 )
 
@@ -130,11 +135,11 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
     With ``outlets=[AssetAlias(...)]`` a task that succeeds announces each file that this run has written, up to 100; an
     outlet that is a plain ``Asset`` makes one event of the batch.
 
-    :param asset_ids: The assets: a list of ids, or the output of the task that ingests them. Give this or ``report``.
-        (templated)
-    :param report: The report of a batch, a JSON object a line: its path or URI. Its ready recordings are used.
-        (templated)
-    :param report_conn_id: The Airflow connection of the report's storage. (templated)
+    :param asset_ids: The assets: a list of ids, or the output of the task that ingests them. Give this or
+        ``from_report``. (templated)
+    :param from_report: The report of a batch, such as ``ingest.output["report"]``: the folder that was given to
+        ``RoughyIngestOperator(report=…)``. Its ready recordings are used, however many they are. (templated)
+    :param from_report_conn_id: The Airflow connection of that report's storage. (templated)
     :param sources: The file of each asset id, for names. By default those of the task that ``asset_ids`` is the output
         of, if it is a ``RoughyIngestOperator``, or those that the ledger has. A recording without a source has its
         asset's id as its name. (templated)
@@ -155,6 +160,9 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         ``RoughyDownloadOperator``: ``"replace"`` it, ``"skip"`` it if it is the same, or ``"fail"`` if it is not.
     :param ledger: The folder that remembers what was written: an absolute path or a URI. (templated)
     :param ledger_conn_id: The Airflow connection of the ledger's storage. (templated)
+    :param report: The folder of the report that this task writes, as for ``RoughyIngestOperator``. It must not be that
+        of the batch. (templated)
+    :param report_conn_id: The Airflow connection of the report's storage. (templated)
     :param parallel: How many requests or files at once, 1 to 64.
     :param on_failed: What to do at the end if outputs were not made: ``"fail"``, with a retry only if one may help, or
         ``"return"``.
@@ -181,8 +189,8 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         *,
         target: str | os.PathLike[str] | ObjectStoragePath,
         asset_ids: Sequence[str] | str | None = None,
-        report: str | os.PathLike[str] | ObjectStoragePath | None = None,
-        report_conn_id: str | None = None,
+        from_report: str | os.PathLike[str] | ObjectStoragePath | None = None,
+        from_report_conn_id: str | None = None,
         sources: Mapping[str, str] | None = None,
         source_root: str | None = None,
         script: str | Mapping[str, str] | None = None,
@@ -196,13 +204,17 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         overwrite: Overwrite = "replace",
         ledger: str | os.PathLike[str] | None = None,
         ledger_conn_id: str | None = None,
+        report: str | os.PathLike[str] | None = None,
+        report_conn_id: str | None = None,
         parallel: int = 4,
         on_failed: Literal["fail", "return"] = "fail",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if (asset_ids is None) == (report is None):
-            raise ValueError("RoughyProduceOperator takes `asset_ids` or `report`, and one of them has to be given")
+        if (asset_ids is None) == (from_report is None):
+            raise ValueError(
+                "RoughyProduceOperator takes `asset_ids` or `from_report`, and one of them has to be given"
+            )
         if not (captions or timeline or render or original):
             raise ValueError("nothing to make: give `captions`, `timeline`, `render` or `original`")
         if render_of not in ("cut", "asset"):
@@ -221,14 +233,15 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
             check_render(render)
         if not isinstance(target, XComArg):
             check_template(str(target))
-        ingest = getattr(asset_ids, "operator", None)
+        ingest = getattr(from_report if asset_ids is None else asset_ids, "operator", None)
         if isinstance(ingest, RoughyIngestOperator):
-            sources = ingest.output["sources"] if sources is None else sources
+            if sources is None and from_report is None:
+                sources = ingest.output["sources"]
             if source_root is None and isinstance(ingest.source, (str, os.PathLike)):
                 source_root = str(ingest.source)
         self.asset_ids = asset_ids
-        self.report = report
-        self.report_conn_id = report_conn_id
+        self.from_report = from_report
+        self.from_report_conn_id = from_report_conn_id
         self.sources = sources
         self.source_root = source_root
         self.script = script
@@ -243,10 +256,13 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         self.overwrite = overwrite
         self.ledger = ledger
         self.ledger_conn_id = ledger_conn_id
+        self.report = report
+        self.report_conn_id = report_conn_id
         self.parallel = parallel
         self.on_failed = on_failed
         #: The work under way.
         self._running: Production | None = None
+        self._is_reported = False
 
     def execute(self, context: Context) -> list[str]:
         """Make and write the outputs.
@@ -254,17 +270,16 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         :returns: The assets whose outputs are all written.
         """
         deadline = self.deadline(time.time())
+        report = self._task_report(context)
         with self._interrupt, self.hook:
             ledger = self._open_ledger()
             production = self._production(context, ledger)
-            sources = self._sources(ledger)
-            self.log.info("Making the outputs of %s", counted(len(sources), "recording"))
-            try:
-                self._running = production
+            with self._reported(context, production, report):
+                report.begin()
+                sources = self._sources(ledger)
+                self.log.info("Making the outputs of %s", counted(len(sources), "recording"))
                 production.begin(sources, self._script_of)
-                return self._work(context, production, deadline)
-            finally:
-                self._running = None
+                return self._work(context, production, report, deadline)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> list[str]:
         """Continue after the wait in the triggerer.
@@ -276,13 +291,12 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         before = ti.xcom_pull(task_ids=self.task_id, key=_XCOM_KEY, map_indexes=ti.map_index) or {}
         with self._interrupt, self.hook:
             production = self._production(context, self._open_ledger())
-            try:
-                self._running = production
+            report = self._task_report(context)
+            report.resume(before.get("report_facts"))
+            with self._reported(context, production, report):
                 production.resume(before.get("recordings", ()), self._script_of)
                 production.settle(verdicts)
-                return self._work(context, production, before.get("deadline", 0.0))
-            finally:
-                self._running = None
+                return self._work(context, production, report, before.get("deadline", 0.0))
 
     def stop_running(self) -> None:
         """End the work under way. The next try makes what is missing."""
@@ -340,8 +354,8 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
 
     def _sources(self, ledger: Ledger | None) -> dict[str, str]:
         """Return the source of each recording, by its asset's id."""
-        if self.report is not None:
-            ready = ready_of(read_report(str(self.report), conn_id=self.report_conn_id))
+        if self.from_report is not None:
+            ready = ready_of(read_report(self.from_report, self.from_report_conn_id))
             return {_canonical(id): source for id, source in ready.items()}
         ids = [_canonical(id) for id in asset_ids_of(self.asset_ids)]
         if self.sources is not None and not isinstance(self.sources, Mapping):
@@ -360,36 +374,40 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
 
     # ---- Work and wait
 
-    def _work(self, context: Context, production: Production, deadline: float) -> list[str]:
-        try:
+    def _work(self, context: Context, production: Production, report: TaskReport, deadline: float) -> list[str]:
+        production.work()
+        not_before = 0.0
+        while production.waiting:
+            if self.deferrable:
+                self._defer_wait(context, production, report, deadline)
+            production.settle(self._wait(production, deadline, not_before))
+            # What is requested now is polled when the rest is due.
+            not_before = time.time() + self.poll_interval
             production.work()
-            while production.waiting:
-                if self.deferrable:
-                    self._defer_wait(context, production, deadline)
-                production.settle(
-                    run_here(
-                        lambda: wait_for_some(
-                            self.hook,
-                            production.waiting,
-                            go_on_after=0.0,
-                            poll_interval=self.poll_interval,
-                            deadline=deadline,
-                            on_pending_payment=self.on_pending_payment,
-                            log=self.log,
-                        )
-                    )
-                )
-                production.work()
-        except RoughyError:
-            self._push(context, production)
-            raise
-        self._push(context, production)
-        return self._end(context, production)
+        not_written = self._push(context, production, report)
+        return self._end(context, production, not_written)
 
-    def _defer_wait(self, context: Context, production: Production, deadline: float) -> None:
-        context["ti"].xcom_push(_XCOM_KEY, {"recordings": production.to_dict(), "deadline": deadline})
+    def _wait(self, production: Production, deadline: float, not_before: float) -> list[Verdict]:
+        """Wait on this worker until a poll finds that something has ended."""
+        return run_here(
+            lambda: wait_for_some(
+                self.hook,
+                production.waiting,
+                go_on_after=0.0,
+                poll_interval=self.poll_interval,
+                deadline=deadline,
+                not_before=not_before,
+                on_pending_payment=self.on_pending_payment,
+                log=self.log,
+            )
+        )
+
+    def _defer_wait(self, context: Context, production: Production, report: TaskReport, deadline: float) -> None:
+        rows, facts = production.to_dict(), report.facts.to_dict()
+        context["ti"].xcom_push(_XCOM_KEY, {"recordings": rows, "deadline": deadline, "report_facts": facts})
         ids: dict[str, list[str]] = {}
-        for kind, of_kind in production.waiting.items():
+        # Those that are nearly done first.
+        for kind, of_kind in reversed(production.waiting.items()):
             room = _MAX_IDS - sum(map(len, ids.values()))
             if room:
                 ids[kind] = of_kind[:room]
@@ -404,17 +422,43 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
 
     # ---- The end
 
-    def _push(self, context: Context, production: Production) -> None:
-        """Report the result of each recording in the log and in XComs."""
+    @contextmanager
+    def _reported(self, context: Context, production: Production, report: TaskReport) -> Iterator[None]:
+        """Report the results so far if the body raises an error before it has reported them."""
+        self._running, self._is_reported = production, False
+        try:
+            yield
+        except Exception as error:
+            if not self._is_reported:
+                self._push(context, production, report, error=error)
+            raise
+        finally:
+            self._running = None
+
+    def _task_report(self, context: Context) -> TaskReport:
+        return TaskReport(context, location=self.report, conn_id=self.report_conn_id, hook=self.hook, log=self.log)
+
+    def _push(
+        self, context: Context, production: Production, report: TaskReport, *, error: Exception | None = None
+    ) -> Exception | None:
+        """Report the result of each recording in the log, in XComs and in the report.
+
+        :param error: The error that has ended the batch.
+        :returns: The error because of which the report could not be written.
+        """
         results = production.results()
-        self.log.info("%s", results.summary())
+        # An error before the first result needs no summary.
+        if error is None or results.results:
+            self.log.info("%s", results.summary())
         lines = list(results.table())
         for start in range(0, len(lines), _MAX_LINES):
             self.log.info("\n%s", "\n".join(lines[start : start + _MAX_LINES]))
         for name, value in _xcoms(results, production).items():
             context["ti"].xcom_push(name, value)
+        self._is_reported = True
+        return report.write(results.results, error=error or production.fatal, balance_after=report.balance())
 
-    def _end(self, context: Context, production: Production) -> list[str]:
+    def _end(self, context: Context, production: Production, not_written: Exception | None) -> list[str]:
         results = production.results()
         self._report_lineage(production)
         lines = list(results.table(without=(Status.READY,)))
@@ -434,6 +478,8 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
             )
             error = RoughyProduceFailedError(message, outcomes=outcomes)
             end_unpaid(self.on_pending_payment, error, why_skipped=message)
+        if not_written is not None:
+            raise not_written
         self._announce(context, production, results)
         return results.ids(Status.READY)
 

@@ -20,6 +20,7 @@ async def wait_for_some(
     go_on_after: float,
     poll_interval: float,
     deadline: float,
+    not_before: float = 0.0,
     on_pending_payment: OnPendingPayment = "fail",
     log: Log,
 ) -> list[Verdict]:
@@ -30,6 +31,7 @@ async def wait_for_some(
     :param go_on_after: Seconds after which it is enough that some resources have ended.
     :param poll_interval: As of :func:`~airflow_provider_roughy.polling.wait_until_all_final`.
     :param deadline: Likewise. Afterwards, there is a verdict on each.
+    :param not_before: When to poll first, in seconds since the epoch.
     :param on_pending_payment: As of :class:`~airflow_provider_roughy.polling.ResourcePoller`.
     :param log: Logs the progress.
     :returns: The final verdicts.
@@ -53,7 +55,12 @@ async def wait_for_some(
     waits = {
         kind: asyncio.ensure_future(
             wait_until_all_final(
-                hook, of_kind, poll_interval=poll_interval, deadline=deadline, on_round=after_round(loggers[kind])
+                hook,
+                of_kind,
+                poll_interval=poll_interval,
+                deadline=deadline,
+                not_before=not_before,
+                on_round=after_round(loggers[kind]),
             )
         )
         for kind, of_kind in pollers.items()

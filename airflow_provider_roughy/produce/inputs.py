@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_roughy.exceptions import RoughyConfigurationError, RoughySourceError, RoughyUnusableSourceError
-from airflow_provider_roughy.ingest.result import RecordingResult, Status
-from airflow_provider_roughy.transfer.storage import local_path, storage_errors, stored_path, without_secrets
+from airflow_provider_roughy.exceptions import RoughyConfigurationError
+from airflow_provider_roughy.ingest.result import Status
 
 if TYPE_CHECKING:
+    from airflow_provider_roughy.ingest.result import RecordingResult
     from airflow_provider_roughy.ledger import Ledger
 
 
@@ -34,38 +33,6 @@ def asset_ids_of(value: Any) -> list[str]:
         odd = next(id for id in ids if not isinstance(id, str) and id is not None)
         raise RoughyConfigurationError(f"`asset_ids` must be a list of asset ids, and has {odd!r}")
     return [id for id in ids if id]
-
-
-def read_report(location: str, *, conn_id: str | None = None) -> list[RecordingResult]:
-    """Read the results of a batch from its report: a JSON object a line.
-
-    :param location: Its path or URI.
-    :param conn_id: The Airflow connection of its storage.
-    :raises RoughyUnusableSourceError: If there is no such report, or it is not one.
-    :raises RoughySourceError: If it cannot be read just now.
-    """
-    shown = without_secrets(location)
-    path = local_path(location)
-    with storage_errors(f"Report {shown} cannot be read", RoughySourceError, RoughyUnusableSourceError):
-        if path is not None:
-            with open(path, "rb") as file:
-                content = file.read()
-        else:
-            stored = stored_path(location, conn_id)
-            content = stored.fs.cat_file(stored.path)
-    known = RecordingResult.__dataclass_fields__
-    results = []
-    for number, line in enumerate(content.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            results.append(RecordingResult(**{name: value for name, value in row.items() if name in known}))
-        except (ValueError, TypeError, AttributeError, RecursionError) as err:
-            raise RoughyUnusableSourceError(
-                f"Report {shown} cannot be read: line {number} is no result of a batch ({err})"
-            ) from None
-    return results
 
 
 def ready_of(results: Iterable[RecordingResult]) -> dict[str, str]:

@@ -343,10 +343,13 @@ class Production:
             # The list of assets was wrong, or the asset is processed again.
             interrupt.pause(min(error.retry_after or 1.0, _MAX_RETRY_AFTER))
             recording.asset_state = "processing"
-        except RoughyPaymentRequiredError:
+        except RoughyPaymentRequiredError as error:
             recording.asset_state = "pending_payment"
-            if self._on_pending_payment != "wait":
-                recording.problem = Problem(Status.PENDING_PAYMENT, UNPAID)
+            verdict = Verdict(
+                recording.asset_id, Outcome.PAYMENT_REQUIRED, kind=ASSET.name, request_id=error.request_id
+            )
+            if verdict.is_final(self._on_pending_payment):
+                self._settle_asset(recording, verdict)
         except RoughyAssetFailedError as error:
             recording.problem = problem_of(error)
         except RoughyError as error:
