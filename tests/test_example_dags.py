@@ -96,6 +96,10 @@ class Run:
         """Return what a task returned."""
         return self.instance(task_id).xcom_pull(task_ids=task_id)
 
+    def xcom(self, task_id: str, key: str) -> Any:
+        """Return what a task has pushed."""
+        return self.instance(task_id).xcom_pull(task_ids=task_id, key=key)
+
 
 def run(name: str, **conf: Any) -> Run:
     return Run(load(DAGS_FOLDER / f"{name}.py").dag, conf)
@@ -224,23 +228,26 @@ def test_nightly_batch_of_nothing(roughy: Emulator, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_rough_cut(roughy: Emulator, tmp_path: Path) -> None:
+def test_rough_cut(roughy: Emulator, recordings: dict[str, Path], tmp_path: Path) -> None:
     source, target = tmp_path / "recordings", tmp_path / "rough cuts"
     source.mkdir()
     media.make_talk(source / "talk.mp4", loud=[(1, 2), (3, 4.5)], seconds=6)
+    shutil.copy(recordings["audio"], source / "call.mp3")
     (source / "notes.mp3").write_text("These are notes, whatever the name says. " * 50)
     ended = run("roughy_rough_cut", source=str(source), target=str(target), ledger=str(tmp_path / "ledger"))
-    steps = ("cut", "captions", "timeline", "render", "download")
-    assert ended.states() == {"ingest": ["success"], **{f"rough_cut.{step}": ["success"] for step in steps}}
-    folder = target / "talk.mp4"
-    assert sorted(path.name for path in folder.iterdir()) == ["captions.srt", "rough-cut.mp4", "timeline.fcpxml"]
-    assert ended.names("rough_cut.cut") == ["talk.mp4"]
-    (cut,), (render,) = roughy.cuts, roughy.renders
-    assert (render["cut_id"], (folder / "rough-cut.mp4").stat().st_size) == (cut["id"], render["size_bytes"])
+    assert ended.states() == {"ingest": ["success"], "produce": ["success"]}
+    assert {str(path.relative_to(target)) for path in target.rglob("*.*") if path.is_file()} == {
+        *(f"talk.mp4/{name}" for name in ("captions.srt", "captions.vtt", "render.mp4", "timeline.fcpxml")),
+        *(f"call.mp3/{name}" for name in ("captions.srt", "captions.vtt", "render.m4a")),
+    }
+    sizes = {render["asset_id"]: render["size_bytes"] for render in roughy.renders}
+    by_name = {Path(file).name: id for id, file in ended.xcom("ingest", "sources").items()}
+    assert (target / "talk.mp4" / "render.mp4").stat().st_size == sizes[by_name["talk.mp4"]]
+    assert ended.xcom("produce", "left_out").keys() == {by_name["call.mp3"]}
 
     again = run("roughy_rough_cut", source=str(source), target=str(target), ledger=str(tmp_path / "ledger"))
-    assert again.states()["rough_cut.cut"] == ["skipped"], "there is nothing new"
-    assert len(roughy.cuts) == 1
+    assert (again.state, again.result("produce")) == ("success", []), "there is nothing new"
+    assert len(roughy.cuts) == 2
 
 
 @pytest.mark.skipif(

@@ -217,14 +217,12 @@ def test_killed_at_any_step_every_output_is_whole_and_made_once(
             production.add(f"/in/{number % 3}/{number}.{'mp3' if number % 2 else 'mp4'}")
         before = len(roughy.cuts), len(roughy.renders)
         options = {"asset_ids": list(production.sources), "sources": production.sources, **production.options}
-        steps = iter([3, 37, 90, 150, 260, 400, 555, 700, 900, None])
-        deferrable = False
-        for step in steps:
-            child = zygote.start("night", operator="produce", dies_at=step, deferrable=deferrable, **options)
-            told = zygote.wait(child)
-            deferrable = not deferrable
-            assert (told.state is None) == (step is not None) or told.state == "success", told
-        assert told.state == "success", told
+        died = 0
+        for number, step in enumerate((3, 37, 90, 150, 260, 400, 555, None)):
+            how = {"dies_at": step, "deferrable": bool(number % 2)}
+            told = zygote.wait(zygote.start("night", operator="produce", **how, **options))
+            died += told.state is None
+        assert (told.state, died >= 6) == ("success", True), told
     assert (len(roughy.cuts) - before[0], len(roughy.renders) - before[1]) == (30, 30)
     whole = {render["asset_id"]: render["size_bytes"] for render in roughy.renders}
     of_all = ["captions.srt", "captions.vtt"]

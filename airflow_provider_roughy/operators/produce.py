@@ -306,6 +306,8 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
     # ---- Parameters
 
     def _production(self, context: Context, ledger: Ledger | None) -> Production:
+        # Fetch the Airflow connection here, and not in several threads at once.
+        self.hook.get_conn()
         owner = ClaimOwner.of(context["ti"])
         writer = Writer(
             self.hook,

@@ -252,8 +252,6 @@ class Production:
 
         :raises RoughyProduceError: If :meth:`stop` ended it.
         """
-        # Fetch the Airflow connection here, and not in several threads at once.
-        self._hook.get_conn()
         while True:
             self._request()
             if not self._write():
