@@ -60,7 +60,7 @@ class Production:
         ti = TaskInstance(run_id=f"night {self.number}")
         steps = {name: options.pop(name) for name in ("before_resuming", "kill_once", "context") if name in options}
         options = {**self.options, **options}
-        if "report" not in options:
+        if "from_report" not in options:
             options = {"asset_ids": list(self.sources), "sources": self.sources, **options}
         context = {"ti": ti, **steps.pop("context", {})}
         ended = run_task(RoughyProduceOperator(task_id="produce", **options), context=context, **steps)

@@ -507,10 +507,10 @@ def test_report_of_a_batch_names_recordings_and_sources(production: Production, 
         {"source": "/in/c.mp3", "status": "rejected"},
     ]
     report.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert production.run(report=str(report), timeline=None, render=None).result == [a]
+    assert production.run(from_report=str(report), timeline=None, render=None).result == [a]
     assert set(production.files()) == {"a.mp3/captions.srt", "a.mp3/captions.vtt"}
     report.write_text("{")
-    ended = production.run(report=str(report))
+    ended = production.run(from_report=str(report))
     assert (ended.state, type(ended.error)) == ("failed", RoughyUnusableSourceError)
 
 
@@ -571,8 +571,8 @@ def test_empty_ids_and_repeats_are_left_out(production: Production) -> None:
         ({"render": {"resolution": "720p"}}, "render must be an output"),
         ({"render": {"video": {"format": "mp4"}, "text": {"format": "x"}}}, "render must be an output"),
         ({"render": {"format": "m/p4"}}, "which is no format"),
-        ({"report": "/r"}, "`asset_ids` or `report`"),
-        ({"asset_ids": None}, "`asset_ids` or `report`"),
+        ({"from_report": "/r"}, "`asset_ids` or `from_report`"),
+        ({"asset_ids": None}, "`asset_ids` or `from_report`"),
         ({"render_of": "all"}, "render_of"),
         ({"parallel": 0}, "parallel"),
         ({"on_failed": "skip"}, "on_failed"),

@@ -212,9 +212,7 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
     ) -> None:
         super().__init__(**kwargs)
         if (asset_ids is None) == (from_report is None):
-            raise ValueError(
-                "RoughyProduceOperator takes `asset_ids` or `from_report`, and one of them has to be given"
-            )
+            raise ValueError("RoughyProduceOperator takes `asset_ids` or `from_report`, and needs one of them")
         if not (captions or timeline or render or original):
             raise ValueError("nothing to make: give `captions`, `timeline`, `render` or `original`")
         if render_of not in ("cut", "asset"):
