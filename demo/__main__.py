@@ -88,7 +88,7 @@ class Story:
     :param tasks: The expected state of each task instance; ``deferred > success`` if it waits in the
         triggerer before.
     :param facts: More conditions that must be true, each with its check.
-    :param on_waiting: Called once all instances of a task wait in the triggerer.
+    :param on_waiting: Called each time that all instances of a task wait in the triggerer.
     :param balance: Credits of the account.
     :param prepare: Called before the run.
     :param begin: Causes the event that starts the DAG; by default, the demo triggers the DAG.
@@ -258,24 +258,22 @@ def stories(
             files={video: READY},
             tasks={
                 "ingest": "deferred > success",
-                "rough_cut.cut[0]": "deferred > success",
-                "rough_cut.captions[0]": "success",
-                "rough_cut.timeline[0]": "success",
-                "rough_cut.render[0]": "deferred > success",
-                "rough_cut.download[0]": "success",
+                # Once for the cut, and once for the render.
+                "produce": "deferred > deferred > success",
             },
             facts={
                 "captions, timeline and video are in the target": lambda s: (
-                    {file.name for file in rough_cut.iterdir()} == {"captions.srt", "timeline.fcpxml", "rough-cut.mp4"}
+                    {file.name for file in rough_cut.iterdir()}
+                    == {"captions.srt", "captions.vtt", "timeline.fcpxml", "render.mp4"}
                 ),
                 "the video has picture and sound, and is no longer than the recording": lambda s: (
                     print_media(video, console)[1]
-                    == print_media(rough_cut / "rough-cut.mp4", console)[1]
+                    == print_media(rough_cut / "render.mp4", console)[1]
                     == {"audio", "video"}
-                    and measured(rough_cut / "rough-cut.mp4")[0] <= measured(video)[0] + 0.05
+                    and measured(rough_cut / "render.mp4")[0] <= measured(video)[0] + 0.05
                 ),
             },
-            on_waiting={"ingest": finish, "rough_cut.cut": finish, "rough_cut.render": finish},
+            on_waiting={"ingest": finish, "produce": finish},
         ),
         Story(
             title="A recording that somebody else uploads: a webhook starts a DAG, which cuts it and writes captions",
@@ -503,6 +501,9 @@ class Watcher:
                 self._check_wait(name, task)
             elif name in self._waiting_since:
                 began = self._waiting_since.pop(name)
+                task_id = name.partition("[")[0]
+                # It may wait again.
+                self._pending |= {key: act for key, act in story.on_waiting.items() if key == task_id}
                 story.waits.append(Wait(task["rendered_fields"].get("asset_id"), time.monotonic() - began))
             if state in PRINTED_STATES and state not in seen[-1:]:
                 seen.append(state)

@@ -31,7 +31,7 @@ from airflow_provider_roughy.polling import wait_for_some
 from airflow_provider_roughy.produce.inputs import asset_ids_of, ready_of, sources_of_ledger
 from airflow_provider_roughy.produce.names import TargetTemplate, check_template
 from airflow_provider_roughy.produce.production import Production
-from airflow_provider_roughy.produce.wanted import RenderOf, Wanted, check_render, formats_of
+from airflow_provider_roughy.produce.wanted import Wanted, check_render, formats_of
 from airflow_provider_roughy.produce.writing import Writer
 from airflow_provider_roughy.transfer.storage import asset_uri
 from airflow_provider_roughy.transfer.target import Overwrite, check_overwrite, check_rendered
@@ -198,7 +198,7 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         timeline: str | Sequence[str] | None = None,
         frame_rate: float | str | None = None,
         render: Mapping[str, Any] | None = None,
-        render_of: RenderOf = "cut",
+        render_of: Literal["cut", "asset"] = "cut",
         original: bool = False,
         target_conn_id: str | None = None,
         overwrite: Overwrite = "replace",

@@ -308,30 +308,33 @@ def what_starts_a_dag() -> str:
 
 
 def grid() -> str:
-    """Draw Airflow's grid of the example DAG that makes rough cuts: its tasks, and the files of one of them."""
-    drawing = Drawing("Airflow's grid: the tasks of each night, and the recordings of one task by their file names")
+    """Draw Airflow's grid of the example DAG that makes rough cuts, and the recordings of its tasks."""
+    drawing = Drawing("Airflow's grid: the tasks of each night; the recordings are in logs and XComs")
     nights = ("1 Mar", "2 Mar", "3 Mar")
     names = re.findall(r'task_id="(\w+)"', (EXAMPLES / "roughy_rough_cut.py").read_text(encoding="utf-8"))
     drawing.text(2, 20, "# roughy_rough_cut")
     for number, night in enumerate(nights):
         drawing.text(200 + 56 * number, 20, night)
-    running = names.index("render")
     for row, name in enumerate(names):
         y = 32 + 28 * row
-        drawing.text(2 if name == "ingest" else 22, y + 13, f"`{name}" if name == "ingest" else f"`{name} [3]")
+        drawing.text(2, y + 13, f"`{name}")
         for number in range(len(nights)):
-            look = "good" if number < 2 or row < running else "waiting" if row == running else "plain"
-            drawing.square(208 + 56 * number, y, look)
+            waits = number == 2 and name == names[-1]
+            drawing.square(208 + 56 * number, y, "waiting" if waits else "good")
+    drawing.text(2, 32 + 28 * len(names) + 20, "3 Mar: deferred, takes no worker slot")
     x = 420
-    drawing.text(x, 20, f"# rough_cut.{names[running]}, 3 Mar: one instance per recording")
-    instances = (("interview.mp3", "good", "success"), ("lecture.m4a", "good", "success"))
-    for row, (name, look, state) in enumerate(
-        [*instances, ("statement.mp4", "waiting", "deferred: takes no worker slot")]
+    drawing.text(x, 20, f"# XComs of {names[-1]}, 2 Mar")
+    for row, (xcom, name, why) in enumerate(
+        (
+            ("outputs", "statement.mp4", "captions.srt, timeline.fcpxml, render.mp4"),
+            ("outputs", "interview.mp3", "captions.srt, render.m4a"),
+            ("left_out", "interview.mp3", "timeline.fcpxml: audio has no frame rate"),
+        )
     ):
-        y = 32 + 28 * row
-        drawing.square(x, y, look)
-        drawing.text(x + 28, y + 13, f"`{name}")
-        drawing.text(x + 170, y + 13, state)
+        y = 44 + 24 * row
+        drawing.text(x, y, f"`{xcom}")
+        drawing.text(x + 170, y, f"`{name}")
+        drawing.text(x + 300, y, why)
     y = 32 + 28 * 4
     drawing.text(x, y, "# XComs of ingest, 3 Mar: the other recordings")
     for row, (xcom, name, why) in enumerate(

@@ -30,7 +30,7 @@ CONTENTS: dict[str, dict[str, str]] = {
         "Look up": "api/index changelog architecture contributing",
     },
     "guides/index": {
-        "": "nightly-folder one-task-or-many cut-and-render react-to-media announce report credits resume"
+        "": "nightly-folder one-task-or-many produce cut-and-render react-to-media announce report credits resume"
     },
     "api/index": {
         "": "operators sensors triggers events hooks resources ledger report exceptions retry-policy lifecycle "

@@ -48,6 +48,8 @@ ADVICE: dict[str, str] = {
         "Read the table in the log. The next run uploads a corrected file. A cleared task reports the same files "
         "again, unless you [forget](guides/nightly-folder.md#ingest-a-failed-file-again) them first."
     ),
+    "RoughyProduceError": "Nothing at first: the retry makes only what is missing.",
+    "RoughyProduceFailedError": "Read the table in the log, and [what each failure does](guides/produce.md).",
     "RoughyTargetError": "Free space on the disk, or check whether the storage can be reached.",
     "RoughyUnusableTargetError": "Correct `target`, its permissions, or `target_conn_id`.",
     "RoughyTargetExistsError": 'Choose another `target`, or `overwrite="replace"`.',

@@ -44,23 +44,24 @@ def test_a_folder_of_recordings_becomes_one_of_rough_cuts(
     here = run.dag_id, run.run_id
     local_airflow.wait_for_task(*here, "ingest", "deferred")
     roughy.settle()
-    for step in ("rough_cut.cut", "rough_cut.render"):
-        for index in range(len(TALKS)):
-            local_airflow.wait_for_task(*here, step, "deferred", map_index=index)
+    for made in (lambda: roughy.cuts, lambda: [render for render in roughy.renders if render["cut_id"]]):
+        wait_until(lambda made=made: len([each for each in made() if each["state"] == "pending"]) == len(TALKS))
+        local_airflow.wait_for_task(*here, "produce", "deferred")
         roughy.settle()
     assert run.end() == "success"
 
     cuts = {cut["asset_id"]: cut for cut in roughy.cuts if cut["id"] not in cuts_before}
     assert len(cuts) == len(TALKS)
-    for index, asset_id in enumerate(run.xcom("ingest")):
+    for asset_id in run.xcom("ingest"):
         cut, name = cuts[asset_id], Path(local_airflow.xcom(*here, "ingest", key="sources")[asset_id]).name
         folder = target / name
-        assert local_airflow.xcom(*here, "rough_cut.download", index) == str(folder / "rough-cut.mp4")
-        assert sorted(path.name for path in folder.iterdir()) == ["captions.srt", "rough-cut.mp4", "timeline.fcpxml"]
+        outputs = local_airflow.xcom(*here, "produce", key="outputs")[asset_id]
+        assert outputs["render.mp4"] == str(folder / "render.mp4")
+        assert {path.name for path in folder.iterdir()} == set(outputs)
         kept = sum(end - begin for begin, end in cut["segments"])
         assert kept == pytest.approx(sum(end - begin for begin, end in TALKS[name]), abs=1.0)
 
-        with av.open(str(folder / "rough-cut.mp4")) as film:
+        with av.open(str(folder / "render.mp4")) as film:
             picture, sound = film.streams.video[0], film.streams.audio[0]
             assert (picture.width, picture.height) == (1280, 720)
             frames = sum(1 for _ in film.decode(picture))

@@ -10,7 +10,7 @@ from airflow_provider_roughy.emulator import Emulator
 from harness import media
 from harness.airflow import LocalAirflow
 from tests.live import LIVE
-from tests.live.running import Run
+from tests.live.running import Run, wait_until
 
 pytestmark = LIVE
 
@@ -56,9 +56,10 @@ def test_download_link_is_not_visible_in_airflow(
     here = run.dag_id, run.run_id
     local_airflow.wait_for_task(*here, "ingest", "deferred")
     roughy.settle()
-    local_airflow.wait_for_task(*here, "rough_cut.cut", "deferred", map_index=0)
+    local_airflow.wait_for_task(*here, "produce", "deferred")
     roughy.settle()
-    local_airflow.wait_for_task(*here, "rough_cut.render", "deferred", map_index=0)
+    wait_until(lambda: len(roughy.renders) > len(renders_before))
+    local_airflow.wait_for_task(*here, "produce", "deferred")
     (render_id,) = {render["id"] for render in roughy.renders} - renders_before
     assert {"trigger.kwargs"} <= places(render_id, local_airflow)
     roughy.settle()
