@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+from collections import defaultdict
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import av
 import pytest
 
-from airflow_provider_roughy.compat import DAG
+from airflow_provider_roughy.compat import DAG, AssetAlias
 from airflow_provider_roughy.emulator import Emulator, Fault
 from airflow_provider_roughy.exceptions import (
     RoughyAuthenticationError,
@@ -25,6 +26,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyUnusableSourceError,
 )
 from airflow_provider_roughy.ledger import Ledger
+from airflow_provider_roughy.observability.report import read_report
 from airflow_provider_roughy.operators import RoughyIngestOperator, RoughyProduceOperator
 from airflow_provider_roughy.transfer import target_local
 from airflow_provider_roughy.triggers import RoughyProduceTrigger
@@ -621,3 +623,74 @@ def test_ledger_remembers_where_and_what(production: Production) -> None:
     name.write_text("[" * 100_000)
     assert production.run(timeline=None, render=None, captions="srt").state == "success"
     assert "GET v1/cuts export" in production.asked()
+
+
+def test_one_unusable_script_fails_its_recording_only(production: Production) -> None:
+    a, b = production.add("/in/a.mp3"), production.add("/in/b.mp3")
+    ended = production.run(script={a: "x" * 100_001}, timeline=None, render=None)
+    assert ended.state == "failed"
+    assert "at most 100000 characters" in reason(production, "failed", a)
+    assert production.xcoms["ready"] == [b]
+
+
+def test_target_that_cannot_be_used_is_found_before_anything_is_made(production: Production, tmp_path: Path) -> None:
+    production.add("/in/a.mp3")
+    (tmp_path / "file").write_text("no folder")
+    for target in (f"{tmp_path}/file/{{source_name}}/", "nowhere://bucket/{source_name}/", ""):
+        ended = production.run(target=target)
+        assert (ended.state, type(ended.error).__name__) == ("failed", "RoughyUnusableTargetError"), target
+    assert production.roughy.cuts == []
+
+
+# ---- What is reported
+
+
+def test_report_and_summary_have_the_files(production: Production, tmp_path: Path) -> None:
+    a, gone = production.add("/in/a.mp3"), NOBODY
+    production.sources[gone] = "/in/gone.mp3"
+    production.run(report=str(tmp_path / "report"), on_failed="return", timeline=None)
+    rows = {result.asset_id: result for result in read_report(tmp_path / "report")}
+    assert (rows[a].status, rows[gone].status) == ("ready", "failed")
+    assert rows[a].outputs == production.xcoms["outputs"][a]
+    assert production.xcoms["report"] == str(tmp_path / "report")
+    assert "1 ready" in production.xcoms["summary"]
+
+
+def test_written_files_are_announced_once_and_reported_to_lineage(
+    production: Production, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = production.add("/in/a.mp3")
+    told: list[tuple[list[str], list[str]]] = []
+    monkeypatch.setattr(
+        "airflow_provider_roughy.operators.produce.lineage.report",
+        lambda hook, read, written: told.append((list(read), list(written))),
+    )
+    files = [f"file://{production.out}/a.mp3/{name}" for name in ("captions.srt", "captions.vtt", "render.m4a")]
+
+    def announced(**options: Any) -> list[tuple[str, dict[str, Any]]]:
+        events: dict[Any, Any] = defaultdict(Events)
+        production.run(timeline=None, outlets=[AssetAlias("cuts")], context={"outlet_events": events}, **options)
+        return [event for outlet in events.values() for event in outlet.added]
+
+    first = announced()
+    (cut,), (render,) = production.roughy.cuts, production.roughy.renders
+    ids = {"asset_id": a, "cut_id": cut["id"], "source": "/in/a.mp3"}
+    assert sorted(uri for uri, _ in first) == files
+    by_output = {extra["output"]: extra for _, extra in first}
+    assert by_output["captions.srt"] == {"target": files[0][7:], "output": "captions.srt", **ids}
+    assert by_output["render.m4a"] == {"target": files[2][7:], "output": "render.m4a", "render_id": render["id"], **ids}
+    assert told[-1] == ([f"roughy://asset/{a}"], files)
+    # A retry announces what an earlier try of the run has written; the next run does not.
+    assert sorted(uri for uri, _ in announced(again=True)) == files
+    assert announced() == []
+
+
+class Events:
+    """Takes the events of an outlet, as Airflow's accessor does."""
+
+    def __init__(self) -> None:
+        self.added: list[tuple[str, dict[str, Any]]] = []
+        self.extra: dict[str, Any] = {}
+
+    def add(self, asset: Any, extra: dict[str, Any]) -> None:
+        self.added.append((asset.uri, extra))

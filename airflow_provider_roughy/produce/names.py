@@ -124,6 +124,8 @@ class TargetTemplate:
         self._is_local = local_path(text) is not None
         #: The placeholders that it has.
         self.fields = set(_fields(self._text))
+        #: The folder that all outputs are in: what stands before the first placeholder.
+        self.root = re.split(r"(?<!\{)\{(?!\{)", text, maxsplit=1)[0].rpartition("/")[0]
 
     def fill(self, values: Mapping[str, str]) -> str:
         """Return the location of an output.

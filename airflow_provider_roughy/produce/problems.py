@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from airflow_provider_roughy.exceptions import (
     RoughyApiError,
     RoughyAuthenticationError,
-    RoughyConfigurationError,
     RoughyFailedError,
     RoughyLedgerError,
     RoughyNotFoundError,
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from airflow_provider_roughy.exceptions import RoughyError
 
 #: Errors with which every other recording would fail, too.
-_OF_ALL = (RoughyAuthenticationError, RoughyConfigurationError, RoughyLedgerError, RoughyUntrustedUrlError)
+_OF_ALL = (RoughyLedgerError, RoughyUntrustedUrlError)
 #: What to do about unpaid recordings, once for each.
 UNPAID = "the credits do not cover it; top up at Roughy within 30 days, then it becomes ready automatically"
 

@@ -119,8 +119,9 @@ class Production:
         :param sources: The source of each recording, by its asset's id.
         :param scripts: Returns the script of a recording, by its asset's id and its source.
         :raises RoughyConfigurationError: If the outputs of one recording have the same name.
-        :raises RoughyError: If Roughy or the ledger cannot be used.
+        :raises RoughyError: If Roughy, the ledger or the target cannot be used.
         """
+        self._writer.check(self._template.root)
         self.recordings = [Recording(id, source, script=scripts(id, source)) for id, source in sources.items()]
         self._read_assets(self.recordings)
         for recording in self.recordings:

@@ -56,6 +56,16 @@ class Writer:
         self._overwrite = overwrite
         self._log = Quiet(log)
 
+    def check(self, root: str) -> None:
+        """Check that Airflow can open the storage of the target, before anything is made.
+
+        :param root: The folder that all outputs are in.
+        :raises RoughyUnusableTargetError: If nothing can be written there.
+        :raises RoughyTargetError: If the storage does not answer.
+        """
+        if root.rpartition("/")[2] not in ("", ":"):
+            find_target(f"{root}/{{probe}}", name="", conn_id=self._target_conn_id)
+
     # ---- What is written already
 
     def find_written(self, recording: Recording, output: Output) -> OutputRecord | None:
