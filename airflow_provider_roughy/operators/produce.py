@@ -488,14 +488,15 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         lineage.report(
             self.hook,
             read=(lineage.resource_uri(ASSET.name, recording.asset_id) for recording in written),
-            written=(asset_uri(uri) for recording in written for uri in recording.written.values()),
+            written=(asset_uri(uri) for recording in written for uri in recording.files().values()),
         )
 
     def _announce(self, context: Context, production: Production, results: BatchResults) -> None:
         products = []
         for recording in production.recordings:
-            for name in recording.new:
-                uri = recording.written[name]
+            for name, uri in recording.files().items():
+                if name not in recording.new:
+                    continue
                 ids = {"asset_id": recording.asset_id, "cut_id": recording.cut_id}
                 if name.startswith("render."):
                     ids["render_id"] = recording.render_id
