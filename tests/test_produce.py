@@ -290,13 +290,14 @@ def test_name_that_an_earlier_run_gave_to_another_recording_is_rejected(producti
 
 
 def test_target_may_have_the_id_of_the_cut(production: Production) -> None:
-    production.add("/in/talk.mp4")
+    for name in "ab":
+        production.add(f"/in/{name}.mp4")
     target = f"{production.out}/{{cut_id}}-{{kind}}.{{format}}"
     for number in (1, 2):
         assert production.run(target=target, timeline=None, original=True).state == "success"
-        (cut,) = production.roughy.cuts
+        ids = [cut["id"] for cut in production.roughy.cuts]
         names = ("captions.srt", "captions.vtt", "render.mp4", "original.mp4")
-        assert set(production.files()) == {f"{cut['id']}-{name}" for name in names}
+        assert set(production.files()) == {f"{id}-{name}" for id in ids for name in names}
         assert (number == 2) == (set(production.asked()) <= {"GET v1/assets"})
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_roughy.exceptions import RoughyConfigurationError
-from airflow_provider_roughy.produce.names import PLACEHOLDERS, UNKNOWN_CUT, SourceName, TargetTemplate
+from airflow_provider_roughy.produce.names import PLACEHOLDERS, SourceName, TargetTemplate, unknown_cut
 
 pytestmark = pytest.mark.once
 
@@ -20,7 +20,7 @@ VALUES = dict.fromkeys(PLACEHOLDERS, "") | {
     "source_dir": "cam1/day 2",
     "kind": "captions",
     "format": "srt",
-    "cut_id": UNKNOWN_CUT,
+    "cut_id": unknown_cut("asset"),
 }
 
 
@@ -52,7 +52,7 @@ def test_source_is_split_relative_to_the_root(source: str, root: str | None, exp
         ("/out/{source_dir}/{source_name}/", "/out/cam1/day 2/talk.mp4/captions.srt"),
         ("/out/{project_id}/{source_stem}.{format}", "/out/talk.srt"),
         ("s3://conn@bucket/{source_stem}/", "s3://conn@bucket/talk/captions.srt"),
-        ("/out/{cut_id}.{format}", "/out/{cut_id}.srt"),
+        ("/out/{cut_id}.{format}", "/out/{cut of asset}.srt"),
         ("/out/{{x}}/{kind}", "/out/{x}/captions"),
     ],
 )

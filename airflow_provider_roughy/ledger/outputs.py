@@ -24,7 +24,7 @@ _MAX_TEXT = 16_384
 class OutputRecord:
     """An output that was written.
 
-    :param target: Its location as it is known before the cut is made: it may contain ``{cut_id}``.
+    :param target: Its location as it is known before the cut is made: instead of the cut's id, it names the asset.
     :param uri: Where its file is, without credentials.
     :param source: The recording, as messages name it.
     :param asset_id: The asset of the recording.
@@ -86,7 +86,7 @@ class Outputs(LedgerObjects):
     def find_output(self, target: str) -> OutputRecord | None:
         """Read the record of an output.
 
-        :param target: Its location, in which ``{cut_id}`` may stand.
+        :param target: Its location, as in :class:`OutputRecord`.
         :returns: ``None`` if there is none, or if it is damaged: then the output is written again.
         :raises RoughyLedgerError: If the ledger cannot be read.
         """

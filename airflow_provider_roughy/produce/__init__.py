@@ -1,6 +1,6 @@
 """Cuts, captions, timelines, renders and originals of many recordings, made and written in one task.
 
-``names.py`` makes the names of the outputs, ``wanted.py`` decides which outputs apply to a recording, ``inputs.py``
-reads which recordings to use, ``recording.py`` has the state of one of them, ``writing.py`` writes a file, and
-``production.py`` calls all of them.
+``inputs.py`` reads which recordings to use, ``wanted.py`` decides which outputs apply to one of them, ``names.py``
+names them, ``plan.py`` finds names that collide and what is written already, ``recording.py`` has the state of a recording,
+``writing.py`` writes a file, and ``production.py`` calls all of them.
 """

@@ -28,13 +28,21 @@ PLACEHOLDERS = {
 }
 #: The name of an output in a folder.
 FILE_NAME = "{kind}.{format}"
-#: The value of ``{cut_id}`` before the cut is made. No id contains it.
-UNKNOWN_CUT = "{cut_id}"
+#: How the value of ``{cut_id}`` begins before the cut is made. No id begins like this.
+_UNKNOWN_CUT = "{cut of "
 
 #: Parts of Jinja, which Airflow replaces before the task starts.
 _JINJA = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
 #: Control characters, those of text direction, and the separators of paths.
 _REPLACED = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069/\\]")
+
+
+def unknown_cut(asset_id: str) -> str:
+    """Return what stands for the id of a cut before the cut is made.
+
+    :param asset_id: The asset that is cut.
+    """
+    return f"{_UNKNOWN_CUT}{asset_id}}}"
 
 
 @dataclass(frozen=True)
@@ -145,7 +153,7 @@ class TargetTemplate:
         return f"{scheme}{separator}{'/'.join(parts)}"
 
     def _clean(self, name: str, value: str) -> str:
-        if name == "cut_id" and value == UNKNOWN_CUT:
+        if name == "cut_id" and value.startswith(_UNKNOWN_CUT):
             return value
         if name == "source_dir":
             return "/".join(filter(None, (self._clean_part(part) for part in value.split("/") if part)))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy.api import RoughyAsset
@@ -21,7 +20,6 @@ from airflow_provider_roughy.exceptions import (
     RoughyAssetFailedError,
     RoughyAssetProcessingError,
     RoughyAuthenticationError,
-    RoughyConfigurationError,
     RoughyError,
     RoughyPaymentRequiredError,
     RoughyProduceError,
@@ -32,7 +30,7 @@ from airflow_provider_roughy.ingest.verdicts import seconds_of
 from airflow_provider_roughy.lifecycle import ASSET, CUT, KINDS, RENDER, Outcome, Verdict
 from airflow_provider_roughy.logs import Log, counted
 from airflow_provider_roughy.polling import poll_batch, read_batch
-from airflow_provider_roughy.produce.names import UNKNOWN_CUT, SourceName, TargetTemplate
+from airflow_provider_roughy.produce.plan import find_collisions, find_written, plan
 from airflow_provider_roughy.produce.problems import UNPAID, problem_of, stops_all
 from airflow_provider_roughy.produce.recording import Problem, Recording
 from airflow_provider_roughy.transfer.pool import Stopped, TransferPool
@@ -45,6 +43,7 @@ if TYPE_CHECKING:
     from airflow_provider_roughy.ledger import ClaimOwner, Ledger
     from airflow_provider_roughy.lifecycle import Kind, OnPendingPayment
     from airflow_provider_roughy.polling.poller import Answer
+    from airflow_provider_roughy.produce.names import TargetTemplate
     from airflow_provider_roughy.produce.wanted import Output, Wanted
     from airflow_provider_roughy.produce.writing import Writer
     from airflow_provider_roughy.transfer.pool import OnProgress
@@ -126,8 +125,11 @@ class Production:
         self._read_assets(self.recordings)
         for recording in self.recordings:
             self._plan(recording)
-        self._find_collisions()
-        self._find_written()
+        find_collisions(self.recordings)
+        if self._ledger is not None:
+            found = find_written(self.recordings, self._writer, self._ledger, self._owner)
+            if found:
+                self._log.info("Found %s that are written already", counted(found, "output"))
 
     def resume(self, rows: Iterable[Mapping[str, Any]], scripts: Callable[[str, str], str | None]) -> None:
         """Continue after the wait in the triggerer.
@@ -177,74 +179,7 @@ class Production:
             self._settle_asset(recording, verdict)
 
     def _plan(self, recording: Recording) -> None:
-        """Name the outputs of a recording. The type of an asset that is not ready may be unknown."""
-        name = SourceName.of(recording.source, self._source_root)
-        recording.outputs, recording.left_out = self._wanted.of(
-            recording.type or ("video" if not recording.is_ready else None),
-            extension=recording.extension or name.extension or "media",
-        )
-        values = {
-            "source_name": name.name,
-            "source_stem": name.stem,
-            "source_dir": name.folder,
-            "asset_id": recording.asset_id,
-            "project_id": recording.project_id or "",
-            "cut_id": UNKNOWN_CUT if self._wanted.needs_cut else "",
-        }
-        recording.locations = {
-            output.name: self._template.fill({**values, "kind": output.kind, "format": output.format})
-            for output in recording.outputs
-        }
-
-    def _find_collisions(self) -> None:
-        """Reject recordings whose outputs have the name of another recording's output.
-
-        :raises RoughyConfigurationError: If outputs of one recording have the same name.
-        """
-        by_location: dict[str, list[tuple[Recording, str]]] = {}
-        for recording in self.recordings:
-            for output, location in recording.locations.items():
-                by_location.setdefault(location, []).append((recording, output))
-        for location, users in by_location.items():
-            for (first, output), (second, other) in pairwise(users):
-                if first is second:
-                    raise RoughyConfigurationError(
-                        f"`target` gives {output} and {other} of {first.source} the same name, {location}: add "
-                        "{kind} and {format}, or end it with a slash. Nothing was made"
-                    )
-            if len(users) > 1:
-                for recording, output in users:
-                    other = next(each.source for each, _ in users if each is not recording)
-                    recording.problem = recording.problem or Problem(
-                        Status.REJECTED,
-                        f"its {output} and that of {other} have the same name, {location}: add {{source_dir}}, "
-                        "{source_name} or {asset_id} to `target`",
-                    )
-
-    def _find_written(self) -> None:
-        if self._ledger is None:
-            return
-        items = [(recording, output) for recording in self.recordings for output in recording.missing()]
-
-        def find(item: tuple[Recording, Output]) -> tuple[Any, bool]:
-            record = self._writer.find_written(*item)
-            return record, record is not None and self._writer.is_there(*item, record)
-
-        found = 0
-        for (recording, output), (record, is_there) in zip(items, self._ledger.each(find, items), strict=True):
-            if is_there:
-                found += 1
-                recording.written[output.name] = record.uri
-                if record.owner == str(self._owner):
-                    recording.new.append(output.name)
-            elif record is not None and recording.source != record.source and recording.asset_id != record.asset_id:
-                recording.problem = recording.problem or Problem(
-                    Status.REJECTED,
-                    f"its {output.name} would replace {record.uri}, which {record.owner} has written for "
-                    f"{record.source}: add {{source_dir}}, {{source_name}} or {{asset_id}} to `target`",
-                )
-        if found:
-            self._log.info("Found %s that are written already", counted(found, "output"))
+        plan(recording, self._wanted, self._template, self._source_root)
 
     # ---- Work
 

@@ -52,7 +52,7 @@ class Recording:
     :param problem: Why nothing more can be made of it.
     :param problems: Why an output is not made, by its name.
     :param outputs: The outputs that apply to it.
-    :param locations: Where they go, by their names; ``{cut_id}`` stands for the cut.
+    :param locations: Where they go, by their names, as in :class:`~airflow_provider_roughy.ledger.OutputRecord`.
     :param left_out: Why other outputs are left out, by their names.
     """
 

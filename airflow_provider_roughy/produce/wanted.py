@@ -92,7 +92,7 @@ class Wanted:
     def _render_of(self, type: str | None) -> tuple[Mapping[str, Any] | None, str]:
         if self.render is None or "format" in self.render:
             return self.render, ""
-        if type in self.render:
+        if type is not None and type in self.render:
             return self.render[type], ""
         return None, f"`render` names no output for {type or 'a recording of unknown type'}"
 

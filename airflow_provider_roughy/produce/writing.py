@@ -12,7 +12,7 @@ from airflow_provider_roughy.exceptions import RoughyFrameRateRequiredError, Rou
 from airflow_provider_roughy.ledger import OutputRecord
 from airflow_provider_roughy.lifecycle import ASSET, RENDER
 from airflow_provider_roughy.logs import Log, Quiet
-from airflow_provider_roughy.produce.names import UNKNOWN_CUT
+from airflow_provider_roughy.produce.names import unknown_cut
 from airflow_provider_roughy.transfer.download import Downloaded, download
 from airflow_provider_roughy.transfer.target import find_target
 
@@ -87,7 +87,7 @@ class Writer:
         if record.request != request_of(recording, output):
             return False
         try:
-            target = self._target(recording.locations[output.name], record.cut_id, output)
+            target = self._target(recording, output, record.cut_id)
         except RoughyTargetError:
             # Whatever it is, writing the file says it.
             return False
@@ -112,7 +112,7 @@ class Writer:
                 self._hook.client,
                 kind,
                 id or "",
-                location_of(recording.locations[output.name], recording.cut_id),
+                location_of(recording, output, recording.cut_id),
                 conn_id=self._target_conn_id,
                 overwrite=self._overwrite,
                 on_progress=on_progress,
@@ -138,7 +138,7 @@ class Writer:
 
     def _export(self, recording: Recording, output: Output) -> Downloaded:
         export = self._read_export(recording, output)
-        target = self._target(recording.locations[output.name], recording.cut_id, output)
+        target = self._target(recording, output, recording.cut_id)
         written = target.save(export.content, self._overwrite)
         return Downloaded(target.uri, written, len(export.content))
 
@@ -161,17 +161,19 @@ class Writer:
                 raise
             return run(call(frame_rate))
 
-    def _target(self, location: str, cut_id: str | None, output: Output) -> Target:
-        return find_target(location_of(location, cut_id), name=output.name, conn_id=self._target_conn_id)
+    def _target(self, recording: Recording, output: Output, cut_id: str | None) -> Target:
+        location = location_of(recording, output, cut_id)
+        return find_target(location, name=output.name, conn_id=self._target_conn_id)
 
 
-def location_of(location: str, cut_id: str | None) -> str:
-    """Return the location of an output whose cut is known.
+def location_of(recording: Recording, output: Output, cut_id: str | None) -> str:
+    """Return where an output goes whose cut is known.
 
-    :param location: Its location, in which ``{cut_id}`` may stand.
+    :param recording: The recording.
+    :param output: Its output.
     :param cut_id: The cut.
     """
-    return location.replace(UNKNOWN_CUT, cut_id or "")
+    return recording.locations[output.name].replace(unknown_cut(recording.asset_id), cut_id or "")
 
 
 def request_of(recording: Recording, output: Output) -> str:
