@@ -88,6 +88,7 @@ LAYERS: dict[str, set[str]] = {
         "lifecycle",
         "logs",
         "polling",
+        "probe",
         "transfer",
     },
     "asset_events": {

@@ -373,7 +373,7 @@ def test_unpaid_recording_is_waited_for_until_a_top_up(production: Production) -
 
 
 def test_full_target_stops_the_batch_and_a_retry_writes_the_rest(
-    production: Production, monkeypatch: pytest.MonkeyPatch
+    production: Production, log: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(8):
         production.add(f"/in/{number}.mp3")
@@ -391,6 +391,7 @@ def test_full_target_stops_the_batch_and_a_retry_writes_the_rest(
     assert (ended.state, type(ended.error)) == ("up_for_retry", RoughyProduceError)
     assert "The batch was stopped: Target " in str(ended.error)
     assert "No space left on device" in str(ended.error)
+    assert "Stopping the batch at /in/" in log()
     assert len(production.files()) == 3, "an unfinished file is left, or a file is not whole"
     assert {name: len(production.xcoms[name]) for name in ("ready", "interrupted")} == {"ready": 3, "interrupted": 5}
     room[0] = 1000
@@ -655,6 +656,8 @@ def test_report_and_summary_have_the_files(production: Production, tmp_path: Pat
     assert rows[a].outputs == production.xcoms["outputs"][a]
     assert production.xcoms["report"] == str(tmp_path / "report")
     assert "1 ready" in production.xcoms["summary"]
+    assert "Some outputs of these recordings cannot be made" in production.xcoms["summary"]
+    assert "uploads" not in production.xcoms["summary"]
 
 
 def test_written_files_are_announced_once_and_reported_to_lineage(

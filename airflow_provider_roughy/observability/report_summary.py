@@ -39,6 +39,21 @@ WHAT_TO_DO: Mapping[str, str] = {
     ),
     Status.DEFERRED: "Nothing: a later run uploads these. The reasons say what this run waited for.",
 }
+#: The same for a task that makes outputs of recordings.
+_WHAT_TO_DO_OF_OUTPUTS: Mapping[str, str] = {
+    Status.FAILED: (
+        "Some outputs of these recordings cannot be made. Read the reason; the next run asks Roughy for them again."
+    ),
+    Status.REJECTED: "The names of these outputs are taken. Read the reason, and change `target`.",
+    Status.INTERRUPTED: (
+        "An error stopped these recordings. Clear the task, or wait for the next run: with a ledger, both make only "
+        "what is missing."
+    ),
+    Status.PENDING_PAYMENT: (
+        "These recordings are not paid for, so nothing can be made of them. Top up at Roughy, then clear the task."
+    ),
+    Status.DEFERRED: "The batch was stopped before these. Read the reason, then clear the task.",
+}
 #: Characters of the text for notifiers. Chat services cut longer messages.
 MAX_TEXT = 1500
 #: Recordings of one status that the text names, and characters of a file's name and of a reason in it.
@@ -67,6 +82,7 @@ class ReportFacts:
     :param balance_after: The balance in credits at the end; ``None`` if it is unknown.
     :param error: The error that failed the task, without secrets.
     :param advice: What to do next, besides what the report says for each status.
+    :param work: What the task does: ``ingest`` recordings, or ``produce`` outputs of them.
     """
 
     dag_id: str = ""
@@ -81,6 +97,12 @@ class ReportFacts:
     balance_after: int | None = None
     error: str | None = None
     advice: str | None = None
+    work: str = "ingest"
+
+    @property
+    def what_to_do(self) -> Mapping[str, str]:
+        """What to do about recordings, by status."""
+        return _WHAT_TO_DO_OF_OUTPUTS if self.work == "produce" else WHAT_TO_DO
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain JSON, from which :meth:`from_dict` makes the same."""
@@ -96,6 +118,7 @@ class ReportFacts:
             known[name] = decode.text(known[name])
         for name in ("map_index", "balance_before", "balance_after"):
             known[name] = decode.integer(known[name])
+        known["work"] = decode.text(known["work"]) or "ingest"
         known["try_number"] = decode.integer(known["try_number"]) or 0
         states = known["already_ingested"] if isinstance(known["already_ingested"], dict) else {}
         known["already_ingested"] = {str(state): decode.integer(number) or 0 for state, number in states.items()}
@@ -191,7 +214,8 @@ class ReportSummary:
     @property
     def what_to_do(self) -> dict[str, str]:
         """What to do, by status, the most important first."""
-        return {status: WHAT_TO_DO[status] for status in self.statuses if status in WHAT_TO_DO}
+        known = self.facts.what_to_do
+        return {status: known[status] for status in self.statuses if status in known}
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``summary.json`` contains."""
@@ -244,7 +268,7 @@ class ReportSummary:
             lines.append(f"- {name}" + (f": {reason}" if reason else ""))
         if (more := self.counts[status] - len(lines) + 1) > 0:
             lines.append(f"- {'and ' if names else ''}{more:,} more")
-        return "\n".join((*lines, *filter(None, [WHAT_TO_DO.get(status)])))
+        return "\n".join((*lines, *filter(None, [self.facts.what_to_do.get(status)])))
 
 
 def combine_facts(parts: Iterable[ReportFacts]) -> ReportFacts:

@@ -436,7 +436,9 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
             self._running = None
 
     def _task_report(self, context: Context) -> TaskReport:
-        return TaskReport(context, location=self.report, conn_id=self.report_conn_id, hook=self.hook, log=self.log)
+        return TaskReport(
+            context, location=self.report, conn_id=self.report_conn_id, hook=self.hook, log=self.log, work="produce"
+        )
 
     def _push(
         self, context: Context, production: Production, report: TaskReport, *, error: Exception | None = None

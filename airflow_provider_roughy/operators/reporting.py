@@ -30,10 +30,18 @@ class TaskReport:
     :param conn_id: The Airflow connection of its storage.
     :param hook: Talks to Roughy, to read the balance.
     :param log: Logs events.
+    :param work: What the task does, as in :class:`ReportFacts`.
     """
 
     def __init__(
-        self, context: Context, *, location: ReportLocation | None, conn_id: str | None, hook: RoughyHook, log: Log
+        self,
+        context: Context,
+        *,
+        location: ReportLocation | None,
+        conn_id: str | None,
+        hook: RoughyHook,
+        log: Log,
+        work: str = "ingest",
     ) -> None:
         ti = context["ti"]
         self._ti: Any = ti
@@ -48,6 +56,7 @@ class TaskReport:
             map_index=ti.map_index if (ti.map_index or 0) >= 0 else None,
             try_number=ti.try_number,
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            work=work,
         )
 
     def begin(self) -> None:

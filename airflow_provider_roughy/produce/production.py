@@ -248,13 +248,14 @@ class Production:
         """Create the cuts and renders that can be created now."""
         items = [each for each in self.recordings if self._may_cut(each) or self._may_render(each)]
 
-        def request(recording: Recording, on_progress: OnProgress) -> None:
+        def request(recording: Recording, on_progress: OnProgress) -> bool:
             on_progress(0, 0)
-            self._request_one(recording)
+            return self._request_one(recording)
 
         self._run(items, request, self._log_requests)
 
-    def _request_one(self, recording: Recording) -> None:
+    def _request_one(self, recording: Recording) -> bool:
+        """Create the cut and the render of a recording, and return whether that worked."""
         kinds: tuple[str, ...] = ()
         try:
             if self._may_cut(recording):
@@ -273,7 +274,7 @@ class Production:
             self._refusals[recording] = refusals = self._refusals.get(recording, 0) + 1
             if refusals > _MAX_REFUSALS:
                 self._fail(recording, error, *kinds)
-                return
+                return False
             # The list of assets was wrong, or the asset is processed again.
             interrupt.pause(min(error.retry_after or 1.0, _MAX_RETRY_AFTER))
             recording.asset_state = "processing"
@@ -290,6 +291,8 @@ class Production:
             self._fail(recording, error, *kinds)
         else:
             self._failed_in_a_row = 0
+            return True
+        return False
 
     def _write(self) -> bool:
         """Write the outputs that can be written now.
@@ -306,17 +309,18 @@ class Production:
         ends = time.monotonic() + self._go_on_after if self.waiting else float("inf")
         left: list[Any] = []
 
-        def write(item: tuple[Recording, Output], on_progress: OnProgress) -> None:
+        def write(item: tuple[Recording, Output], on_progress: OnProgress) -> bool:
             recording, output = item
             if time.monotonic() >= ends:
                 left.append(item)
-                return
+                return False
             try:
                 self._writer.write(recording, output, on_progress)
             except RoughyError as error:
                 self._fail(recording, error, output.kind, name=output.name)
-            else:
-                self._failed_in_a_row = 0
+                return False
+            self._failed_in_a_row = 0
+            return True
 
         self._run(items, write, self._log_files)
         return bool(left) and self.fatal is None
@@ -331,20 +335,26 @@ class Production:
     def _run(
         self,
         items: Sequence[Any],
-        do: Callable[[Any, OnProgress], None],
+        do: Callable[[Any, OnProgress], bool],
         log_progress: Callable[[int, int, float, int], None],
     ) -> None:
-        """Call a function for each item, several at once, until an error stops the batch."""
+        """Call a function for each item, several at once, until an error stops the batch.
+
+        :param items: The items.
+        :param do: The function, which returns whether it succeeded.
+        :param log_progress: Called with the items that have succeeded, all items, the seconds, and the bytes.
+        """
         if not items or self.fatal is not None:
             return
+        done: list[Any] = []
 
         def work(item: Any, on_progress: OnProgress) -> None:
-            if self.fatal is None:
-                do(item, on_progress)
+            if self.fatal is None and do(item, on_progress):
+                done.append(item)
 
         pool = self._pool = TransferPool(items, work, lambda item, error, in_a_row: True)
         try:
-            pool.run(self._parallel, lambda seconds, sent: log_progress(pool.done, len(items), seconds, sent))
+            pool.run(self._parallel, lambda seconds, sent: log_progress(len(done), len(items), seconds, sent))
         except Stopped:
             raise RoughyProduceError(
                 "The task was killed; a retry makes only what is missing", outcomes=self.results().xcoms()

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from airflow_provider_roughy.ingest.result import RecordingResult, Status
+from airflow_provider_roughy.probe import credits_for
 from airflow_provider_roughy.produce.wanted import Output
 
 #: The fields that :meth:`Recording.to_dict` leaves out, as :meth:`Production.plan` finds them again.
@@ -133,6 +134,8 @@ class Recording:
             reason="; ".join(reasons) or None,
             size_bytes=self.size_bytes,
             seconds=self.seconds,
+            # What was paid for is in the results of the batch.
+            credits=credits_for(self.seconds) if status == Status.PENDING_PAYMENT and self.seconds else None,
             request_id=found[0].request_id if found else None,
             retryable=any(problem.retryable for problem in problems.values()),
             outputs=self.files(),
