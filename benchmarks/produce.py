@@ -66,7 +66,8 @@ def run(
     :returns: Tables and targets.
     """
     costs: dict[str, Cost] = {}
-    tables, targets = [], []
+    tables: list[str] = []
+    targets: list[Target] = []
     with emulated(scratch, "roughy-produce", progression="immediate") as server:
         connections = {"roughy_default": server.connection}
         settings = {"CORE__PARALLELISM": str(PARALLEL)}
@@ -175,10 +176,8 @@ def _script(server: Server, scratch: Scratch, ids: list[str]) -> Cost:
         async with at_once:
             body = {"asset_id": id, "cut_id": cut, "output": {"format": "m4a"}}
             render = (await client.post("/v1/renders", json=body)).raise_for_status().json()["id"]
-            for path, query in (
-                ("subtitle/export", {"format": "srt"}),
-                ("export", {"format": "fcpxml", "frame_rate": 25}),
-            ):
+            captions, timeline = {"format": "srt"}, {"format": "fcpxml", "frame_rate": "25"}
+            for path, query in (("subtitle/export", captions), ("export", timeline)):
                 reply = await client.get(f"/v1/cuts/{cut}/{path}", params=query)
                 (target / f"{id}-{query['format']}").write_bytes(reply.raise_for_status().content)
         await asyncio.sleep(_POLL)

@@ -273,7 +273,12 @@ def test_outputs_of_one_recording_with_one_name_are_refused(production: Producti
 
 
 def test_name_that_an_earlier_run_gave_to_another_recording_is_rejected(production: Production) -> None:
-    flat = {"target": f"{production.out}/{{source_stem}}/", "timeline": None, "render": None, "captions": "srt"}
+    flat: dict[str, Any] = {
+        "target": f"{production.out}/{{source_stem}}/",
+        "timeline": None,
+        "render": None,
+        "captions": "srt",
+    }
     production.add("/in/cam1/talk.mp4")
     production.run(**flat)
     production.sources.clear()
@@ -538,8 +543,8 @@ def test_sources_come_from_the_ledger_of_the_batch(
 
 def test_output_of_an_ingest_task_brings_sources_and_root() -> None:
     with DAG("rough_cut", start_date=datetime(2026, 1, 1)):
-        ingest = RoughyIngestOperator(task_id="ingest", source="/in", ledger="/ledger")
-        produce = RoughyProduceOperator(task_id="produce", asset_ids=ingest.output, captions="srt", target="/out/")
+        ingest: Any = RoughyIngestOperator(task_id="ingest", source="/in", ledger="/ledger")
+        produce: Any = RoughyProduceOperator(task_id="produce", asset_ids=ingest.output, captions="srt", target="/out/")
     assert produce.upstream_task_ids == {"ingest"}
     assert (produce.sources.key, produce.sources.operator, produce.source_root) == ("sources", ingest, "/in")
 
@@ -598,7 +603,7 @@ def test_placeholder_that_a_template_renders_is_checked_before_anything_is_made(
     )
     task.render_template_fields({"params": {"rest": "{nobody}"}})
     with pytest.raises(RoughyConfigurationError, match=re.escape("unknown placeholder {nobody}")):
-        task.execute({"ti": TaskInstance()})
+        task.execute({"ti": TaskInstance()})  # type: ignore[typeddict-item]
     assert production.roughy.cuts == []
 
 

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from airflow_provider_roughy import api
 from airflow_provider_roughy.compat import XComArg
@@ -234,7 +234,7 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         ingest = getattr(from_report if asset_ids is None else asset_ids, "operator", None)
         if isinstance(ingest, RoughyIngestOperator):
             if sources is None and from_report is None:
-                sources = ingest.output["sources"]
+                sources = cast("Any", ingest.output)["sources"]
             if source_root is None and isinstance(ingest.source, (str, os.PathLike)):
                 source_root = str(ingest.source)
         self.asset_ids = asset_ids

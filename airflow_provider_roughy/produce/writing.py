@@ -105,7 +105,7 @@ class Writer:
         """
         if output.kind in ("captions", "timeline"):
             written = self._export(recording, output)
-            on_progress(written.size_bytes or 0, written.size_bytes)
+            on_progress(written.size_bytes or 0, written.size_bytes or 0)
         else:
             kind, id = (RENDER, recording.render_id) if output.kind == "render" else (ASSET, recording.asset_id)
             written = download(

@@ -37,17 +37,19 @@ def talks(tmp_path: Path) -> Path:
 def test_a_folder_of_recordings_becomes_one_of_rough_cuts(
     start: Callable[..., Run], roughy: Emulator, local_airflow: LocalAirflow, talks: Path, tmp_path: Path
 ) -> None:
-    cuts_before = {cut["id"] for cut in roughy.cuts}
+    cuts_before, renders_before = ({each["id"] for each in made} for made in (roughy.cuts, roughy.renders))
     target = tmp_path / "rough cuts"
     roughy.clear_requests()
     run = start("roughy_rough_cut", source=talks, target=target, ledger=tmp_path / "ledger", resolution="720p")
     here = run.dag_id, run.run_id
     local_airflow.wait_for_task(*here, "ingest", "deferred")
     roughy.settle()
-    for made in (lambda: roughy.cuts, lambda: [render for render in roughy.renders if render["cut_id"]]):
-        wait_until(lambda made=made: len([each for each in made() if each["state"] == "pending"]) == len(TALKS))
-        local_airflow.wait_for_task(*here, "produce", "deferred")
-        roughy.settle()
+    wait_until(lambda: len({cut["id"] for cut in roughy.cuts} - cuts_before) == len(TALKS))
+    local_airflow.wait_for_task(*here, "produce", "deferred")
+    roughy.settle()
+    wait_until(lambda: len({render["id"] for render in roughy.renders} - renders_before) == len(TALKS))
+    local_airflow.wait_for_task(*here, "produce", "deferred")
+    roughy.settle()
     assert run.end() == "success"
 
     cuts = {cut["asset_id"]: cut for cut in roughy.cuts if cut["id"] not in cuts_before}
