@@ -20,6 +20,8 @@ from airflow import __version__ as AIRFLOW_VERSION
 from airflow_provider_roughy import __version__
 
 if TYPE_CHECKING:
+    from airflow.cli.cli_config import ActionCommand, Arg, GroupCommand
+    from airflow.cli.simple_table import AirflowConsole
     from airflow.plugins_manager import AirflowPlugin
     from airflow.sdk import (
         DAG,
@@ -56,10 +58,13 @@ if TYPE_CHECKING:
     from airflow.sdk.io import attach
     from airflow.sdk.lineage import get_hook_lineage_collector
     from airflow.triggers.base import BaseEventTrigger, BaseTrigger, TriggerEvent
+    from airflow.utils.cli import suppress_logs_and_warning
 
 __all__ = [
     "AIRFLOW_VERSION",
     "DAG",
+    "ActionCommand",
+    "AirflowConsole",
     "AirflowException",
     "AirflowFailException",
     "AirflowNotFoundException",
@@ -68,6 +73,7 @@ __all__ = [
     "AirflowSensorTimeout",
     "AirflowSkipException",
     "AirflowTaskTimeout",
+    "Arg",
     "Asset",
     "AssetAlias",
     "BaseAsset",
@@ -79,6 +85,7 @@ __all__ = [
     "BaseTrigger",
     "Connection",
     "Context",
+    "GroupCommand",
     "ObjectStoragePath",
     "Param",
     "PokeReturnValue",
@@ -94,6 +101,7 @@ __all__ = [
     "conf",
     "get_hook_lineage_collector",
     "is_lineage_read",
+    "suppress_logs_and_warning",
     "task",
     "task_group",
 ]
@@ -113,6 +121,8 @@ _EXCEPTIONS = {(2, 11): "airflow.exceptions", (3, 2): "airflow.sdk.exceptions"}
 #: The module of each name, by the version of Airflow since which it is there; ``module:name`` if it has another name
 #: there.
 _HOMES: dict[str, dict[tuple[int, int], str]] = {
+    "ActionCommand": {(2, 11): "airflow.cli.cli_config"},
+    "AirflowConsole": {(2, 11): "airflow.cli.simple_table"},
     "AirflowException": _EXCEPTIONS,
     "AirflowFailException": _EXCEPTIONS,
     "AirflowNotFoundException": _EXCEPTIONS,
@@ -121,6 +131,7 @@ _HOMES: dict[str, dict[tuple[int, int], str]] = {
     "AirflowSensorTimeout": _EXCEPTIONS,
     "AirflowSkipException": _EXCEPTIONS,
     "AirflowTaskTimeout": _EXCEPTIONS,
+    "Arg": {(2, 11): "airflow.cli.cli_config"},
     "Asset": {(2, 11): "airflow.datasets:Dataset", (3, 0): "airflow.sdk"},
     "AssetAlias": {(2, 11): "airflow.datasets:DatasetAlias", (3, 0): "airflow.sdk"},
     "BaseAsset": {(2, 11): "airflow.datasets:BaseDataset", (3, 0): "airflow.sdk.definitions.asset"},
@@ -134,6 +145,7 @@ _HOMES: dict[str, dict[tuple[int, int], str]] = {
     "Connection": {(2, 11): "airflow.models.connection", (3, 0): "airflow.sdk"},
     "Context": {(2, 11): "airflow.utils.context", (3, 0): "airflow.sdk"},
     "DAG": {(2, 11): "airflow.models.dag", (3, 0): "airflow.sdk"},
+    "GroupCommand": {(2, 11): "airflow.cli.cli_config"},
     "ObjectStoragePath": {(2, 11): "airflow.io.path", (3, 0): "airflow.sdk"},
     "Param": {(2, 11): "airflow.models.param", (3, 0): "airflow.sdk"},
     "PokeReturnValue": {(2, 11): "airflow.sensors.base", (3, 0): "airflow.sdk"},
@@ -146,6 +158,7 @@ _HOMES: dict[str, dict[tuple[int, int], str]] = {
     "attach": {(2, 11): "airflow.io.store", (3, 0): "airflow.sdk.io"},
     "conf": {(2, 11): "airflow.configuration", (3, 2): "airflow.sdk"},
     "get_hook_lineage_collector": {(2, 11): "airflow.lineage.hook", (3, 2): "airflow.sdk.lineage"},
+    "suppress_logs_and_warning": {(2, 11): "airflow.utils.cli"},
     "task": {(2, 11): "airflow.decorators", (3, 0): "airflow.sdk"},
     "task_group": {(2, 11): "airflow.decorators", (3, 0): "airflow.sdk"},
 }

@@ -29,6 +29,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyNotFoundError,
     api_error,
 )
+from airflow_provider_roughy.ingest.again import ingest_again, resume_started
 from airflow_provider_roughy.ingest.compare import (
     Standing,
     compare,
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_roughy.hooks import RoughyHook
     from airflow_provider_roughy.ingest.discover import Discovered
+    from airflow_provider_roughy.ingest.files import SourceFile
     from airflow_provider_roughy.ledger import Lease, Ledger
     from airflow_provider_roughy.lifecycle import OnPendingPayment
     from airflow_provider_roughy.transfer.resumable import StateStore
@@ -81,6 +83,7 @@ class Batch:
     :param store: Remembers uploads across tries without a ledger: Airflow's task state store.
     :param parallel: How many uploads at once.
     :param by_content: Whether to identify recordings by their content, in this run and all later ones.
+    :param retry: Names of recordings that are done and to be ingested again; they need a ledger.
     :param log: Logs events.
     """
 
@@ -96,6 +99,7 @@ class Batch:
         store: StateStore | None = None,
         parallel: int = 4,
         by_content: bool = False,
+        retry: Sequence[str] = (),
         log: Log = _log,
     ) -> None:
         self._hook = hook
@@ -106,6 +110,7 @@ class Batch:
         self._ledger = self.ledger = ledger
         self._parallel = parallel
         self._by_content = by_content
+        self._retry = retry
         self._log = log
         self._lease: Lease | None = None
         #: Whether this run had an earlier try.
@@ -170,7 +175,7 @@ class Batch:
                 item = UploadItem(file, identity.key, identity.to_dict(), file.uri, log=self._log)
                 items[item.key] = item
         if self._ledger is not None:
-            self._compare(self._ledger, items, stable_for=stable_for, dry_run=dry_run)
+            self._compare(self._ledger, items, found.files, stable_for=stable_for, dry_run=dry_run)
         for item in items.values():
             self._admit(item, stable_for=stable_for, dry_run=dry_run)
         # Recordings that failed before go last, so that they cannot keep the others from being uploaded.
@@ -179,10 +184,19 @@ class Batch:
             files = counted(found.left_out, "file")
             self._log.info("Skipped %s that `pattern` does not match: %s", files, found.listed_left_out)
 
-    def _compare(self, ledger: Ledger, items: dict[str, UploadItem], *, stable_for: float, dry_run: bool) -> None:
+    def _compare(
+        self,
+        ledger: Ledger,
+        items: dict[str, UploadItem],
+        files: Sequence[SourceFile],
+        *,
+        stable_for: float,
+        dry_run: bool,
+    ) -> None:
         """Do what :func:`decide` returns for each recording that was found or that the ledger has.
 
         :param items: The recordings that were found, by key. Those that are not to be uploaded are removed.
+        :param files: All files that were found.
         """
         snapshot = ledger.snapshot()
         legacy = ledger.legacy(snapshot)
@@ -208,7 +222,12 @@ class Batch:
         rejected: list[tuple[str, str]] = []
         to_report: list[Standing] = []
         to_resume: list[UploadItem] = []
-        for standing in compare(ledger, self._owner, items, snapshot, legacy, is_retry=self._is_retry):
+        versions = read_versions(ledger, snapshot.open)
+        resume_started(items, versions.values(), self._owner)
+        ingest_again(
+            ledger, self._owner, self._retry, items, files, legacy, dry_run=dry_run, log=self._log
+        )
+        for standing in compare(ledger, self._owner, items, snapshot, legacy, versions, is_retry=self._is_retry):
             key, version, old, action = standing.key, standing.version, standing.old, standing.action
             if standing.error is not None:
                 self._log.warning("%s", standing.error)

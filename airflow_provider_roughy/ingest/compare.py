@@ -20,7 +20,7 @@ from airflow_provider_roughy.ingest.identity import (
     version_of,
 )
 from airflow_provider_roughy.ingest.upload import UploadItem
-from airflow_provider_roughy.ledger.entries import ClaimOwner, Result, Version
+from airflow_provider_roughy.ledger.entries import ClaimOwner, Result, Version, original_key
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -73,6 +73,7 @@ def compare(
     items: Mapping[str, UploadItem],
     snapshot: Snapshot,
     legacy: LegacyIndex,
+    versions: Mapping[str, Version | RoughyLedgerError],
     *,
     is_retry: bool,
 ) -> Iterator[Standing]:
@@ -83,12 +84,13 @@ def compare(
     :param items: The recordings that were found, by key.
     :param snapshot: The names of the ledger's objects.
     :param legacy: The ledger's entries of 0.2.
+    :param versions: What :func:`read_versions` returned.
     :param is_retry: Whether this run had an earlier try.
     :raises RoughyLedgerError: If the ledger cannot be read.
     """
     reported = ledger.reported(owner) if is_retry else set()
     is_alive = cache(ledger.is_alive)
-    for standing in _standings(items, read_versions(ledger, snapshot.open), reported, snapshot, legacy):
+    for standing in _standings(items, versions, reported, snapshot, legacy):
         version, old = standing.version, standing.old
         holder = str(version.owner) if version is not None else old.owner if old is not None else ""
         mine = holder == str(owner)
@@ -122,7 +124,8 @@ def _standings(
             standing.error = version
         else:
             standing.version = version
-        if standing.item is not None and version is None and not standing.state and len(legacy):
+        is_again = standing.item is not None and original_key(standing.item.identity) is not None
+        if standing.item is not None and not is_again and version is None and not standing.state and len(legacy):
             try:
                 old = standing.item.find_legacy(legacy)
             except RoughyLedgerEntryError as error:

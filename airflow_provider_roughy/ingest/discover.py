@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_roughy.exceptions import RoughySourceError, RoughyUnusableSourceError
 from airflow_provider_roughy.ingest.files import Problem, SourceFile
 from airflow_provider_roughy.ingest.trees import Child, Tree, check_no_rendered_value, errors_of, open_tree
-from airflow_provider_roughy.transfer.storage import as_text, without_secrets
+from airflow_provider_roughy.transfer.storage import as_line, without_secrets
 
 if TYPE_CHECKING:
     from airflow_provider_roughy.ingest.trees import SourceLocation
@@ -102,7 +102,7 @@ def discover(
             return True
         found.left_out += 1
         if len(found.names_left_out) < _MAX_NAMES_LEFT_OUT:
-            found.names_left_out.append(as_text(name))
+            found.names_left_out.append(as_line(name))
         return False
 
     files: list[SourceFile] = []
@@ -113,7 +113,7 @@ def discover(
         except RoughySourceError as err:
             if not several:
                 raise
-            name = as_text(without_secrets(str(source)))
+            name = as_line(without_secrets(str(source)))
             lasting = isinstance(err, RoughyUnusableSourceError)
             problem = Problem.UNREADABLE if lasting else Problem.PASSING
             files.append(SourceFile(name, name, str(source), problem=problem, reason=str(err)))

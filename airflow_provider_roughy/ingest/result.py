@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy.api import decode
 from airflow_provider_roughy.logs import counted
+from airflow_provider_roughy.transfer.storage import as_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -110,7 +111,8 @@ class RecordingResult:
         key = f" (key {self.key})" if self.key else ""
         files = counted(len(self.outputs), "file") if self.outputs else ""
         why = ": ".join(part for part in (asset, files, self.reason) if part)
-        return f"{self.status:<16}{self.source}  {why}{key}".rstrip()
+        # One line, whatever Roughy's text and names that an earlier release stored contain.
+        return as_line(f"{self.status:<16}{self.source}  {why}{key}".rstrip())
 
 
 @dataclass

@@ -17,7 +17,7 @@ from airflow_provider_roughy.exceptions import RoughySourceError, RoughyUnusable
 from airflow_provider_roughy.ingest.files import Problem, SourceFile
 from airflow_provider_roughy.ingest.identity import VERSION_NAMES, canonical_uri, name_of_path
 from airflow_provider_roughy.transfer.storage import (
-    as_text,
+    as_line,
     cause_of,
     local_path,
     may_pass,
@@ -123,7 +123,7 @@ class _LocalTree:
         self._real_folder = cache(os.path.realpath)
 
     def uri(self, path: str) -> str:
-        return as_text(path)
+        return as_line(path)
 
     def is_folder(self, path: str) -> bool:
         try:
@@ -194,7 +194,7 @@ class _LocalTree:
             found, target = os.lstat(path), os.readlink(path)
         except OSError:
             return None
-        reason = f"it is a link to {as_text(target)}, which "
+        reason = f"it is a link to {as_line(target)}, which "
         reason += "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
         return SourceFile(
             self.uri(path),
@@ -248,7 +248,7 @@ class _StoredTree:
         return cls(path.fs, head), bare + ("/" if uri.endswith("/") else "")
 
     def uri(self, path: str) -> str:
-        return as_text(without_secrets(self._head + path.lstrip("/")))
+        return as_line(without_secrets(self._head + path.lstrip("/")))
 
     def is_folder(self, path: str) -> bool:
         if path.endswith("/"):

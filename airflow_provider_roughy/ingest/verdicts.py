@@ -42,7 +42,7 @@ def result_of_verdict(item: UploadItem, verdict: Verdict) -> RecordingResult:
         return base
     if verdict.outcome is Outcome.PAYMENT_REQUIRED:
         since = (item.version.since if item.version is not None else None) or utc_now()
-        until = (datetime.fromisoformat(since) + _KEPT_UNPAID).date().isoformat()
+        until = kept_until(since)
         cost = f"it costs {counted(base.credits, 'credit')}; " if base.credits else ""
         reason = f"{cost}top up at Roughy by {until}, then it becomes ready automatically"
         return replace(base, status=Status.PENDING_PAYMENT, reason=reason, since=since, until=until)
@@ -58,6 +58,14 @@ def result_of_verdict(item: UploadItem, verdict: Verdict) -> RecordingResult:
     except Exception as error:
         return replace(base, status=Status.INTERRUPTED, reason=str(error))
     raise AssertionError(f"not a final outcome: {verdict.outcome}")
+
+
+def kept_until(since: str) -> str:
+    """Return the date until which Roughy keeps an unpaid recording, in UTC.
+
+    :param since: Since when it is unpaid, in UTC (ISO 8601).
+    """
+    return (datetime.fromisoformat(since) + _KEPT_UNPAID).date().isoformat()
 
 
 def is_unsent(item: UploadItem, verdict: Verdict | None) -> bool:

@@ -9,10 +9,12 @@ Object                     Content
                            yet: each created only if absent, never changed. The highest counts.
 ``problems/<key>.<state>`` Empty: the state of a result other than ready, so that lists of names suffice to count.
 ``outputs/<key>.json``     An output of ``RoughyProduceOperator`` that was written. ``key`` is a hash of its location.
+``problems/<key>.again-…`` Empty: the key of a later result of a recording that a run has ingested again.
 ``contents/<key>.<hash>``  Empty: the SHA-256 of a file, by the key of its location (``identity="content"``).
 ``by-content``             All tasks identify the recordings of this ledger by their content.
 ``runs/<run>.json``        The lease of a run: until when it counts as active.
 ``runs/<run>.<n>.json``    The results that a try has reported, for the later tries of its run; ``n`` = 1, 2, …
+``runs/<run>.again-<key>`` Whether the run ingests a recording again that was done, for all of its tries.
 ``note-<name>.json``       A note of a watcher, such as when it started.
 ``<32 digits>.json``       An announced asset that a run has taken; or an entry of 0.2, which is read and left as it is.
 ``<32 times f>.json``      Stops 0.2, which must not use this ledger any more; with a ``.open`` beside it.

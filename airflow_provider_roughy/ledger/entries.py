@@ -26,12 +26,16 @@ ENDED = frozenset({"ready", "failed", "rejected", "refused", "gone", "uploaded"}
 #: The successful ones. The others are listed under ``problems/``.
 WENT_WELL = frozenset({"ready", "uploaded"})
 
+#: The key of a recording.
+KEY = re.compile(r"[0-9a-f]{40}")
 #: A result: ``<key>.json``.
 RESULT_NAME = re.compile(r"([0-9a-f]{40})\.json")
 #: A version, under ``open/``: ``<key>.<n>.json``.
 VERSION_NAME = re.compile(r"([0-9a-f]{40})\.([1-9][0-9]{0,8})\.json")
 #: The state of a result that is not successful, under ``problems/``: ``<key>.<state>``.
 PROBLEM_NAME = re.compile(r"([0-9a-f]{40})\.([a-z_]+)")
+#: A later result of a recording that was ingested again, under ``problems/``: ``<key>.again-<key of that result>``.
+AGAIN_NAME = re.compile(r"([0-9a-f]{40})\.again-([0-9a-f]{40})")
 #: The SHA-256 of a file's bytes, under ``contents/``: ``<key>.<digest>``.
 CONTENT_NAME = re.compile(r"([0-9a-f]{40})\.([0-9a-f]{64})")
 #: An object of 0.2: ``<key>.json``, ``<key>.<generation>.json`` or ``<key>.open``. Those of announced assets are new.
@@ -366,6 +370,29 @@ def version_name(key: str, n: int) -> str:
 def problem_name(key: str, state: str) -> str:
     """Return the name of the empty object for a result that is not successful."""
     return f"problems/{key}.{state}"
+
+
+def again_name(key: str, again: str) -> str:
+    """Return the name of the empty object that a recording's later result is found by."""
+    return f"problems/{key}.again-{again}"
+
+
+def key_again(key: str, owner: ClaimOwner | str) -> str:
+    """Return the key under which a run ingests a recording again: the same for all tries of the run.
+
+    :param key: The key of the recording, which is done.
+    :param owner: The run.
+    """
+    return hashlib.sha256(f"{key} again in {owner}".encode()).hexdigest()[:40]
+
+
+def original_key(identity: Mapping[str, Any]) -> str | None:
+    """Return the key of the recording that an entry ingests again; ``None`` if it ingests none again.
+
+    :param identity: The identity in the entry.
+    """
+    key = identity.get("retry_of")
+    return key if isinstance(key, str) and KEY.fullmatch(key) else None
 
 
 def content_name(key: str, digest: str) -> str:

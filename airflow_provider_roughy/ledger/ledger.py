@@ -6,9 +6,9 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_roughy.exceptions import (
@@ -25,6 +25,7 @@ from airflow_provider_roughy.ledger.claims import (
     Step,
 )
 from airflow_provider_roughy.ledger.entries import (
+    AGAIN_NAME,
     CONTENT_NAME,
     ENDED,
     LEGACY_NAME,
@@ -34,9 +35,12 @@ from airflow_provider_roughy.ledger.entries import (
     WENT_WELL,
     ClaimOwner,
     Entry,
+    Progress,
     Result,
     Version,
+    again_name,
     content_name,
+    original_key,
     problem_name,
     result_name,
     utc_now,
@@ -66,6 +70,8 @@ U = TypeVar("U")
 
 #: Up to so many announced assets are read one by one, more of them with one list of names.
 _MAX_POINT_READS = 20
+#: How many entries are read before the first of them is used.
+_MAX_READ_AHEAD = 1000
 #: The object that marks a folder as a ledger.
 _MARKER = "created"
 #: The object that has all tasks identify recordings by their content.
@@ -82,14 +88,16 @@ class Snapshot:
 
     :param done: The keys of recordings that have a result.
     :param open: The highest version of each recording that is not done, or whose result was not reported yet.
-    :param problems: The state of each result that is not successful.
+    :param problems: The state of each recording whose latest result is not successful.
     :param legacy: The names of objects of 0.2.
+    :param again: The keys of the later results of each recording that was ingested again.
     """
 
     done: set[str]
     open: dict[str, int]
     problems: dict[str, str]
     legacy: set[str]
+    again: dict[str, set[str]] = field(default_factory=dict)
 
 
 class Ledger(Runs, Announcements, Outputs):
@@ -111,18 +119,27 @@ class Ledger(Runs, Announcements, Outputs):
             names = set(self._folder.names())
             # An object storage lists only folders that are not empty; s3fs sends more requests for one that is missing.
             versions, problems = (
-                self._folder.names(folder) if folder in names else () for folder in ("open", "problems")
+                list(self._folder.names(folder)) if folder in names else [] for folder in ("open", "problems")
             )
             latest: dict[str, int] = {}
             for match in filter(None, map(VERSION_NAME.fullmatch, versions)):
                 latest[match[1]] = max(int(match[2]), latest.get(match[1], 0))
             states = {match[1]: match[2] for match in filter(None, map(PROBLEM_NAME.fullmatch, problems))}
         done = {match[1] for match in filter(None, map(RESULT_NAME.fullmatch, names))}
+        again: dict[str, set[str]] = {}
+        for match in filter(None, map(AGAIN_NAME.fullmatch, problems)):
+            if match[2] in done:
+                again.setdefault(match[1], set()).add(match[2])
+        for key, later in again.items():
+            # Several runs may have ingested it again; one success is enough.
+            ends = {states.get(each, "ready") for each in later}
+            states[key] = "ready" if "ready" in ends else min(ends)
         return Snapshot(
             done,
             latest,
-            {key: state for key, state in states.items() if key in done},
+            {key: state for key, state in states.items() if key in done and state not in WENT_WELL},
             set(filter(LEGACY_NAME.fullmatch, names)),
+            again,
         )
 
     def find_result(self, key: str) -> Result | None:
@@ -204,6 +221,8 @@ class Ledger(Runs, Announcements, Outputs):
             if problem is not None:
                 # Before the result, so that no count of results misses it.
                 self._folder.create(problem, b"")
+            if (original := original_key(result.identity)) is not None:
+                self._folder.create(again_name(original, result.key), b"")
             created = self._create(result_name(result.key), content)
         if not created and problem is not None:
             there = self.find_result(result.key)
@@ -309,24 +328,60 @@ class Ledger(Runs, Announcements, Outputs):
 
     # ---- For users
 
-    def entries(self) -> Iterator[Entry]:
-        """Yield all entries: results, recordings that are not done, and entries of 0.2.
+    def entries(
+        self,
+        *,
+        states: frozenset[str] | set[str] | None = None,
+        on_error: Callable[[RoughyLedgerError], None] | None = None,
+    ) -> Iterator[Entry]:
+        """Yield the entries: results, recordings that are not done, and entries of 0.2.
 
+        Of a recording that was ingested again, yield its later results only.
+
+        :param states: Only those in these states. Others are not read, where the list of names is enough to tell.
+        :param on_error: Called with the error of an entry that cannot be read, which is then left out. By default, it
+            is raised.
+        :raises RoughyLedgerEntryError: If an entry cannot be read.
+        :raises RoughyClaimedError: If an entry is being written.
         :raises RoughyLedgerError: If the ledger cannot be read.
         """
         snapshot = self.snapshot()
         assets: set[str | None] = set()
-        for key in sorted(snapshot.done):
-            result = self.find_result(key)
-            if result is not None:
-                assets.add(result.asset_id)
-                yield Entry.of_result(result)
-        for key in sorted(snapshot.open.keys() - snapshot.done):
-            version = self.read_version(key, snapshot.open[key])
-            if version is not None:
-                assets.add(version.asset_id)
-                yield Entry.of_version(version)
-        yield from self._legacy_entries(snapshot, assets)
+        done = [key for key in sorted(snapshot.done - snapshot.again.keys()) if self._may_be_in(states, key, snapshot)]
+        is_open = states is None or not states.isdisjoint(Progress)
+        open_keys = sorted(snapshot.open.keys() - snapshot.done) if is_open else []
+
+        def read(key: str) -> Entry | RoughyLedgerError | None:
+            try:
+                if key in snapshot.done:
+                    result = self.find_result(key)
+                    return None if result is None else Entry.of_result(result)
+                version = self.read_version(key, snapshot.open[key])
+                return None if version is None else Entry.of_version(version)
+            except (RoughyLedgerEntryError, RoughyClaimedError) as error:
+                return error
+
+        for keys in _batched([*done, *open_keys], _MAX_READ_AHEAD):
+            for entry in self.each(read, keys):
+                if isinstance(entry, RoughyLedgerError):
+                    if on_error is None:
+                        raise entry
+                    on_error(entry)
+                elif entry is not None:
+                    assets.add(entry.asset_id)
+                    if states is None or entry.state in states:
+                        yield entry
+        for entry in self._legacy_entries(snapshot, assets):
+            if states is None or entry.state in states:
+                yield entry
+
+    @staticmethod
+    def _may_be_in(states: frozenset[str] | set[str] | None, key: str, snapshot: Snapshot) -> bool:
+        """Return whether a result may be in one of some states, by the list of names."""
+        if states is None:
+            return True
+        problem = snapshot.problems.get(key)
+        return not WENT_WELL.isdisjoint(states) if problem is None else problem in states
 
     def _legacy_entries(self, snapshot: Snapshot, assets: set[str | None]) -> Iterator[Entry]:
         """Yield the entries of 0.2, except those about a recording that has a version or result now."""
@@ -347,6 +402,8 @@ class Ledger(Runs, Announcements, Outputs):
     def forget(self, key: str) -> bool:
         """Forget a recording: the next run ingests it again, and Roughy charges it again.
 
+        If a run has ingested it again (``retry`` of the operator), all of its results are forgotten.
+
         This also removes the claim on a recording that is not done. While a run that uses this ledger is active,
         another run may then upload the recording a second time.
 
@@ -355,12 +412,16 @@ class Ledger(Runs, Announcements, Outputs):
         :raises RoughyLedgerError: If the ledger cannot be written.
         """
         about = self._find_all(key)
+        original = next(filter(None, (original_key(each.identity) for each in about)), key)
         with self._errors():
-            names = [name for name in self._folder.names() if name.partition(".")[0] == key]
-            for folder in ("open", "problems"):
-                names += [f"{folder}/{n}" for n in self._folder.names(folder) if n.partition(".")[0] == key]
-            # The result goes last: until then, no run can ingest the recording again.
-            last = [name for name in names if name == result_name(key)]
+            problems = list(self._folder.names("problems"))
+            later = {match[2] for match in filter(None, map(AGAIN_NAME.fullmatch, problems)) if match[1] == original}
+            keys = {key, original, *later}
+            names = [name for name in self._folder.names() if name.partition(".")[0] in keys]
+            for folder, there in (("open", self._folder.names("open")), ("problems", problems)):
+                names += [f"{folder}/{name}" for name in there if name.partition(".")[0] in keys]
+            # The results go last: until then, no run can ingest the recording again.
+            last = [name for name in names if name in map(result_name, keys)]
             self._folder.remove([name for name in names if name not in last])
             self._folder.remove(last)
         if about:
@@ -424,3 +485,13 @@ async def _renew(lease: Mapping[str, Any], log: Log) -> None:
         except Exception as err:  # Without the lease, another run may report these recordings in its place.
             log_failed_renewal(log, f"{owner} in ledger {uri_without_secrets(lease['ledger'])}", err)
         await asyncio.sleep(RENEW_SECONDS)
+
+
+def _batched(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Yield the parts of a sequence.
+
+    :param values: The sequence.
+    :param size: How many values a part has, except the last one.
+    """
+    for start in range(0, len(values), size):
+        yield values[start : start + size]

@@ -104,6 +104,20 @@ class LedgerObjects:
             if self._folder.read(_MARKER) is None:
                 self._begin()
 
+    def created(self) -> str | None:
+        """Return since when it is used, in UTC (ISO 8601); ``None`` if there is no ledger here.
+
+        :raises RoughyLedgerError: If it cannot be read.
+        """
+        content = self._read(_MARKER)
+        if content is None:
+            with self._errors():
+                is_of_0_2 = any(LEGACY_NAME.fullmatch(name) for name in self._folder.names())
+            return "before 0.3" if is_of_0_2 else None
+        with suppress(ValueError, TypeError, KeyError, RecursionError):
+            return str(json.loads(content)["created"])
+        return "an unknown time"
+
     def _begin(self) -> None:
         """Mark a folder as a ledger, if it is empty or a ledger of 0.2."""
         if not any(RESULT_NAME.fullmatch(name) or LEGACY_NAME.fullmatch(name) for name in self._folder.names()):

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_roughy.exceptions import RoughyLedgerError
+from airflow_provider_roughy.exceptions import RoughyLedgerEntryError, RoughyLedgerError
 from airflow_provider_roughy.ledger.lease import LEASE_SECONDS, Lease, StoredLease, encode_lease
 from airflow_provider_roughy.ledger.objects import LedgerObjects
 
@@ -143,6 +143,26 @@ class Runs(LedgerObjects):
         :raises RoughyLedgerError: If the ledger cannot be read.
         """
         return self._read_reported(owner)[1]
+
+    def decide_again(self, owner: ClaimOwner, key: str, *, again: bool) -> bool:
+        """Store whether a run ingests a recording again that is done. The first try decides it for all tries.
+
+        :param owner: The try.
+        :param key: The recording.
+        :param again: What this try would decide.
+        :returns: What the first try has decided.
+        :raises RoughyLedgerEntryError: If that cannot be read.
+        :raises RoughyLedgerError: If the ledger cannot be used.
+        """
+        name = f"{_run_name(str(owner)).removesuffix('.json')}.again-{key}"
+        with self._errors():
+            if self._create(name, json.dumps({"again": again, "try": owner.try_token}).encode()):
+                return again
+            content = self._folder.read(name) or b""
+        try:
+            return bool(json.loads(content)["again"])
+        except (ValueError, TypeError, KeyError, RecursionError) as err:
+            raise RoughyLedgerEntryError(self._explain(name, content, err)) from None
 
     def _read_reported(self, owner: ClaimOwner) -> tuple[int, set[str]]:
         """Read the records by their names, as a list may lag; return how many there are, and their keys."""

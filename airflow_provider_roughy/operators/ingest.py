@@ -22,6 +22,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyUnusableLedgerError,
     RoughyUnusableSourceError,
 )
+from airflow_provider_roughy.ingest.again import names_of
 from airflow_provider_roughy.ingest.batch import Batch
 from airflow_provider_roughy.ingest.discover import MEDIA, discover, list_of
 from airflow_provider_roughy.ingest.result import BatchResults, RecordingResult, Status
@@ -154,6 +155,11 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         ``failed`` then.
     :param on_failed: What to do at the end if recordings failed, were rejected or interrupted: ``"fail"``, with a retry
         only if one may fix any of them, or ``"return"``.
+    :param retry: Recordings that are done and that this run ingests again, by their key in the ledger, their name, path
+        or URI; Roughy charges each again. They must be in the source. All tries of the run ingest each once more, and
+        later runs skip them as before. A name that is nothing fails the task before anything is created; one that a
+        template rendered to nothing is left out. So a parameter of a run can name them:
+        ``retry="{{ params.retry }}"``. (templated)
     :param poll_interval: Seconds, or a ``timedelta``, between two polls.
     :param timeout: Seconds, or a ``timedelta``, to wait after the uploads; by default Airflow's
         ``[sensors] default_timeout``. Recordings that are not done by then are ``interrupted``, without a retry.
@@ -178,6 +184,7 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         "project_id",
         "language",
         "max_credits",
+        "retry",
         "roughy_conn_id",
     )
 
@@ -202,6 +209,7 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         stable_for: float | timedelta = 0,
         on_empty: Literal["return", "skip", "fail"] = "return",
         on_failed: Literal["fail", "return"] = "fail",
+        retry: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -210,6 +218,8 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         _check("identity", identity, ("location", "content"))
         if identity == "content" and ledger is None:
             raise ValueError("identity='content' needs a `ledger`, which stores the contents")
+        if retry and ledger is None:
+            raise ValueError("`retry` needs a `ledger`, which has the recordings that are done")
         if isinstance(parallel, bool) or not isinstance(parallel, int) or not 1 <= parallel <= 64:
             raise ValueError(f"parallel must be 1 to 64, not {parallel!r}")
         if credits_if_unknown is not None and (not isinstance(credits_if_unknown, int) or credits_if_unknown < 0):
@@ -232,6 +242,7 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         self.stable_for = as_seconds("stable_for", stable_for) if stable_for else 0.0
         self.on_empty = on_empty
         self.on_failed = on_failed
+        self.retry = retry
         #: The batch under way.
         self._running: Batch | None = None
         #: Whether this try has reported its results.
@@ -283,6 +294,7 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
             store=context.get("task_state_store"),
             parallel=self.parallel,
             by_content=self.identity == "content",
+            retry=names_of(self.retry),
             log=self.log,
         )
 

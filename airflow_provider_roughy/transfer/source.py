@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from airflow_provider_roughy.api import MAX_UPLOAD_BYTES, MIN_UPLOAD_BYTES
 from airflow_provider_roughy.exceptions import RoughySourceError, RoughyUnusableSourceError
 from airflow_provider_roughy.transfer.storage import (
-    as_text,
+    as_line,
     is_unusable,
     local_path,
     storage_errors,
@@ -75,7 +75,7 @@ class Source(ABC):
     """
 
     def __init__(self, uri: str) -> None:
-        self.uri = as_text(uri)
+        self.uri = as_line(uri)
         #: What identifies this version: ``uri``, ``size`` in bytes, and a version.
         self.fingerprint: dict[str, Any]
         #: What else changes if the bytes may have changed, such as the inode of a local file. It decides whether an
@@ -238,7 +238,7 @@ class StoredSource(Source):
             path = stored_path(uri, conn_id)
             return cls(uri, fs=path.fs, path=unchanged_path(path, uri))
         except (ValueError, ImportError) as err:
-            raise RoughyUnusableSourceError(f"Source {as_text(without_secrets(uri))} cannot be read: {err}") from err
+            raise RoughyUnusableSourceError(f"Source {as_line(without_secrets(uri))} cannot be read: {err}") from err
 
     def _stat(self) -> tuple[dict[str, Any], dict[str, Any]]:
         try:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 #: The characters that the URI of an Airflow asset may contain unquoted.
 _PLAIN = "".join(char for char in map(chr, range(0x20, 0x7F)) if char not in "#?")
 
+#: Characters that end a line, steer a terminal or reorder the text around them.
+_NOT_IN_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
 #: Other spellings of a scheme.
 _SCHEMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "az": "abfs", "abfss": "abfs", "adl": "abfs", "ssh": "sftp"}
 
@@ -119,6 +122,16 @@ def as_text(location: str) -> str:
     :param location: A path, or a URI.
     """
     return location.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+
+
+def as_line(location: str) -> str:
+    """Return a location as text for one line of a log or a terminal, which it can neither split nor control.
+
+    Control characters, line separators and marks that change the direction of text are written as escapes.
+
+    :param location: A path, or a URI.
+    """
+    return _NOT_IN_A_LINE.sub(lambda found: found[0].encode("unicode_escape").decode(), as_text(location))
 
 
 def without_secrets(uri: str) -> str:
