@@ -228,3 +228,40 @@ def _query_task_state(ti: Any) -> Any:
             {"dag_id": ti.dag_id, "task_id": ti.task_id, "run_id": ti.run_id, "map_index": ti.map_index},
         )
         return found.state if found else None
+
+
+def newest_triggerer() -> tuple[bool, datetime] | None:
+    """Return whether the newest triggerer is alive, and its last heartbeat; ``None`` if none was ever started."""
+    from airflow.jobs.job import Job
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    with create_session() as session:
+        of_triggerers = select(Job).where(Job.job_type == "TriggererJob").order_by(Job.latest_heartbeat.desc())
+        jobs = session.scalars(of_triggerers.limit(20)).all()
+        alive = [job for job in jobs if job.is_alive()]
+        newest = next(iter([*alive, *jobs]), None)
+        return None if newest is None else (bool(alive), newest.latest_heartbeat)
+
+
+def dags_started_by_asset(name: str) -> dict[str, bool] | None:
+    """Return the DAGs that an Airflow asset's events may start, with whether each is paused. Airflow 3 only.
+
+    :param name: Name of the asset.
+    :returns: ``None`` if no active DAG declares such an asset.
+    """
+    from airflow.models.asset import AssetModel, DagScheduleAssetReference
+    from airflow.models.dag import DagModel
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    with create_session() as session:
+        asset = session.scalar(select(AssetModel).where(AssetModel.name == name, AssetModel.active.has()))
+        if asset is None:
+            return None
+        scheduled = (
+            select(DagModel.dag_id, DagModel.is_paused)
+            .join(DagScheduleAssetReference, DagScheduleAssetReference.dag_id == DagModel.dag_id)
+            .where(DagScheduleAssetReference.asset_id == asset.id)
+        )
+        return {dag_id: bool(is_paused) for dag_id, is_paused in session.execute(scheduled)}

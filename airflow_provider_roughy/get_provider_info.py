@@ -126,4 +126,6 @@ def get_provider_info() -> dict[str, Any]:
         # The key for Airflow 2.
         "dataset-uris": uris,
         "config": CONFIG,
+        # Airflow 3.2 and later; on all others, `python -m airflow_provider_roughy` has the same commands.
+        "cli": ["airflow_provider_roughy.cli.definition.get_commands"],
     }

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import warnings
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from weakref import WeakKeyDictionary
 
 from airflow_provider_roughy import api
+from airflow_provider_roughy.api import decode
 from airflow_provider_roughy.compat import AirflowNotFoundException, BaseHook, aget_connection
 from airflow_provider_roughy.exceptions import (
     RoughyApiError,
@@ -36,12 +38,14 @@ from airflow_provider_roughy.transfer.target import check_overwrite
 if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+    from datetime import date
     from typing import Self
 
     from airflow_provider_roughy.api import (
         Call,
         Page,
         RoughyAsset,
+        RoughyCreditDay,
         RoughyCreditEntry,
         RoughyCut,
         RoughyExport,
@@ -337,6 +341,33 @@ class RoughyHook(BaseHook):
         with found.open() as reader:
             open_uploader(self.client, asset, reader, on_progress, fresh=fresh).upload()
         lineage.report_upload(self, found.uri, asset.id)
+
+    def upload_file(
+        self,
+        source: str | os.PathLike[str] | Source,
+        project_id: str | None = None,
+        *,
+        language: str | None = None,
+        source_conn_id: str | None = None,
+    ) -> RoughyAsset:
+        """Create an asset and upload a file to it, in one call.
+
+        Roughy then prepares the asset: a sensor waits for that. A call that fails discards its asset; each call
+        creates a new one. In a task that may be retried, use the operators, or :meth:`durable_upload`.
+
+        :param source: A local path, or a URI that Airflow's object storage knows.
+        :param project_id: The project of the asset; ``None`` for the connection's.
+        :param language: The language spoken, two letters of ISO 639-1; ``None`` lets Roughy detect it.
+        :param source_conn_id: The Airflow connection of the source's storage.
+        :returns: The asset, as it is after the upload.
+        :raises RoughyConfigurationError: If an argument is unusable; nothing was sent.
+        :raises RoughySourceError: If the source cannot be read or changed on the way.
+        :raises RoughyInsufficientCreditsError: If the balance is not above zero.
+        :raises RoughyUnsupportedMediaError: If Roughy does not take this kind of file.
+        :raises RoughyUploadError: If the retries are used up.
+        """
+        upload = self.durable_upload(source, source_conn_id=source_conn_id)
+        return self.get_asset(upload.run(self.get_project_id(project_id), language))
 
     def durable_upload(
         self,
@@ -708,9 +739,26 @@ class RoughyHook(BaseHook):
         """Return the spendable credits. A credit pays one started minute of media."""
         return self.client.run(api.get_credit_balance())
 
-    def list_credit_entries(self) -> Iterator[RoughyCreditEntry]:
-        """Yield the entries of the credit account, newest first, page by page."""
-        return self._pages(lambda offset: api.list_credit_entries(offset=offset))
+    def list_credit_entries(self, since: date | None = None) -> Iterator[RoughyCreditEntry]:
+        """Yield the entries of the credit account, newest first, page by page.
+
+        :param since: Only those from this day on, in UTC; ``None`` for all.
+        """
+        for entry in self._pages(lambda offset: api.list_credit_entries(offset=offset)):
+            moment = None if since is None else decode.timestamp(entry.created_at)
+            if since is not None and moment is not None and moment.astimezone(UTC).date() < since:
+                return
+            yield entry
+
+    def get_credit_report(self, days: int = 30) -> list[RoughyCreditDay]:
+        """Return what became of the credits on each of the last days, in UTC, the newest first.
+
+        :param days: How many days, today included.
+        """
+        today = datetime.now(UTC).date()
+        balance = self.get_credit_balance()
+        entries = self.list_credit_entries(since=today - timedelta(days=max(days, 1) - 1))
+        return api.credits_by_day(entries, balance=balance, today=today, days=days)
 
     def get_profile(self) -> RoughyUser:
         """Read the profile of the key's owner."""

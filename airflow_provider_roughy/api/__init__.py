@@ -28,7 +28,13 @@ from airflow_provider_roughy.api.calls import (
     resource_id,
     retry_after,
 )
-from airflow_provider_roughy.api.credits import RoughyCreditEntry, get_credit_balance, list_credit_entries
+from airflow_provider_roughy.api.credits import (
+    RoughyCreditDay,
+    RoughyCreditEntry,
+    credits_by_day,
+    get_credit_balance,
+    list_credit_entries,
+)
 from airflow_provider_roughy.api.cuts import (
     MAX_SCRIPT_CHARACTERS,
     RoughyCut,
@@ -71,6 +77,7 @@ __all__ = [
     "Request",
     "Resource",
     "RoughyAsset",
+    "RoughyCreditDay",
     "RoughyCreditEntry",
     "RoughyCut",
     "RoughyExport",
@@ -85,6 +92,7 @@ __all__ = [
     "create_project",
     "create_render",
     "create_webhook_endpoint",
+    "credits_by_day",
     "decipher",
     "delete_asset",
     "delete_project",

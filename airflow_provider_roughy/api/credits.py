@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, date, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_roughy.api import decode
@@ -41,6 +42,52 @@ class RoughyCreditEntry(Resource):
     stripe_invoice_id: str | None = None
 
     _decoders: ClassVar[Mapping[str, Callable[[Any], Any]]] = {"id": decode.text}
+
+
+@dataclass(frozen=True)
+class RoughyCreditDay:
+    """What became of the credits on one day, in UTC.
+
+    :param day: The date.
+    :param spent: Credits that were spent, expired or were taken.
+    :param added: Credits that were added: top-ups, refunds, adjustments.
+    :param assets: How many assets were paid for.
+    :param balance: The balance at the end of the day, or now.
+    """
+
+    day: str
+    spent: int
+    added: int
+    assets: int
+    balance: int
+
+
+def credits_by_day(
+    entries: Iterable[RoughyCreditEntry], *, balance: int, today: date, days: int
+) -> list[RoughyCreditDay]:
+    """Sum up entries of the credit ledger by day, in UTC. Return the last days, the newest first.
+
+    :param entries: The entries of these days, in any order. An entry whose time cannot be read is left out.
+    :param balance: The balance now.
+    :param today: Today, in UTC.
+    :param days: How many days, at least 1.
+    """
+    sums: dict[date, list[int]] = {}
+    for entry in entries:
+        moment = decode.timestamp(entry.created_at)
+        if moment is None:
+            continue
+        # The clocks may differ.
+        of_day = sums.setdefault(min(moment.astimezone(UTC).date(), today), [0, 0, 0])
+        of_day[entry.delta > 0] += abs(entry.delta)
+        of_day[2] += entry.type == "consume_asset"
+    report = []
+    for number in range(max(days, 1)):
+        day = today - timedelta(days=number)
+        spent, added, assets = sums.get(day, (0, 0, 0))
+        report.append(RoughyCreditDay(day.isoformat(), spent, added, assets, balance))
+        balance += spent - added
+    return report
 
 
 def get_credit_balance() -> Call[int]:

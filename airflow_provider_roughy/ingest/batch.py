@@ -224,9 +224,7 @@ class Batch:
         to_resume: list[UploadItem] = []
         versions = read_versions(ledger, snapshot.open)
         resume_started(items, versions.values(), self._owner)
-        ingest_again(
-            ledger, self._owner, self._retry, items, files, legacy, dry_run=dry_run, log=self._log
-        )
+        ingest_again(ledger, self._owner, self._retry, items, files, legacy, dry_run=dry_run, log=self._log)
         for standing in compare(ledger, self._owner, items, snapshot, legacy, versions, is_retry=self._is_retry):
             key, version, old, action = standing.key, standing.version, standing.old, standing.action
             if standing.error is not None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from airflow_provider_roughy.exceptions import (
     RoughyClaimedError,
     RoughyLedgerEntryError,
+    RoughyLedgerError,
 )
 from airflow_provider_roughy.ledger.announced import Announcements
 from airflow_provider_roughy.ledger.claims import (
