@@ -230,7 +230,7 @@ def _query_task_state(ti: Any) -> Any:
         return found.state if found else None
 
 
-def newest_triggerer() -> tuple[bool, datetime] | None:
+def newest_triggerer() -> tuple[bool, datetime | None] | None:
     """Return whether the newest triggerer is alive, and its last heartbeat; ``None`` if none was ever started."""
     from airflow.jobs.job import Job
     from airflow.utils.session import create_session

@@ -44,6 +44,12 @@ CONN_FIELDS: dict[str, dict[str, Any]] = {
     },
 }
 
+#: Pages that explain a field. The form of Airflow 3.2 and later links to them.
+_PAGES = {
+    "project_id": "https://docs.roughy.ai/concepts/project",
+    "webhook_secret": "https://docs.roughy.ai/concepts/webhooks",
+}
+
 #: Airflow's section ``[roughy]``.
 CONFIG: dict[str, Any] = {
     "roughy": {
@@ -112,7 +118,7 @@ def get_provider_info() -> dict[str, Any]:
                 "connection-type": "roughy",
                 "hook-class-name": "airflow_provider_roughy.hooks.RoughyHook",
                 "hook-name": name,
-                "conn-fields": CONN_FIELDS,
+                "conn-fields": {name: _with_link(name, field) for name, field in CONN_FIELDS.items()},
                 "ui-field-behaviour": UI_FIELD_BEHAVIOUR,
             }
         ],
@@ -129,3 +135,11 @@ def get_provider_info() -> dict[str, Any]:
         # Airflow 3.2 and later; on all others, `python -m airflow_provider_roughy` has the same commands.
         "cli": ["airflow_provider_roughy.cli.definition.get_commands"],
     }
+
+
+def _with_link(name: str, field: dict[str, Any]) -> dict[str, Any]:
+    """Return a field whose description links to a page: Airflow renders Markdown where there is no plain text."""
+    if name not in _PAGES:
+        return field
+    text = f"{field['description']} [Roughy's documentation]({_PAGES[name]})"
+    return {"label": field["label"], "schema": {**field["schema"], "description_md": text}}

@@ -35,7 +35,7 @@ from tests.properties import register_profiles
 register_profiles()
 
 #: They have the fixture `roughy`, an emulator that prepares assets immediately, and those of batches.
-pytest_plugins = ["airflow_provider_roughy.emulator.pytest", "tests.ingesting"]
+pytest_plugins = ["airflow_provider_roughy.emulator.pytest", "tests.commanding", "tests.ingesting"]
 
 #: Tests that do not depend on the version of Airflow, so that they run only on the newest one: files and folders.
 ONCE = {

@@ -345,7 +345,7 @@ def _triggerer(patient: Patient) -> Iterator[Finding]:
         )
         return
     is_alive, heartbeat = found
-    when = f"{heartbeat:%Y-%m-%d %H:%M:%S} UTC"
+    when = "unknown" if heartbeat is None else f"{heartbeat:%Y-%m-%d %H:%M:%S} UTC"
     if is_alive:
         yield Finding(Status.OK, f"alive, last heartbeat {when}")
     else:

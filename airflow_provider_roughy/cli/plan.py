@@ -52,7 +52,7 @@ def plan(args: argparse.Namespace) -> int:
     if found.left_out:
         say(args, f"{counted(found.left_out, 'file')} left out by --pattern: {found.listed_left_out}")
     if cost > balance:
-        say(args, "The balance does not cover them: what is beyond it stays in pending_payment until you top up")
+        say(args, "The balance does not cover them: the rest is deferred, or unpaid until you top up")
     return 0
 
 

@@ -110,9 +110,11 @@ def ingest_again(
         if not dry_run:
             again = ledger.decide_again(owner, original, again=again)
         if again:
-            log.info(
-                "Ingesting again, as `retry` names it: %s, which was %s; Roughy charges it again", item.name, state
-            )
+            # An earlier try may have finished it.
+            if ledger.find_result(own) is None:
+                log.info(
+                    "Ingesting again, as `retry` names it: %s, which was %s; Roughy charges it again", item.name, state
+                )
             _rekey(items, item, own)
         else:
             log.info("Not ingesting again, as it was not done when this run started: %s", item.name)

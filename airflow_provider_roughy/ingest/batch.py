@@ -188,7 +188,7 @@ class Batch:
         self,
         ledger: Ledger,
         items: dict[str, UploadItem],
-        files: Sequence[SourceFile],
+        found: Sequence[SourceFile],
         *,
         stable_for: float,
         dry_run: bool,
@@ -196,7 +196,7 @@ class Batch:
         """Do what :func:`decide` returns for each recording that was found or that the ledger has.
 
         :param items: The recordings that were found, by key. Those that are not to be uploaded are removed.
-        :param files: All files that were found.
+        :param found: All files that were found.
         """
         snapshot = ledger.snapshot()
         legacy = ledger.legacy(snapshot)
@@ -224,7 +224,7 @@ class Batch:
         to_resume: list[UploadItem] = []
         versions = read_versions(ledger, snapshot.open)
         resume_started(items, versions.values(), self._owner)
-        ingest_again(ledger, self._owner, self._retry, items, files, legacy, dry_run=dry_run, log=self._log)
+        ingest_again(ledger, self._owner, self._retry, items, found, legacy, dry_run=dry_run, log=self._log)
         for standing in compare(ledger, self._owner, items, snapshot, legacy, versions, is_retry=self._is_retry):
             key, version, old, action = standing.key, standing.version, standing.old, standing.action
             if standing.error is not None:

@@ -533,7 +533,7 @@ def _how_to_ingest_again(batch: Batch) -> str | None:
     text = "Later runs skip files that failed or were rejected, and a cleared task reports them again"
     if keys := [result.key for result in ended if result.key]:
         text += (
-            ". To ingest one again, replace the file; or forget it by the key in its line, and clear the task: "
-            f"{FORGET_IMPORT}; {batch.ledger.forget_call(keys[0])}"
+            ". To ingest one again, replace the file; name it in `retry` of another run; or forget it by the key in "
+            f"its line, and clear the task: {FORGET_IMPORT}; {batch.ledger.forget_call(keys[0])}"
         )
     return text
