@@ -207,7 +207,7 @@ def _clock(patient: Patient) -> Iterator[Finding]:
     text = f"this machine is {abs(seconds):,.0f} s {'ahead of' if seconds > 0 else 'behind'} Roughy"
     do = "synchronise the clock (NTP)"
     if abs(seconds) > _CLOCKS_FAIL:
-        yield Finding(Status.FAILED, f"{text}: webhooks and signed links are refused", do)
+        yield Finding(Status.FAILED, f"{text}: webhooks and signed links fail", do)
     elif abs(seconds) > _CLOCKS_WARN:
         yield Finding(Status.WARNING, text, do)
     else:
