@@ -50,6 +50,7 @@ ONCE = {
     "test_docs.py",
     "test_download.py",
     "test_identity.py",
+    "test_ingest_again.py",
     "test_ingest_nights.py",
     "test_ingest_properties.py",
     "test_ledger.py",
