@@ -235,7 +235,7 @@ def test_a_uri_that_airflow_would_read_as_another_one_is_refused(name: str) -> N
     with pytest.raises(RoughyUnusableSourceError, match="Airflow's object storage reads it as"):
         find_file(f"s3://odd/in/{name}")
     # On a list it is a name like any other.
-    assert name in {file.uri.rpartition("/")[2] for file in discover("s3://odd/in/").files}
+    assert name in {file.path.rpartition("/")[2] for file in discover("s3://odd/in/").files}
 
 
 def test_object_is_another_recording_at_another_endpoint_only() -> None:

@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import zlib
@@ -23,6 +24,7 @@ from xml.etree import ElementTree
 import pytest
 
 from airflow_provider_roughy import compat, exceptions, operators, sensors
+from airflow_provider_roughy.cli.parser import build_parser
 from airflow_provider_roughy.compat import DAG, BaseOperator
 from airflow_provider_roughy.emulator import Emulator, Fault
 from airflow_provider_roughy.exceptions import RoughyError
@@ -287,6 +289,24 @@ def test_the_connections_that_pages_show_are_read(monkeypatch: pytest.MonkeyPatc
             (host for host in ("127.0.0.1:8321", "roughy.example.org") if host in text.replace("%3A", ":")), None
         )
         assert address == (f"http://{host}" if host else "https://api.roughy.ai")
+
+
+@pytest.mark.once
+def test_every_command_that_pages_show_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    parser, shown = build_parser(), set()
+    for page in PAGES:
+        for words in re.findall(
+            r"(?:airflow roughy|python -m airflow_provider_roughy) ([a-z][^\n`|;)]*)", page.read_text()
+        ):
+            command = shlex.split(words.replace("…", ""))
+            # A sentence names a command, a line of a console runs it.
+            if "--" in words or f"$ airflow roughy {words}" in page.read_text():
+                try:
+                    parser.parse_args(command)
+                except SystemExit:
+                    pytest.fail(f"{page.name}: {words}: {capsys.readouterr().err}")
+                shown.add(" ".join(word for word in command[:2] if word.isalpha()))
+    assert {"doctor", "plan", "balance", "credits", "ledger list", "ledger retry", "webhooks test"} <= shown
 
 
 @pytest.mark.once

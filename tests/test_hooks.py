@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote
@@ -25,6 +26,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyProtocolError,
     RoughyServerError,
     RoughyUnreachableError,
+    RoughyUnsupportedMediaError,
     RoughyValidationError,
 )
 from airflow_provider_roughy.hooks import RoughyHook
@@ -374,3 +376,28 @@ def test_list_that_repeats_its_pages_ends_with_an_error(hook: RoughyHook, roughy
     with pytest.raises(RoughyProtocolError, match="GET /v1/assets: the list cannot be read to its end"):
         asyncio.run(read()) if asynchronous else list(hook.list_assets())
     assert sum(request.path == "/v1/assets" for request in roughy.requests) == 2
+
+
+def test_a_file_is_uploaded_in_one_call(hook: RoughyHook, roughy: Emulator, recordings: dict[str, Path]) -> None:
+    asset = hook.upload_file(recordings["audio"], language="de")
+    assert (asset.state, asset.language, asset.project_id) == ("ready", "de", roughy.project_id)
+    other = hook.create_project("Other").id
+    assert hook.upload_file(str(recordings["video"]), other).project_id == other
+    with pytest.raises(RoughyNotFoundError):
+        hook.upload_file(recordings["audio"], NOBODY)
+    with pytest.raises(RoughyUnsupportedMediaError):
+        hook.upload_file(__file__)
+    # What failed leaves nothing.
+    assert len(roughy.assets) == 2
+
+
+def test_credits_are_reported_by_day(hook: RoughyHook, roughy: Emulator, recordings: dict[str, Path]) -> None:
+    roughy.balance = 10
+    hook.upload_file(recordings["audio"])
+    roughy.top_up(5)
+    today, *before = hook.get_credit_report(days=3)
+    assert (today.assets, today.balance) == (1, 14)
+    assert (today.added - today.spent, [day.balance for day in before]) == (14, [0, 0])
+    since = datetime.now(UTC).date()
+    assert len(list(hook.list_credit_entries(since=since))) == len(list(hook.list_credit_entries()))
+    assert list(hook.list_credit_entries(since=since + timedelta(days=1))) == []

@@ -20,7 +20,7 @@ import yaml
 import airflow_provider_roughy
 from airflow_provider_roughy import compat, operators, sensors
 from airflow_provider_roughy.exceptions import RoughyTimeoutError
-from airflow_provider_roughy.get_provider_info import get_provider_info
+from airflow_provider_roughy.get_provider_info import CONN_FIELDS, get_provider_info
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.triggers import check_event_came
 
@@ -508,6 +508,17 @@ def test_connection_form_is_equal_before_and_after_airflow_3_2() -> None:
     }
     assert connection["hook-class-name"] == f"{RoughyHook.__module__}.{RoughyHook.__qualname__}"
     assert connection["connection-type"] == RoughyHook.conn_type
+
+
+def test_the_form_links_to_pages_that_explain_a_field() -> None:
+    """Airflow 3.2 and later render Markdown, but only in place of a plain description."""
+    (connection,) = get_provider_info()["connection-types"]
+    linked = {name: field for name, field in connection["conn-fields"].items() if "description" not in field}
+    assert set(linked) == {"project_id", "webhook_secret"}
+    for name, field in linked.items():
+        text = field["schema"]["description_md"]
+        assert text.startswith(CONN_FIELDS[name]["description"])
+        assert re.search(r"\]\(https://docs\.roughy\.ai/concepts/\w+\)$", text)
 
 
 def test_the_form_widgets_of_older_airflow() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from airflow_provider_roughy import exceptions, ingest
+from airflow_provider_roughy.cli.definition import COMMANDS
 from airflow_provider_roughy.compat import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 from airflow_provider_roughy.emulator import Emulator
 from airflow_provider_roughy.emulator.__main__ import _parser
@@ -348,6 +349,45 @@ def batches() -> str:
     return str(measured)
 
 
+def _commands(commands: Iterable[Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each command of the command line with its full name, in alphabetical order."""
+    for command in sorted(commands, key=lambda command: command.name):
+        if hasattr(command, "subcommands"):
+            yield from _commands(command.subcommands, f"{before}{command.name} ")
+        else:
+            yield f"{before}{command.name}", command
+
+
+def commands() -> str:
+    """List the commands of the command line, with what they take."""
+    rows = []
+    for name, command in _commands(COMMANDS):
+        named = [arg for arg in command.args if not arg.flags[0].startswith("-")]
+        words = [f"{arg.flags[0].upper()}{'…' if arg.kwargs.get('nargs') == '+' else ''}" for arg in named]
+        given = [arg.flags[-1] for arg in command.args if arg.flags[0].startswith("-")]
+        options = " ".join(f"`{flag}`" for flag in sorted(given) if flag != "--verbose")
+        rows.append((f"`{' '.join([name, *words])}`", f"{command.help}.", options))
+    return table(("Command", "Does", "Options"), rows)
+
+
+def command_options() -> str:
+    """List the arguments and options of the commands; one that several commands explain alike is listed once."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, command in _commands(COMMANDS):
+        for arg in command.args:
+            flags = " ".join(f"`{flag if flag.startswith('-') else flag.upper()}`" for flag in arg.flags)
+            found.setdefault((flags, str(arg.kwargs.get("help", ""))), []).append(name)
+    rows = [
+        (
+            flags,
+            words if words.endswith("!") else f"{words}.",
+            "all" if flags == "`-v` `--verbose`" else ", ".join(f"`{name}`" for name in names),
+        )
+        for (flags, words), names in sorted(found.items(), key=lambda item: item[0][0].split("`")[-2].lstrip("-"))
+    ]
+    return table(("Argument or option", "Meaning", "Of"), rows)
+
+
 def _sentence(words: str) -> str:
     return f"{words[0].upper()}{words[1:]}."
 
@@ -390,6 +430,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "errors": errors,
     "outcomes": outcomes,
     "on-pending-payment": on_pending_payment,
+    "command-options": command_options,
+    "commands": commands,
     "connection": connection,
     "settings": settings,
     "batch-xcoms": batch_xcoms,
