@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -38,7 +38,6 @@ from airflow_provider_roughy.transfer.target import check_overwrite
 if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-    from datetime import date
     from typing import Self
 
     from airflow_provider_roughy.api import (

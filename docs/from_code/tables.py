@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from airflow_provider_roughy import exceptions, ingest
 from airflow_provider_roughy.cli.definition import COMMANDS
@@ -377,14 +377,10 @@ def command_options() -> str:
         for arg in command.args:
             flags = " ".join(f"`{flag if flag.startswith('-') else flag.upper()}`" for flag in arg.flags)
             found.setdefault((flags, str(arg.kwargs.get("help", ""))), []).append(name)
-    rows = [
-        (
-            flags,
-            words if words.endswith("!") else f"{words}.",
-            "all" if flags == "`-v` `--verbose`" else ", ".join(f"`{name}`" for name in names),
-        )
-        for (flags, words), names in sorted(found.items(), key=lambda item: item[0][0].split("`")[-2].lstrip("-"))
-    ]
+    rows = []
+    for (flags, words), names in sorted(found.items(), key=lambda item: item[0][0].split("`")[-2].lstrip("-")):
+        of = "all" if flags == "`-v` `--verbose`" else ", ".join(f"`{name}`" for name in names)
+        rows.append((flags, words if words.endswith("!") else f"{words}.", of))
     return table(("Argument or option", "Meaning", "Of"), rows)
 
 
