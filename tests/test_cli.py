@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,12 @@ def a_night(roughy: Emulator, folder: Path, ledger: str) -> None:
             stored.create_result(Result(*about, str(owner), "ready", asset_id, size_bytes=file.size, credits=1))
         else:
             asset_id = roughy.seed_asset("pending_payment", duration_seconds=3.0)
-            state = {"state": Progress.PENDING_PAYMENT, "asset_id": asset_id, "acknowledged_at": now, "since": now}
+            state: dict[str, Any] = {
+                "state": Progress.PENDING_PAYMENT,
+                "asset_id": asset_id,
+                "acknowledged_at": now,
+                "since": now,
+            }
             stored.create_version(Version(about[0], 1, owner, *about[1:], **state))
 
 
@@ -380,7 +384,7 @@ def test_an_unknown_state_is_an_error_that_names_the_states(a_night: None, run: 
 
 
 @pytest.fixture
-def process(connection: dict[str, Any], tmp_path: Path) -> Iterator[Any]:
+def process(connection: dict[str, Any], tmp_path: Path) -> Any:
     """Runs a command line as a process, with another home of Airflow than this one."""
     env = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW_", "PYTEST", "COV_"))},

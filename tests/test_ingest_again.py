@@ -234,7 +234,11 @@ def test_forgetting_it_forgets_all_of_its_results(
 def test_a_recording_of_0_2_is_ingested_again(roughy: Emulator, nights: Nights, folder: Path, ledger: Ledger) -> None:
     before = Release02(Path(str(nights.options["ledger"])))
     file = folder / "a.mp3"
-    about = {"size": file.stat().st_size, "mtime": str(file.stat().st_mtime_ns), "project_id": roughy.project_id}
+    about: dict[str, Any] = {
+        "size": file.stat().st_size,
+        "mtime": str(file.stat().st_mtime_ns),
+        "project_id": roughy.project_id,
+    }
     key = before.write(str(file), "failed", asset_id=roughy.seed_asset("failed"), **about)
     nights.number = 8
     nights.run()

@@ -43,7 +43,7 @@ LAYERS: dict[str, set[str]] = {
     "http": {"__init__", "api", "compat", "exceptions", "logs", "settings"},
     "retry_policy": {"compat", "exceptions"},
     "transfer": {"api", "compat", "exceptions", "http", "lifecycle", "logs"},
-    "ingest/result": {"api", "logs"},
+    "ingest/result": {"api", "logs", "transfer"},
     "observability": {"api", "compat", "exceptions", "ingest/result", "lifecycle", "logs", "transfer"},
     "probe": {"exceptions", "transfer"},
     "ledger": {"api", "compat", "exceptions", "logs", "transfer"},
