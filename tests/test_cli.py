@@ -339,6 +339,21 @@ def test_webhook_endpoints_are_created_listed_and_deleted(run: Run, roughy: Emul
     assert run("webhooks", "list", "-o", "json").rows == []
 
 
+def test_a_connection_that_airflow_stores_is_found(
+    run: Run, roughy: Emulator, airflow_db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Airflow 3 reads it outside of a task only for a process that says that it is a server."""
+    from airflow.models.connection import Connection
+    from airflow.utils.session import create_session
+
+    fields = roughy.airflow_connection
+    stored = Connection("stored", "roughy", host=fields["host"], password=fields["password"])
+    with create_session() as session:
+        session.add(stored)
+    assert run("balance", "--conn-id", "stored", "-o", "json").rows == [{"balance": 1000}]
+    assert "_AIRFLOW_PROCESS_CONTEXT" not in os.environ
+
+
 # ---- Errors
 
 

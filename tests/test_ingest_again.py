@@ -17,7 +17,7 @@ from airflow_provider_roughy.ingest.again import names_of
 from airflow_provider_roughy.ledger import Ledger
 from airflow_provider_roughy.operators import RoughyIngestOperator
 from tests.commanding import Run
-from tests.ingesting import Nights, add, names
+from tests.ingesting import Nights, add, names, upload_one
 from tests.running import Ended, TaskInstance, run_task
 from tests.test_legacy import Release02
 from tests.uploading import asked
@@ -60,7 +60,7 @@ def test_a_run_ingests_again_what_retry_names(
         "uri": f"file://{folder}/b.mp3",
     }[named]
     log()
-    nights.run(retry=[name])
+    nights.run(retry=[name], deferrable=named == "uri")
     assert names(list(nights.xcoms["sources"].values())) == ["b.mp3"]
     assert nights.xcoms["already_ingested"] == {"failed": 2}
     text = log()
@@ -69,6 +69,8 @@ def test_a_run_ingests_again_what_retry_names(
     nights.run()
     assert nights.xcoms["already_ingested"] == {"failed": 2, "ready": 1}
     assert sorted(entry.state for entry in ledger.entries()) == ["failed", "failed", "ready"]
+    # The other operator takes what has succeeded, too.
+    assert upload_one(folder / "b.mp3", Path(str(nights.options["ledger"]))).state == "success"
     assert len(roughy.assets) == 4
 
 

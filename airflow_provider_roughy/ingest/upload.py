@@ -24,7 +24,7 @@ from airflow_provider_roughy.ingest.content import identify_one
 from airflow_provider_roughy.ingest.decide import Action, decide
 from airflow_provider_roughy.ledger import claims
 from airflow_provider_roughy.ledger.claims import AssetArrival, Done, Held, Uploaded
-from airflow_provider_roughy.ledger.entries import Progress, Result, Version, utc_now
+from airflow_provider_roughy.ledger.entries import WENT_WELL, Progress, Result, Version, utc_now
 from airflow_provider_roughy.lifecycle import ASSET, Arrival, Outcome, Verdict
 from airflow_provider_roughy.logs import Log
 from airflow_provider_roughy.transfer.resumable import DurableUpload, UploadState
@@ -364,6 +364,9 @@ def upload_once(
             identify_one(ledger, item)
         while True:
             if done is not None:
+                if done.state not in WENT_WELL:
+                    # A batch may have ingested it again, because its `retry` names it.
+                    done = ledger.find_success(item.key) or done
                 asset_id = _usable_asset(client, ledger, done, log)
                 if asset_id is not None:
                     return asset_id

@@ -160,6 +160,19 @@ class Ledger(Runs, Announcements, Outputs):
         except ValueError as err:
             raise RoughyLedgerEntryError(self._explain(name, content, err)) from None
 
+    def find_success(self, key: str) -> Result | None:
+        """Return the successful result of a recording that was ingested again, with one list of names.
+
+        :param key: The recording.
+        :returns: ``None`` if it was not ingested again, or not successfully.
+        :raises RoughyLedgerEntryError: If its content is damaged.
+        :raises RoughyLedgerError: If the ledger cannot be read.
+        """
+        with self._errors():
+            found = [match for match in map(AGAIN_NAME.fullmatch, self._folder.names("problems")) if match]
+        results = (self.find_result(match[2]) for match in found if match[1] == key)
+        return next((result for result in results if result is not None and result.state in WENT_WELL), None)
+
     def read_version(self, key: str, n: int) -> Version | None:
         """Read a version by its name.
 
