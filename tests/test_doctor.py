@@ -279,7 +279,8 @@ def test_a_webhook_that_starts_nothing(run: Run, connect: Connect, media: str, m
     assert found["webhook asset"]["found"].startswith("no active DAG declares the Airflow asset 'nobody_declares_it'")
     assert "Asset('nobody_declares_it')" in found["webhook asset"]["do"]
     unreachable = findings(run("doctor", "--webhook-url", url, "-o", "json"))["webhook route"]
-    assert unreachable["do"].startswith("no answer")
+    assert unreachable["found"].startswith(f"{url}: no answer (")
+    assert unreachable["do"].startswith("start the API server")
     monkeypatch.setenv("AIRFLOW__ROUGHY__WEBHOOK_CONN_IDS", "another")
     unnamed = findings(run("doctor", "--webhook-url", url, "-o", "json"))["webhook secret"]
     assert unnamed["found"] == "[roughy] webhook_conn_ids is another, without roughy_default"

@@ -64,7 +64,7 @@ def test_a_run_ingests_again_what_retry_names(
     assert names(list(nights.xcoms["sources"].values())) == ["b.mp3"]
     assert nights.xcoms["already_ingested"] == {"failed": 2}
     text = log()
-    assert f"Ingesting again, as `retry` names it: {folder}/b.mp3, which was failed; Roughy charges it again" in text
+    assert f"Ingesting again, as `retry` names it: {folder}/b.mp3, which was failed; Roughy charges this upload" in text
     # Later runs leave it out, and count it by its latest result.
     nights.run()
     assert nights.xcoms["already_ingested"] == {"failed": 2, "ready": 1}

@@ -395,11 +395,10 @@ def _webhook_route(patient: Patient) -> Iterator[Finding]:
         yield Finding(Status.FAILED, "Airflow 2 has no route for webhooks", "use RoughyNewAssetTrigger, or Airflow 3")
         return
     answer = send_test(settings, patient.args.webhook_url or route())
-    status = "" if answer.status is None else f" answers {answer.status}"
     if answer.ok:
-        yield Finding(Status.OK, f"{answer.url}{status}: {answer.meaning}")
+        yield Finding(Status.OK, f"{answer.words}: {answer.meaning}")
     else:
-        yield Finding(Status.FAILED, f"{answer.url}{status}", answer.meaning)
+        yield Finding(Status.FAILED, answer.words, answer.meaning)
 
 
 def _webhook_asset(patient: Patient) -> Iterator[Finding]:

@@ -293,12 +293,12 @@ def _what_of_gone(entry: Entry) -> str:
 
 
 def _what_it_costs(entries: list[Entry]) -> str:
-    """Say that Roughy charges recordings again, and how much if the ledger has it."""
+    """Say that Roughy charges recordings that are ingested again, and how much if the ledger has it."""
     known = [entry.credits for entry in entries if entry.credits is not None]
     unknown = len(entries) - len(known)
     cost = counted(sum(known), "credit") if known else "an unknown number of credits"
     more = f", and {counted(unknown, 'recording')} of unknown length" if known and unknown else ""
-    return f"Roughy then charges {counted(len(entries), 'recording')} again: {cost}{more}"
+    return f"Roughy charges {counted(len(entries), 'recording')} when ingested again: {cost}{more}"
 
 
 def _moment(at: str) -> float:

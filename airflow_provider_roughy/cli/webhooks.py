@@ -67,7 +67,14 @@ def test(args: argparse.Namespace) -> int:
     """Send a signed message to Airflow's route."""
     with open_hook(args) as hook:
         answer = send_test(hook.settings, args.url or route())
-    print_rows(args, [{"url": answer.url, "answer": answer.status, "ok": answer.ok, "meaning": answer.meaning}])
+    row = {
+        "url": answer.url,
+        "answer": answer.status,
+        "error": answer.error,
+        "ok": answer.ok,
+        "meaning": answer.meaning,
+    }
+    print_rows(args, [row])
     return int(not answer.ok)
 
 
@@ -80,6 +87,7 @@ class Answer:
 
     :param url: The route.
     :param status: The HTTP status; ``None`` if there was no answer.
+    :param error: Why there was no answer.
     :param ok: Whether it takes what Roughy signs.
     :param meaning: What the answer means, and what to do.
     """
@@ -88,6 +96,12 @@ class Answer:
     status: int | None
     ok: bool
     meaning: str
+    error: str = ""
+
+    @property
+    def words(self) -> str:
+        """What the route has done."""
+        return f"{self.url} answers {self.status}" if self.status is not None else f"{self.url}: {self.error}"
 
 
 def route() -> str:
@@ -136,8 +150,8 @@ def send_test(settings: Settings, url: str) -> Answer:
         error.close()
         status = error.code
     except OSError as error:
-        reason = getattr(error, "reason", error)
-        return Answer(url, None, False, f"no answer ({reason}): start the API server, or give its address")
+        words = f"no answer ({getattr(error, 'reason', error)})"
+        return Answer(url, None, False, "start the API server, let requests through to it, or give its address", words)
     return Answer(url, status, status == 204, _meaning(status, settings.conn_id))
 
 

@@ -113,7 +113,9 @@ def ingest_again(
             # An earlier try may have finished it.
             if ledger.find_result(own) is None:
                 log.info(
-                    "Ingesting again, as `retry` names it: %s, which was %s; Roughy charges it again", item.name, state
+                    "Ingesting again, as `retry` names it: %s, which was %s; Roughy charges this upload",
+                    item.name,
+                    state,
                 )
             _rekey(items, item, own)
         else:
