@@ -199,7 +199,7 @@ def answering_at(offset: float) -> Iterator[str]:
     ("offset", "status", "words"),
     [
         (120, "warning", "s behind Roughy"),
-        (-3600, "failed", "s ahead of Roughy: webhooks and signed links are refused"),
+        (-3600, "failed", "s ahead of Roughy: webhooks and signed links fail"),
     ],
     ids=["two minutes behind", "an hour ahead"],
 )
