@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from airflow.sdk.execution_time.xcom import XCom
     from airflow.sdk.io import attach
     from airflow.sdk.lineage import get_hook_lineage_collector
+    from airflow.sdk.observability.stats import Stats
     from airflow.triggers.base import BaseEventTrigger, BaseTrigger, TriggerEvent
     from airflow.utils.cli import suppress_logs_and_warning
 
@@ -91,6 +92,7 @@ __all__ = [
     "PokeReturnValue",
     "RetryDecision",
     "RetryPolicy",
+    "Stats",
     "TaskDeferred",
     "TriggerEvent",
     "XCom",
@@ -100,6 +102,7 @@ __all__ = [
     "check_airflow",
     "conf",
     "get_hook_lineage_collector",
+    "get_stats",
     "is_lineage_read",
     "suppress_logs_and_warning",
     "task",
@@ -151,6 +154,7 @@ _HOMES: dict[str, dict[tuple[int, int], str]] = {
     "PokeReturnValue": {(2, 11): "airflow.sensors.base", (3, 0): "airflow.sdk"},
     "RetryDecision": {(3, 3): "airflow.sdk"},
     "RetryPolicy": {(3, 3): "airflow.sdk"},
+    "Stats": {(2, 11): "airflow.stats", (3, 2): "airflow.sdk.observability.stats"},
     "TaskDeferred": _EXCEPTIONS,
     "TriggerEvent": {(2, 11): "airflow.triggers.base"},
     "XCom": {(2, 11): "airflow.models.xcom", (3, 0): "airflow.sdk.execution_time.xcom"},
@@ -184,6 +188,17 @@ if not TYPE_CHECKING:  # For mypy, a module with __getattr__ has every name.
         home, _, called = homes[max(line for line in homes if line <= _LINE)].partition(":")
         globals()[name] = value = getattr(import_module(home), called or name)
         return value
+
+
+def get_stats() -> Any:
+    """Return Airflow's Stats, to which metrics are sent, as Airflow's configuration says. Imports may block."""
+    from airflow_provider_roughy.compat import Stats
+
+    if _LINE >= (3, 2):
+        # Configures the Stats of Airflow's task SDK when it is imported. A task has imported it. The API server and
+        # the process that runs triggers may have configured only the Stats of Airflow's core.
+        import_module("airflow.sdk.serde")
+    return Stats
 
 
 def is_lineage_read() -> bool:

@@ -27,7 +27,7 @@ from airflow_provider_roughy.get_provider_info import CONN_FIELDS, UI_FIELD_BEHA
 from airflow_provider_roughy.http.retry import Backoff
 from airflow_provider_roughy.lifecycle import ASSET, CUT, RENDER, Outcome, Verdict
 from airflow_provider_roughy.logs import Log
-from airflow_provider_roughy.observability import lineage
+from airflow_provider_roughy.observability import lineage, metrics
 from airflow_provider_roughy.settings import Settings
 from airflow_provider_roughy.transfer.download import Downloaded, download
 from airflow_provider_roughy.transfer.resumable import DurableUpload, open_uploader
@@ -202,6 +202,7 @@ class RoughyHook(BaseHook):
         """The client that all calls of this hook share."""
         from airflow_provider_roughy.http.client import Client
 
+        metrics.start()
         return Client(self.settings)
 
     def get_conn(self) -> Client:
@@ -812,6 +813,7 @@ class RoughyHook(BaseHook):
         # The first import takes tens of milliseconds, which would block a triggerer's event loop.
         module = await asyncio.to_thread(import_module, "airflow_provider_roughy.http.client")
         client: AsyncClient = await module.AsyncClient.open(await self.aget_settings())
+        await asyncio.to_thread(metrics.start)
         return client
 
     async def aget_asset(self, asset_id: str) -> RoughyAsset:

@@ -20,6 +20,7 @@ from airflow_provider_roughy.compat import (
     conf,
 )
 from airflow_provider_roughy.hooks import RoughyHook
+from airflow_provider_roughy.instruments import WAIT_DURATION, WAITS
 from airflow_provider_roughy.lifecycle import (
     ASSET,
     CUT,
@@ -98,6 +99,7 @@ class _RoughySensor(BaseSensorOperator):
         ).defer(self)
 
     def _wait_here(self, context: Context) -> dict[str, Any]:
+        began = time.monotonic()
         try:
             with waiting([self._poller]):
                 result: dict[str, Any] = super().execute(context)
@@ -105,6 +107,11 @@ class _RoughySensor(BaseSensorOperator):
         except AirflowSensorTimeout:
             # Airflow's own error names neither the resource nor the last poll, and ignores never_fail.
             verdict = self._poller.timed_out()
+            WAITS.add(kind=verdict.kind, outcome=verdict.outcome.name.lower())
+        finally:
+            # In reschedule mode this is one poke.
+            if not self.reschedule:
+                WAIT_DURATION.record(time.monotonic() - began, kind=self.kind.name)
         return self._end(context, verdict)
 
     def _get_next_poke_interval(self, started_at: Any, run_duration: Callable[[], float], *args: Any) -> float:

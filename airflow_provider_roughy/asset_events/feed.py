@@ -20,6 +20,7 @@ from airflow_provider_roughy.asset_events.outage import MAX_PAUSE_SECONDS, Outag
 from airflow_provider_roughy.event_loop import end, finish
 from airflow_provider_roughy.exceptions import RoughyError, RoughyProtocolError
 from airflow_provider_roughy.hooks import RoughyHook
+from airflow_provider_roughy.instruments import FEED_LAG
 from airflow_provider_roughy.lifecycle import ASSET, Outcome
 from airflow_provider_roughy.logs import SILENT
 from airflow_provider_roughy.polling import ResourcePoller, SharedPoll
@@ -96,6 +97,8 @@ class AssetFeed:
         self._waiters: dict[asyncio.Future[OpenAssets | None], bool] = {}
         #: Whether the next round is a full one.
         self._full = True
+        #: When the last round that succeeded has started, by the clock of the event loop.
+        self._current_at = asyncio.get_running_loop().time()
 
     @classmethod
     @asynccontextmanager
@@ -216,7 +219,11 @@ class AssetFeed:
             except MovedError:
                 pass
             except BaseException as error:  # Airflow has errors that are not an Exception.
+                self._record_lag()
                 await asyncio.sleep(outage.pause_after(error, self._interval))
+
+    def _record_lag(self) -> None:
+        FEED_LAG.record(asyncio.get_running_loop().time() - self._current_at)
 
     async def _rounds(self, poll: SharedPoll, outage: OutageLog) -> None:
         loop = asyncio.get_running_loop()
@@ -227,14 +234,18 @@ class AssetFeed:
         while loop.time() < until:
             self._wake.clear()
             if self._waiters or any(subscription.baseline for subscription in self._subscriptions):
+                started = loop.time()
                 try:
                     await self._round(poll)
                 except RoughyError as error:
                     # Reading the connection again may fix an error that is not transient.
                     if not error.transient:
                         raise
+                    self._record_lag()
                     await asyncio.sleep(outage.pause_after(error, self._interval))
                     continue
+                self._record_lag()
+                self._current_at = started
                 outage.end()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._interval * random.uniform(0.9, 1.1)):

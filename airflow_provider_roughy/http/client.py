@@ -25,6 +25,7 @@ from airflow_provider_roughy.http.proxies import proxy_errors, proxy_mounts
 from airflow_provider_roughy.http.reply import ReplyBody, download_blocks
 from airflow_provider_roughy.http.retry import Backoff, Tries
 from airflow_provider_roughy.http.transport import DEFAULT_SECONDS, Deadline, Network, Transport, Trust, exchange_within
+from airflow_provider_roughy.instruments import REQUESTS
 from airflow_provider_roughy.settings import DEFAULT_BASE_URL, Address, Settings
 
 if TYPE_CHECKING:
@@ -92,7 +93,13 @@ class Client:
         :param within: Seconds that it may take in all; by default, the connection's ``timeout`` or 60 seconds.
         :raises RoughyError: If it failed.
         """
-        return decipher(call, self.send(call.request, within=within), conn_id=self.settings.conn_id)
+        try:
+            reply = self.send(call.request, within=within)
+        except RoughyError:
+            REQUESTS.add(status="none")
+            raise
+        REQUESTS.add(status=_status_class(reply))
+        return decipher(call, reply, conn_id=self.settings.conn_id)
 
     def send(self, request: Request, *, within: float | None = None) -> Reply:
         """Send a request once, and return the reply, whatever its status.
@@ -219,7 +226,13 @@ class AsyncClient:
         :param within: Seconds that it may take in all; by default, the connection's ``timeout`` or 60 seconds.
         :raises RoughyError: If it failed.
         """
-        return decipher(call, await self.send(call.request, within=within), conn_id=self.settings.conn_id)
+        try:
+            reply = await self.send(call.request, within=within)
+        except RoughyError:
+            REQUESTS.add(status="none")
+            raise
+        REQUESTS.add(status=_status_class(reply))
+        return decipher(call, reply, conn_id=self.settings.conn_id)
 
     async def send(self, request: Request, *, within: float | None = None) -> Reply:
         """Send a request once, and return the reply, whatever its status.
@@ -289,11 +302,16 @@ def _warm_up() -> None:
             port = server.sockets[0].getsockname()[1]
             settings = Settings("", base_url=f"http://127.0.0.1:{port}", verify=False)
             async with AsyncClient(settings, Trust(verify=False)) as client:
-                await client.once(Call(Request("GET", "/"), lambda reply: None), within=_WARM_UP_SECONDS)
+                await client.send(Request("GET", "/"), within=_WARM_UP_SECONDS)
 
     # If it fails, the first real request imports the modules.
     with suppress(OSError, RoughyError):
         asyncio.run(send())
+
+
+def _status_class(reply: Reply) -> str:
+    """Return the status of a reply for metrics: ``"429"``, or ``"2xx"`` for all that begin with a 2."""
+    return "429" if reply.status == 429 else f"{min(reply.status // 100, 5)}xx"
 
 
 def _build(

@@ -10,9 +10,12 @@ from airflow_provider_roughy.api import Reply
 from airflow_provider_roughy.exceptions import (
     RoughyApiError,
     RoughyError,
+    RoughyGatewayError,
     RoughyNotFoundError,
+    RoughyProtocolError,
     RoughyUnreachableError,
 )
+from airflow_provider_roughy.instruments import RETRIES
 from airflow_provider_roughy.logs import Log
 
 if TYPE_CHECKING:
@@ -75,6 +78,20 @@ def was_not_processed(error: RoughyError) -> bool:
     )
 
 
+def reason_of(error: RoughyError) -> str:
+    """Return the reason of a retry for metrics: a value of the tag of ``RETRIES``.
+
+    :param error: The error of the last attempt.
+    """
+    if isinstance(error, RoughyUnreachableError):
+        return "unreachable"
+    if isinstance(error, (RoughyProtocolError, RoughyGatewayError)):
+        return "unexpected_reply"
+    if isinstance(error, RoughyApiError):
+        return "rate_limited" if error.status == 429 else "server_error" if error.status >= 500 else "other"
+    return "other"
+
+
 class Tries(Generic[T]):
     """The attempts of one call. A client sends each; this class decides what follows an error.
 
@@ -120,6 +137,7 @@ class Tries(Generic[T]):
         self._may_be_done = self._may_be_done or not was_not_processed(error)
         seconds = self._backoff.pause_after(error, idempotent=self._call.idempotent)
         if seconds is not None:
+            RETRIES.add(reason=reason_of(error))
             requested = isinstance(error, RoughyApiError) and error.retry_after is not None
             _log.log(
                 logging.INFO if self._failed == 1 and seconds < _LONG_PAUSE_SECONDS else logging.WARNING,
@@ -161,6 +179,8 @@ class TransferTries:
         """
         self.failed += 1
         seconds = self._backoff.pause_after(error)
+        if seconds is not None:
+            RETRIES.add(reason=reason_of(error))
         if seconds is not None and rejected:
             log = self._log.info if self.failed == 1 else self._log.debug
             log("%s: Roughy rejected the first bytes; reading the asset to be certain: %s", self._what, error)

@@ -129,7 +129,7 @@ class Recorder:
         """Report a result of the ledger.
 
         :param result: The result.
-        :param version: The last version of its recording, if it has one.
+        :param version: The last version of its recording, which is removed once a try has reported the result.
         """
         status = {"ready": Status.READY, "uploaded": Status.READY, "rejected": Status.REJECTED}.get(
             result.state, Status.FAILED
@@ -140,7 +140,7 @@ class Recorder:
         names = ("asset_id", "reason", "size_bytes", "seconds", "credits", "request_id")
         key = result.key if status in (Status.FAILED, Status.REJECTED) else None
         fields = {name: getattr(result, name) for name in names}
-        self.results.add(RecordingResult(result.source, status, key=key, **fields))
+        self.results.add(RecordingResult(result.source, status, key=key, repeated=version is None, **fields))
 
     def spent(self) -> int:
         """Return the costs of what this run has uploaded, by its results."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_roughy.api import decode
 from airflow_provider_roughy.logs import counted
 from airflow_provider_roughy.transfer.storage import as_line
+from airflow_provider_roughy.instruments import CREDITS, FILES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -70,6 +71,7 @@ class RecordingResult:
     :param earlier: Whether an earlier run has reported it already, so that it does not fail this one.
     :param key: Its key in the ledger, with which ``Ledger.forget`` forgets it, if it failed or was rejected.
     :param outputs: The URI of each output that ``RoughyProduceOperator`` has written, by name: ``captions.srt``.
+    :param repeated: Whether an earlier try of this run has reported it, so that metrics do not count it again.
     """
 
     source: str
@@ -86,6 +88,7 @@ class RecordingResult:
     earlier: bool = False
     key: str | None = None
     outputs: dict[str, str] | None = None
+    repeated: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain JSON, without empty fields."""
@@ -140,6 +143,17 @@ class BatchResults:
         """
         with self._lock:
             self.already_ingested[{"refused": "rejected"}.get(state, state)] += 1
+
+    def record_metrics(self) -> None:
+        """Record how many recordings there are by status, and what they cost."""
+        new = [result for result in self.results if not result.repeated]
+        for status, count in Counter(result.status for result in new).items():
+            FILES.add(count, status=str(status))
+        FILES.add(self.already_ingested.total(), status="already_ingested")
+        for status in (Status.READY, Status.PENDING_PAYMENT):
+            # Unpaid recordings of earlier runs are reported in each run.
+            costs = (result.credits or 0 for result in new if result.status == status and not result.earlier)
+            CREDITS.add(sum(costs), status=status.value)
 
     def of(self, *statuses: str) -> list[RecordingResult]:
         """Return the results with some statuses."""

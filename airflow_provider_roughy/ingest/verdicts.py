@@ -28,7 +28,7 @@ def result_of_verdict(item: UploadItem, verdict: Verdict) -> RecordingResult:
     :param item: The recording.
     :param verdict: The verdict.
     """
-    seconds = seconds_of(verdict.resource.get("duration_seconds"))
+    seconds = duration_of(verdict)
     base = RecordingResult(
         item.name,
         Status.READY,
@@ -96,6 +96,14 @@ def is_gone(verdict: Verdict) -> bool:
     except Exception:
         return False
     return False
+
+
+def duration_of(verdict: Verdict) -> float | None:
+    """Return how long a recording is, in seconds, as Roughy has measured it; ``None`` if it has not.
+
+    :param verdict: The verdict on its asset.
+    """
+    return seconds_of(verdict.resource.get("duration_seconds"))
 
 
 def seconds_of(value: object) -> float | None:

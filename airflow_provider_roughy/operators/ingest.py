@@ -430,6 +430,7 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         """
         self._is_reported = True
         results = batch.results
+        results.record_metrics()
         # An error before the first result needs no summary.
         if error is None or results.numbers():
             self.log.info("%s", results.summary())

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy.api import language_code
 from airflow_provider_roughy.ingest.discover import find_file
+from airflow_provider_roughy.ingest.result import Status
 from airflow_provider_roughy.ingest.trees import check_no_rendered_value
 from airflow_provider_roughy.ingest.upload import upload_once
+from airflow_provider_roughy.ingest.verdicts import duration_of
+from airflow_provider_roughy.instruments import CREDITS, FILES
 from airflow_provider_roughy.ledger import ClaimOwner, Ledger
 from airflow_provider_roughy.lifecycle import ASSET, Outcome, Verdict
 from airflow_provider_roughy.observability import lineage
@@ -17,6 +20,7 @@ from airflow_provider_roughy.observability.outlets import announce_verdict
 from airflow_provider_roughy.operators.interruptible import InterruptibleOperator
 from airflow_provider_roughy.operators.waiting import WaitingOperator
 from airflow_provider_roughy.polling import ResourcePoller, wait_here
+from airflow_provider_roughy.probe import credits_for
 from airflow_provider_roughy.transfer.source import find_source
 from airflow_provider_roughy.transfer.storage import as_text, without_secrets
 from airflow_provider_roughy.triggers import RoughyAssetTrigger
@@ -28,6 +32,15 @@ if TYPE_CHECKING:
     from airflow_provider_roughy.compat import Context
     from airflow_provider_roughy.transfer.resumable import DurableUpload, StateStore
     from airflow_provider_roughy.transfer.source import Source
+
+
+#: The statuses of recordings, for metrics, by the outcome of the wait.
+_STATUSES: dict[Outcome, str] = {
+    Outcome.WAITING: "uploaded",
+    Outcome.SUCCEEDED: Status.READY.value,
+    Outcome.PAYMENT_REQUIRED: Status.PENDING_PAYMENT.value,
+    Outcome.FAILED: Status.FAILED.value,
+}
 
 
 class RoughyCreateUploadOperator(InterruptibleOperator, WaitingOperator):
@@ -205,6 +218,7 @@ class RoughyCreateUploadOperator(InterruptibleOperator, WaitingOperator):
         return verdict
 
     def _end(self, context: Context, verdict: Verdict) -> str:
+        _record(verdict)
         verdict.raise_for_failure(self.on_pending_payment)
         announce_verdict(self, context, verdict, source=as_text(without_secrets(str(self.source))))
         return verdict.id
@@ -220,3 +234,12 @@ class RoughyCreateUploadOperator(InterruptibleOperator, WaitingOperator):
         result = self._end(context, verdict)
         self.log.info("Asset %s is %s", verdict.id, verdict.state)
         return result
+
+
+def _record(verdict: Verdict) -> None:
+    """Record what became of a recording, for metrics."""
+    status = _STATUSES.get(verdict.outcome, Status.INTERRUPTED.value)
+    FILES.add(status=status)
+    seconds = duration_of(verdict)
+    if seconds is not None and status in (Status.READY, Status.PENDING_PAYMENT):
+        CREDITS.add(credits_for(seconds), status=status)

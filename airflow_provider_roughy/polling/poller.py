@@ -15,6 +15,8 @@ from airflow_provider_roughy.exceptions import (
     RoughyMissingConnectionError,
 )
 from airflow_provider_roughy.hooks import RoughyHook
+from airflow_provider_roughy.http.retry import reason_of
+from airflow_provider_roughy.instruments import RETRIES, WAITS
 from airflow_provider_roughy.lifecycle import Kind, OnPendingPayment, Outcome, Verdict
 from airflow_provider_roughy.logs import Log, counted
 
@@ -112,8 +114,14 @@ class ResourcePoller:
         except RoughyMissingConnectionError:
             raise
         except RoughyError as error:
-            return self.on_error(error)
-        return self.on_resource(resource)
+            if error.transient:
+                RETRIES.add(reason=reason_of(error))
+            verdict = self.on_error(error)
+        else:
+            verdict = self.on_resource(resource)
+        if verdict is not None:
+            WAITS.add(kind=verdict.kind, outcome=verdict.outcome.name.lower())
+        return verdict
 
     def on_answer(self, answer: Answer) -> Verdict | None:
         """Evaluate the answer to a poll, and return the verdict if it is final."""

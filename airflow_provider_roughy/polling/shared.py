@@ -41,7 +41,8 @@ from airflow_provider_roughy.exceptions import (
     RoughyUnreachableError,
 )
 from airflow_provider_roughy.hooks import RoughyHook
-from airflow_provider_roughy.http.retry import Backoff, Tries
+from airflow_provider_roughy.http.retry import Backoff, Tries, reason_of
+from airflow_provider_roughy.instruments import POLL_LAG, RETRIES, WAITERS
 from airflow_provider_roughy.lifecycle import Kind
 from airflow_provider_roughy.logs import counted
 from airflow_provider_roughy.polling.poller import (
@@ -428,14 +429,24 @@ class SharedPoll:
                         await self._wake.wait()
                 continue
             await asyncio.sleep(_GATHER_SECONDS)
+            self._record_waiters()
             self._spread = random.uniform(0.9, 1.1)
             self._due = self._find_due()
+            planned = min((poller.wait.due for poller in self._due if poller.wait), default=loop.time())
             try:
                 await self._round()
+                POLL_LAG.record(max(0.0, loop.time() - planned), kind=self._kind.name)
             except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
                 raise
             except BaseException as error:  # Airflow has errors that are no Exception.
                 await self._postpone(error)
+
+    def _record_waiters(self) -> None:
+        """Record how many resources of this kind the triggerer waits for; on workers, each task has its own wait."""
+        if _TRIGGERER in sys.modules:
+            polls = self._polls[asyncio.get_running_loop()].values()
+            count = sum(len(poll._pollers) for poll in polls if poll._kind is self._kind)
+            WAITERS.set(count, kind=self._kind.name)
 
     def _find_due(self) -> set[ResourcePoller]:
         now = asyncio.get_running_loop().time()
@@ -496,6 +507,8 @@ class SharedPoll:
         try:
             answer = await self._ask(self._kind.read(id))
         except RoughyError as error:
+            if error.transient:
+                RETRIES.add(reason=reason_of(error))
             self._failures = self._failures + 1 if error.transient else 0
             if self.concerns_all(error):
                 raise

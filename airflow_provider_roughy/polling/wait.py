@@ -13,6 +13,7 @@ from contextlib import suppress
 from airflow_provider_roughy.event_loop import run_here
 from airflow_provider_roughy.exceptions import RoughyError
 from airflow_provider_roughy.hooks import RoughyHook
+from airflow_provider_roughy.instruments import WAIT_DURATION, WAITS
 from airflow_provider_roughy.lifecycle import Kind, OnPendingPayment, Verdict
 from airflow_provider_roughy.logs import SILENT, Log, counted
 from airflow_provider_roughy.polling.poller import POLL_SECONDS, Answer, ResourcePoller, waited_on
@@ -190,6 +191,7 @@ async def wait_until_all_final(
     if not pollers:
         return []
     poll: SharedPoll | None = None
+    began = time.monotonic()
     # No context managers around the wait: thousands of them would be thousands of objects more.
     waited_on.update(pollers)
     try:
@@ -207,11 +209,21 @@ async def wait_until_all_final(
                 async with asyncio.timeout(_GRACE_SECONDS):
                     poll = poll or await _join(hook, left)
                     await asyncio.gather(*(_poll_last(poll, poller) for poller in left if poll is not None))
-        return [poller.verdict or poller.timed_out() for poller in pollers]
+        verdicts = [poller.verdict or poller.timed_out() for poller in pollers]
+        _record(verdicts, time.monotonic() - began)
+        return verdicts
     finally:
         waited_on.difference_update(pollers)
         if poll is not None:
             await poll.leave()
+
+
+def _record(verdicts: Sequence[Verdict], seconds: float) -> None:
+    """Record a wait that has ended."""
+    kind = verdicts[0].kind
+    WAIT_DURATION.record(seconds, kind=kind)
+    for outcome, count in Counter(verdict.outcome for verdict in verdicts).items():
+        WAITS.add(count, kind=kind, outcome=outcome.name.lower())
 
 
 async def _join(hook: RoughyHook, pollers: Sequence[ResourcePoller]) -> SharedPoll | None:

@@ -32,6 +32,7 @@ from airflow_provider_roughy.exceptions import (
 )
 from airflow_provider_roughy.http import interrupt
 from airflow_provider_roughy.http.retry import TransferTries
+from airflow_provider_roughy.instruments import BYTES_DOWNLOADED, DOWNLOAD_DURATION, Tally
 from airflow_provider_roughy.lifecycle import Outcome, Verdict
 from airflow_provider_roughy.logs import Log
 from airflow_provider_roughy.transfer.target import find_target
@@ -107,6 +108,7 @@ def download(
             on_progress=on_progress,
             log=log,
         ).download()
+    DOWNLOAD_DURATION.record(time.monotonic() - began)
     if sink.written:
         log.info("Downloaded %s to %s (%d bytes, %.1f s)", what, found.uri, sink.offset, time.monotonic() - began)
     else:
@@ -190,6 +192,7 @@ class Downloader:
         self._etag: str | None = None
         #: The most bytes that the sink ever had. The count of attempts starts again beyond them only.
         self._reached = 0
+        self._tally = Tally(BYTES_DOWNLOADED)
         #: Whether bytes have arrived by the current link.
         self._link_works = False
         #: Whether to request a new link before the next request.
@@ -211,6 +214,8 @@ class Downloader:
         except RoughyInterruptedError as error:
             done, total = self._sink.offset, self._size
             raise RoughyDownloadError(f"{error} at {done} of {total} bytes of {self._what}", offset=done) from error
+        finally:
+            self._tally.end()
 
     def _request(self) -> None:
         """Send one request, and write the bytes of its reply."""
@@ -291,6 +296,7 @@ class Downloader:
             self._start_anew()
             raise self._unexpected(f"more than the expected {self._size} bytes")
         interrupt.check()
+        self._tally.add(len(block))
         self._sink.write(block)
         if self._sink.offset > self._reached:
             self._reached = self._sink.offset

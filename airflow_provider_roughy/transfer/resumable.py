@@ -31,6 +31,7 @@ from airflow_provider_roughy.exceptions import (
 )
 from airflow_provider_roughy.http import interrupt
 from airflow_provider_roughy.http.retry import Backoff
+from airflow_provider_roughy.instruments import UPLOAD_DURATION
 from airflow_provider_roughy.lifecycle import ASSET, Arrival, Outcome, Verdict
 from airflow_provider_roughy.logs import Log
 from airflow_provider_roughy.transfer.progress import Progress, bytes_in_words
@@ -415,7 +416,7 @@ class DurableUpload:
             interrupt.pause(pause)
 
     def _send(self, asset: RoughyAsset) -> None:
-        state = self._state
+        state, began = self._state, time.monotonic()
         with Progress(self._log, f"Asset {asset.id}", self._show_progress) as progress:
             with self._source.open() as reader:
                 self._uploader = open_uploader(
@@ -431,6 +432,7 @@ class DurableUpload:
                     log=self._log,
                 )
                 self._uploader.upload()
+            UPLOAD_DURATION.record(time.monotonic() - began)
             if self._on_progress is None:
                 progress.finish(self._source.size)
 

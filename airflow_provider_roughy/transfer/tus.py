@@ -44,6 +44,7 @@ from airflow_provider_roughy.exceptions import (
 )
 from airflow_provider_roughy.http import interrupt
 from airflow_provider_roughy.http.retry import Backoff, TransferTries
+from airflow_provider_roughy.instruments import BYTES_UPLOADED, Tally
 from airflow_provider_roughy.lifecycle import Arrival
 from airflow_provider_roughy.logs import Log
 
@@ -127,6 +128,7 @@ class RoughyUploader(Uploader):
         #: The offset of the request in which the connection broke, and how many bytes of it had been sent.
         self._broke_at: int | None = None
         self._bytes_sent = 0
+        self._tally = Tally(BYTES_UPLOADED)
         self._succeeded = 0
         self._may_grow = True
         # With a URL, tuspy's constructor would send a HEAD of its own.
@@ -185,6 +187,8 @@ class RoughyUploader(Uploader):
                 raise self._given_up(cause, unconfirmed=True) from cause
             else:
                 raise
+        finally:
+            self._tally.end()
 
     def _read_arrival(self) -> Arrival | None:
         """Read the asset, and repeat that after errors if Roughy may have all bytes; ``None`` if it cannot be read."""
@@ -246,6 +250,7 @@ class RoughyUploader(Uploader):
                 self.end_was_sent = self._end_in_doubt = True
             yield block
             self._bytes_sent += len(block)
+            self._tally.add(len(block))
             self._on_progress(self.offset + self._bytes_sent, self.stop_at)
 
     def _after_refusal(self, error: RoughyApiError, start: int, length: int) -> None:

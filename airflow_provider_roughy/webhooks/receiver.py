@@ -28,7 +28,9 @@ from starlette.routing import Route
 
 from airflow_provider_roughy.airflow_db import Announced, announce, queue_unconsumed
 from airflow_provider_roughy.exceptions import RoughyError, RoughyNotFoundError, RoughyWebhookError
+from airflow_provider_roughy.instruments import WEBHOOKS
 from airflow_provider_roughy.lifecycle import ASSET
+from airflow_provider_roughy.observability import metrics
 from airflow_provider_roughy.webhooks.accounts import Account, Accounts, webhook_conn_ids
 from airflow_provider_roughy.webhooks.checks import DelayedChecks
 from airflow_provider_roughy.webhooks.messages import event_type, message_id, parse, verify
@@ -104,7 +106,8 @@ class Receiver:
         self._checks = DelayedChecks(self._check)
 
     def start(self) -> None:
-        """Start the DAGs that an earlier process has left waiting for events."""
+        """Start the DAGs that an earlier process has left waiting for events, and the metrics."""
+        metrics.start()
         self._checks.begin()
 
     def close(self) -> None:
@@ -116,7 +119,12 @@ class Receiver:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; no error makes it a 500."""
-        response = await self._answered(Request(scope, receive))
+        try:
+            response = await self._answered(Request(scope, receive))
+        except HTTPException as error:
+            WEBHOOKS.add(answer=str(error.status_code))
+            raise
+        WEBHOOKS.add(answer=str(response.status_code))
         await response(scope, receive, send)
 
     async def _answered(self, request: Request) -> Response:
