@@ -138,7 +138,8 @@ $(call venv,$(1))/.installed: tests/constraints/airflow-$(1).txt pyproject.toml 
 	@test -x $(call venv,$(1))/bin/python || { python=$$$$($$(call python,$(1))) && \
 		$(UV) venv --quiet --python "$$$$python" $(call venv,$(1)); }
 	$(UV) pip install --quiet --compile-bytecode --python $(call venv,$(1))/bin/python --constraint $$< \
-		--editable '.[emulator]' --group test --group lint $(if $(filter $(MAIN),$(1)),$(addprefix --group=,s3 exports postgres celery bench docs))
+		--editable '.[emulator]' --group test --group lint $(if $(filter $(MAIN),$(1)),$(addprefix --group=,s3 exports postgres celery bench docs)) \
+		$(if $(filter $(lastword $(AIRFLOWS)),$(1)),--group=openlineage)
 	touch $$@
 endef
 $(foreach line,$(AIRFLOWS),$(eval $(call line_rules,$(line))))

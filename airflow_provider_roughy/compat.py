@@ -105,6 +105,8 @@ __all__ = [
     "get_stats",
     "is_lineage_read",
     "suppress_logs_and_warning",
+    "lineage_limit",
+    "operator_lineage",
     "task",
     "task_group",
 ]
@@ -208,6 +210,24 @@ def is_lineage_read() -> bool:
     plugins: Any = import_module("airflow.plugins_manager")
     plugins.initialize_hook_lineage_readers_plugins()
     return bool(plugins.hook_lineage_reader_classes)
+
+
+def lineage_limit() -> int | None:
+    """Return how many assets Airflow's lineage keeps of those that a task reads, and likewise of those that it writes.
+
+    :returns: ``None`` if there is no limit, as in Airflow 2.
+    """
+    module = import_module("airflow.sdk.lineage" if _LINE >= (3, 2) else "airflow.lineage.hook")
+    return getattr(module, "MAX_COLLECTED_ASSETS", None)
+
+
+def operator_lineage(**fields: Any) -> Any:
+    """Return an ``OperatorLineage`` of Airflow's OpenLineage provider.
+
+    :param fields: Its fields.
+    :raises ImportError: If that provider is not installed.
+    """
+    return import_module("airflow.providers.openlineage.extractors").OperatorLineage(**fields)
 
 
 def check_airflow(what: str, *, needs: tuple[int, int]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import airflow
@@ -36,6 +36,7 @@ from airflow_provider_roughy.sensors import RoughyAssetSensor, RoughyCutSensor, 
 from airflow_provider_roughy.transfer.storage import asset_uri
 from harness import media
 from tests.conftest import DAGS_FOLDER
+from tests.ingesting import add
 from tests.running import Ended, TaskInstance, run_task, whenever
 from tests.test_example_dags import Run, load
 from tests.uploading import Store
@@ -456,6 +457,107 @@ def test_lineage_creates_no_collector_without_a_reader(
     monkeypatch.setattr(lineage._log, "warning", lambda *args: told.append(args))
     hook.create_cut(roughy.seed_asset())
     assert told == []
+
+
+limits_lineage = pytest.mark.skipif(AIRFLOW_2, reason="Airflow 2 keeps everything")
+
+
+@pytest.fixture
+def limit(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Set how many assets Airflow's lineage keeps; the configuration is read when Airflow is imported."""
+    module = sys.modules[get_hook_lineage_collector.__module__]
+    return lambda count: monkeypatch.setattr(module, "MAX_COLLECTED_ASSETS", count)
+
+
+@limits_lineage
+@pytest.mark.parametrize(
+    ("files", "kept"),
+    [
+        pytest.param([f"file:///in/{n}.mp3" for n in range(10)], None, id="as many as Airflow keeps"),
+        pytest.param([f"file:///in/{n}.mp3" for n in range(11)], ["file:///in"], id="one folder"),
+        pytest.param(
+            [f"s3://bucket/{night}/{n}.mp3" for night in "abc" for n in range(9)],
+            [f"s3://bucket/{night}" for night in "abc"],
+            id="three prefixes",
+        ),
+        pytest.param(
+            [f"s3://bucket/{n // 6}/{n}/talk.mp3" for n in range(12)],
+            ["s3://bucket/0", "s3://bucket/1"],
+            id="a folder for each file",
+        ),
+        pytest.param([f"s3://bucket/{n}.mp3" for n in range(11)], ["s3://bucket"], id="a whole bucket"),
+        pytest.param([f"file:///{n}.mp3" for n in range(11)], ["file:///"], id="the root folder"),
+        pytest.param([f"s3://{n}/a.mp3" for n in range(11)], [f"s3://{n}" for n in range(10)], id="many buckets"),
+    ],
+)
+def test_more_files_than_airflow_keeps_are_reported_as_folders(
+    hook: RoughyHook,
+    reader: Reader,
+    limit: Callable[[int], None],
+    log: Callable[[], str],
+    files: list[str],
+    kept: list[str] | None,
+) -> None:
+    limit(10)
+    lineage.report(hook, read=[*files, files[0]])
+    assert reader.read == [Asset(uri=uri).uri for uri in kept or files]
+    assert (f"Reporting {len(files)} inputs to Airflow's lineage as" in log()) == (kept is not None)
+
+
+@limits_lineage
+def test_more_resources_than_airflow_keeps_are_reported_as_their_project(
+    hook: RoughyHook, reader: Reader, limit: Callable[[int], None], log: Callable[[], str]
+) -> None:
+    limit(5)
+    reader.collector.add_output_asset(context=hook, uri="s3://bucket/of-another-hook")
+    assets = [uri("asset", ID[:-1] + digit) for digit in "01234"]
+    lineage.report(hook, written=assets[:4], project_id=ID)
+    assert reader.written == ["s3://bucket/of-another-hook", *assets[:4]]
+    reader._forget()
+    lineage.report(hook, written=[*assets, *assets[:1], uri("asset", ID[:-1] + "5")], project_id=ID)
+    assert reader.written == [uri("project", ID)]
+    assert "Reporting 6 outputs to Airflow's lineage as 1 folder or project" in log()
+
+
+@limits_lineage
+def test_batch_reports_lineage_of_more_files_than_airflow_keeps(
+    roughy: Emulator, reader: Reader, folder: Path, tmp_path: Path, limit: Callable[[int], None]
+) -> None:
+    roughy.progression = "immediate"
+    limit(2)
+    task = RoughyIngestOperator(task_id="ingest", source=str(folder), ledger=str(tmp_path / "ledger"))
+    reader.run(task, ti=TaskInstance())
+    assert reader.read == [f"file://{folder}"]
+    assert reader.written == [uri("project", roughy.project_id)]
+
+
+def test_openlineage_has_a_facet_of_a_batch_beside_its_lineage(
+    roughy: Emulator, reader: Reader, folder: Path, tmp_path: Path, connection: dict[str, object]
+) -> None:
+    manager = pytest.importorskip("airflow.providers.openlineage.extractors.manager", exc_type=ImportError)
+    serde = import_module("openlineage.client.serde").Serde
+    roughy.progression = "immediate"
+    add(folder, "silence.mp3", folder / "a.mp3").write_text("neither audio nor video. " * 100)
+    executed: list[BaseOperator] = []
+
+    class Ingest(RoughyIngestOperator):
+        def execute(self, context: Any) -> list[str]:
+            executed.append(self)
+            return super().execute(context)
+
+    task = Ingest(task_id="ingest", source=str(folder), ledger=str(tmp_path / "ledger"))
+    assert reader.run(task, ti=TaskInstance()).state == "failed"
+    state = import_module("airflow.utils.state").TaskInstanceState.FAILED
+    extracted = manager.ExtractorManager().extract_metadata(SimpleNamespace(run_id="run"), executed[0], state, None)
+    facet = json.loads(serde.to_json(extracted.run_facets["roughy"]))
+    assert {name: facet[name] for name in ("resources", "credits", "mediaSeconds")} == {
+        "resources": {"ready": 3, "rejected": 1},
+        "credits": 3,
+        "mediaSeconds": pytest.approx(9, abs=0.5),
+    }
+    assert len(facet["requestIds"]) == 1
+    assert sorted(each.name for each in extracted.inputs) == [f"{folder}/{name}.mp3" for name in "abc"]
+    assert {each.namespace for each in extracted.outputs} == {"roughy"}
 
 
 # ---- On a real database

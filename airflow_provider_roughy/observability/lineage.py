@@ -14,6 +14,7 @@ from uuid import UUID
 
 from airflow_provider_roughy import compat
 from airflow_provider_roughy.compat import Asset
+from airflow_provider_roughy.logs import counted
 from airflow_provider_roughy.transfer.storage import asset_uri
 
 if TYPE_CHECKING:
@@ -104,32 +105,83 @@ def report_making(hook: BaseHook, kind: str, id: str, *, asset_id: str, cut_id: 
     report(hook, read=read, written=[resource_uri(kind, id)])
 
 
-def report(hook: BaseHook, *, read: Iterable[str] = (), written: Iterable[str] = ()) -> None:
+def report(
+    hook: BaseHook, *, read: Iterable[str] = (), written: Iterable[str] = (), project_id: str | None = None
+) -> None:
     """Report to Airflow's lineage which URIs were read and written. An error is logged as a warning.
+
+    Airflow keeps a limited number of URIs (``[lineage] max_assets_per_collector``). If there are more, files are
+    reported as the folders that they are in, and resources as their project.
 
     :param hook: The hook that read and wrote.
     :param read: URIs, such as from :func:`resource_uri` and ``storage.asset_uri``.
     :param written: URIs in the same form.
+    :param project_id: The project of the resources; ``None`` if it is not known or they are few.
     """
     try:
-        add_lineage(hook, read=read, written=written)
+        add_lineage(hook, read=read, written=written, project_id=project_id)
     except Exception as error:  # Lineage readers are plugins of other authors.
         _log.warning("Reporting to Airflow's lineage failed; the task is not affected: %s", error)
 
 
-def add_lineage(hook: BaseHook, *, read: Iterable[str], written: Iterable[str]) -> None:
+def add_lineage(hook: BaseHook, *, read: Iterable[str], written: Iterable[str], project_id: str | None = None) -> None:
     """Add to Airflow's lineage collector what was read and written, if a plugin reads it.
 
-    :param hook: The hook that read and wrote.
-    :param read: URIs of Airflow assets.
-    :param written: URIs in the same form.
+    The parameters are those of :func:`report`.
     """
     # Airflow also has a collector that nobody reads, but creating one imports a part of every provider: 1.1 s on 3.0.
     if not compat.is_lineage_read():
         return
     collector = compat.get_hook_lineage_collector()
+    limit = compat.lineage_limit()
     for direction, uris in (("input", read), ("output", written)):
         # Airflow 2 calls them datasets.
         add = getattr(collector, f"add_{direction}_asset", None) or getattr(collector, f"add_{direction}_dataset")
-        for uri in uris:
+        distinct = list(dict.fromkeys(uris))
+        if limit is not None:
+            room = limit - len(getattr(collector.collected_assets, f"{direction}s"))
+            distinct = _reduced(hook, direction, distinct, room=room, project_id=project_id)
+        for uri in distinct:
             add(context=hook, uri=uri)
+
+
+def _reduced(hook: BaseHook, direction: str, uris: list[str], *, room: int, project_id: str | None) -> list[str]:
+    """Return folders and projects instead of files and resources if those are too many, and log that.
+
+    :param hook: The hook that read and wrote.
+    :param direction: ``"input"`` or ``"output"``.
+    :param uris: The URIs, each once.
+    :param room: How many more Airflow keeps.
+    :param project_id: As of :func:`report`.
+    """
+    if len(uris) <= room:
+        return uris
+    reduced = uris
+    while len(reduced) > room:
+        above = list(dict.fromkeys(_above(uri, project_id) for uri in reduced))
+        if above == reduced:
+            break
+        reduced = above
+    kept = max(0, min(len(reduced), room))
+    hook.log.info(
+        "Reporting %s to Airflow's lineage as %s, because Airflow keeps at most %s more for this task; raise [lineage] "
+        "max_assets_per_collector to have each%s",
+        counted(len(uris), direction),
+        "1 folder or project" if kept == 1 else f"{kept:,} folders or projects",
+        f"{max(0, room):,}",
+        "" if kept == len(reduced) else f". {len(reduced) - kept:,} more are left out",
+    )
+    return reduced[:kept]
+
+
+def _above(uri: str, project_id: str | None) -> str:
+    """Return the folder of a file, the project of a resource, or the URI itself if nothing is above it."""
+    scheme, _, rest = uri.partition("://")
+    if scheme == SCHEME:
+        return uri if project_id is None else resource_uri("project", project_id)
+    authority, slash, path = rest.partition("/")
+    folder, slash, _ = path.rstrip("/").rpartition("/")
+    if slash:
+        return f"{scheme}://{authority}/{folder}"
+    # A bucket, or the root folder.
+    return f"{scheme}://{authority}" if authority else f"{scheme}:///"

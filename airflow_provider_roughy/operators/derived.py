@@ -6,9 +6,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy.exceptions import RoughyAssetProcessingError, RoughyPaymentRequiredError
+from airflow_provider_roughy.ingest.verdicts import duration_of
 from airflow_provider_roughy.lifecycle import ASSET, Outcome, Verdict
 from airflow_provider_roughy.observability import lineage
 from airflow_provider_roughy.observability.links import asset_links, show_asset
+from airflow_provider_roughy.observability.openlineage import RunFacts
 from airflow_provider_roughy.observability.outlets import announce_verdict
 from airflow_provider_roughy.operators.waiting import WaitingOperator
 from airflow_provider_roughy.polling import ResourcePoller, wait_here
@@ -65,6 +67,12 @@ class DerivedResourceOperator(WaitingOperator):
         with self.hook:
             while True:
                 if verdict is not None:
+                    if verdict.kind == self.kind.name:
+                        self.run_facts = RunFacts(
+                            {verdict.outcome.name.lower(): 1},
+                            media_seconds=duration_of(verdict),
+                            request_ids=[verdict.request_id] if verdict.request_id else [],
+                        )
                     timed_out = verdict.outcome is Outcome.TIMED_OUT and verdict.kind == self.kind.name
                     if timed_out and not others_wait:
                         self.give_up(verdict.id)

@@ -32,6 +32,7 @@ from airflow_provider_roughy.lifecycle import ASSET, batch_from_event, end_unpai
 from airflow_provider_roughy.logs import counted
 from airflow_provider_roughy.observability import lineage
 from airflow_provider_roughy.observability.links import report_links
+from airflow_provider_roughy.observability.openlineage import RunFacts
 from airflow_provider_roughy.observability.outlets import Product, announce, ids_by_outcome
 from airflow_provider_roughy.operators.interruptible import InterruptibleOperator
 from airflow_provider_roughy.operators.reporting import TaskReport
@@ -431,6 +432,13 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         self._is_reported = True
         results = batch.results
         results.record_metrics()
+        new = [result for result in results.of(Status.READY) if not result.repeated]
+        self.run_facts = RunFacts(
+            results.numbers(),
+            credits=sum(result.credits or 0 for result in new),
+            media_seconds=sum(result.seconds or 0.0 for result in new),
+            request_ids=[result.request_id for result in results.results if result.request_id],
+        )
         # An error before the first result needs no summary.
         if error is None or results.numbers():
             self.log.info("%s", results.summary())
@@ -486,6 +494,7 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
             self.hook,
             read=(asset_uri(result.source) for result in there),
             written=(lineage.resource_uri(ASSET.name, result.asset_id or "") for result in there),
+            project_id=self.hook.get_project_id(self.project_id),
         )
 
     def _announce(self, context: Context, results: BatchResults) -> None:

@@ -16,6 +16,7 @@ from airflow_provider_roughy.ledger import ClaimOwner, Ledger
 from airflow_provider_roughy.lifecycle import ASSET, Outcome, Verdict
 from airflow_provider_roughy.observability import lineage
 from airflow_provider_roughy.observability.links import asset_links, show_asset
+from airflow_provider_roughy.observability.openlineage import RunFacts
 from airflow_provider_roughy.observability.outlets import announce_verdict
 from airflow_provider_roughy.operators.interruptible import InterruptibleOperator
 from airflow_provider_roughy.operators.waiting import WaitingOperator
@@ -218,10 +219,20 @@ class RoughyCreateUploadOperator(InterruptibleOperator, WaitingOperator):
         return verdict
 
     def _end(self, context: Context, verdict: Verdict) -> str:
-        _record(verdict)
+        self._record(verdict)
         verdict.raise_for_failure(self.on_pending_payment)
         announce_verdict(self, context, verdict, source=as_text(without_secrets(str(self.source))))
         return verdict.id
+
+    def _record(self, verdict: Verdict) -> None:
+        """Record what became of the recording, for metrics and OpenLineage."""
+        status, seconds = _STATUSES.get(verdict.outcome, Status.INTERRUPTED.value), duration_of(verdict)
+        credits = None if seconds is None else credits_for(seconds)
+        FILES.add(status=status)
+        if credits is not None and status in (Status.READY, Status.PENDING_PAYMENT):
+            CREDITS.add(credits, status=status)
+        request_ids = [verdict.request_id] if verdict.request_id else []
+        self.run_facts = RunFacts({status: 1}, credits, seconds, request_ids)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> str:
         """Continue after the wait in the triggerer.
@@ -234,12 +245,3 @@ class RoughyCreateUploadOperator(InterruptibleOperator, WaitingOperator):
         result = self._end(context, verdict)
         self.log.info("Asset %s is %s", verdict.id, verdict.state)
         return result
-
-
-def _record(verdict: Verdict) -> None:
-    """Record what became of a recording, for metrics."""
-    status = _STATUSES.get(verdict.outcome, Status.INTERRUPTED.value)
-    FILES.add(status=status)
-    seconds = duration_of(verdict)
-    if seconds is not None and status in (Status.READY, Status.PENDING_PAYMENT):
-        CREDITS.add(credits_for(seconds), status=status)

@@ -10,6 +10,7 @@ from airflow_provider_roughy.arguments import as_seconds
 from airflow_provider_roughy.compat import BaseOperator, conf
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.lifecycle import ASSET, Kind, OnPendingPayment, check_on_pending_payment
+from airflow_provider_roughy.observability.openlineage import RunFacts, lineage_of_run
 from airflow_provider_roughy.triggers import deferral_timeout_verdict
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class WaitingOperator(BaseOperator):
 
     #: The kind of the resources.
     kind: ClassVar[Kind] = ASSET
+    #: What the task has done, for OpenLineage; ``None`` until it knows.
+    run_facts: RunFacts | None = None
     ui_color = "#e4f0ef"
 
     def __init__(
@@ -73,6 +76,13 @@ class WaitingOperator(BaseOperator):
 
         :param id: Its id; ``None`` if Airflow has ended the wait and the id is lost.
         """
+
+    def get_openlineage_facets_on_complete(self, task_instance: object) -> Any:
+        """Return the facet of this run. Airflow's OpenLineage provider calls this, also when the task has failed.
+
+        :param task_instance: The task instance.
+        """
+        return None if self.run_facts is None else lineage_of_run(self.run_facts)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Continue after the wait in the triggerer; fail if Airflow ended the wait without a verdict."""
