@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import itertools
+import json
 import os
 import re
 import socket
@@ -11,10 +14,13 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from airflow_provider_roughy import instruments
 from airflow_provider_roughy.compat import AIRFLOW_VERSION
@@ -210,6 +216,47 @@ def test_vocabulary_lists_the_values_of_its_tags() -> None:
     assert declared == set(INSTRUMENTS)
 
 
+# ---- The documentation
+
+
+@pytest.mark.once
+def test_dashboard_and_alerts_use_metrics_and_tags_that_exist() -> None:
+    dashboard = json.loads((ROOT / "docs/files/grafana-roughy.json").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
+    page = (ROOT / "docs/metrics.md").read_text().partition("## Alerts")[2].partition("\n## ")[0]
+    alerts = [query.replace("\\|", "|") for query in re.findall(r"^\| .* \| `(.*)` \|$", page, re.MULTILINE)]
+    assert len(alerts) > 5
+    known = {f"airflow_{each.name}".replace(".", "_"): each for each in INSTRUMENTS}
+    used = set()
+    for query in queries + alerts:
+        for name, part, labels in re.findall(r"\b(airflow_\w+?)(_sum|_count|)\b(\{[^}]*\})?", query):
+            instrument = known[name]
+            assert not part or instrument.type == "timer"
+            for label, values in re.findall(r'(\w+)=~?"([^"]*)"', labels):
+                assert (label == "quantile" and instrument.type == "timer") or (
+                    set(values.split("|")) <= set(instrument.tags[label])
+                ), query
+            used.add(name)
+        (by,) = re.findall(r" by \(([\w, ]+)\)", query)[:1] or [""]
+        assert {*filter(None, by.split(", "))} <= {*instrument.tags, "quantile"}, query
+    assert used == set(known)
+
+
+@pytest.mark.once
+def test_statsd_mapping_makes_labels_of_every_dotted_name() -> None:
+    rules = yaml.safe_load((ROOT / "docs/files/statsd-mapping-roughy.yml").read_text())["mappings"]
+    for instrument in INSTRUMENTS:
+        for values in itertools.product(*instrument.tags.values()):
+            name = ".".join(["airflow", instrument.name, *values])
+            matches = [
+                ({label: found[int(group[1:])] for label, group in rule["labels"].items()}, rule["name"])
+                for rule in rules
+                if (found := re.fullmatch(re.escape(rule["match"]).replace(r"\*", r"([^.]*)"), name))
+            ]
+            expected = (dict(zip(instrument.tags, values, strict=True)), f"airflow_{instrument.name}".replace(".", "_"))
+            assert matches == ([expected] if instrument.tags else [])
+
+
 # ---- What Airflow sends
 
 
@@ -337,3 +384,73 @@ def test_statsd_with_tags_has_them_beside_the_name(options: dict[str, str], name
     environment = {f"AIRFLOW__METRICS__{option.upper()}": value for option, value in options.items()}
     subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, check=True, cwd=ROOT, timeout=100)
     assert statsd.datagrams("airflow.roughy.") == [name]
+
+
+class Collector(ThreadingHTTPServer):
+    """An OpenTelemetry collector: the metrics that arrive by OTLP over HTTP."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), self._Handler)
+        self.bodies: list[bytes] = []
+
+    class _Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.headers.get("Content-Encoding") == "gzip":
+                body = gzip.decompress(body)
+            assert self.path == "/v1/metrics"
+            self.server.bodies.append(body)  # type: ignore[attr-defined]
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    def latest(self) -> dict[str, dict[tuple[str, ...], float]]:
+        """Return the last value of each metric of this package: sums, gauges, and the number of durations."""
+        service = import_module("opentelemetry.proto.collector.metrics.v1.metrics_service_pb2")
+        values: dict[str, dict[tuple[str, ...], float]] = {}
+        for body in self.bodies:
+            request = service.ExportMetricsServiceRequest.FromString(body)
+            for metric in (m for r in request.resource_metrics for s in r.scope_metrics for m in s.metrics):
+                if not metric.name.startswith("airflow.roughy."):
+                    continue
+                kind = metric.WhichOneof("data")
+                for point in getattr(metric, kind).data_points:
+                    tags = tuple(f"{tag.key}={tag.value.string_value}" for tag in point.attributes)
+                    value = point.count if "histogram" in kind else point.as_double or point.as_int
+                    values.setdefault(metric.name.removeprefix("airflow.roughy."), {})[tags] = value
+        return values
+
+
+@pytest.mark.once
+@pytest.mark.roughy(progression="seconds=1")
+def test_opentelemetry_collector_receives_the_metrics(
+    roughy: Emulator, patient: None, folder: Path, tmp_path: Path
+) -> None:
+    with Collector() as collector:
+        thread = threading.Thread(target=collector.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            run_measured(
+                folder,
+                tmp_path,
+                AIRFLOW__METRICS__OTEL_ON="True",
+                OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{collector.server_port}",
+                OTEL_EXPORTER_OTLP_METRICS_PROTOCOL="http/protobuf",
+            )
+        finally:
+            collector.shutdown()
+            thread.join()
+        values = collector.latest()
+    assert values["files"] == {("status=ready",): 3}
+    assert values["credits"] == {("status=ready",): 3}
+    assert values["waits"] == {("kind=asset", "outcome=succeeded"): 3}
+    assert values["bytes_uploaded"][()] == sum(file.stat().st_size for file in folder.iterdir())
+    assert values["upload_duration"] == {(): 3}
+    assert values["waiters"] == {("kind=asset",): 0}
+    assert values["requests"][("status=2xx",)] >= 10
+    assert set(values) == {
+        *("bytes_uploaded", "bytes_downloaded", "upload_duration", "download_duration", "files", "credits"),
+        *("waits", "wait_duration", "requests", "waiters", "poll_lag"),
+    }

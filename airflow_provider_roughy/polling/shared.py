@@ -406,6 +406,7 @@ class SharedPoll:
         task, self._task = self._task, None
         if task is not None:
             await end(task)
+        self._record_waiters()
         if self._client is not None:
             self._outdated.append(self._client)
             self._client = None

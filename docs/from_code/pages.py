@@ -16,11 +16,14 @@ import re
 from pathlib import Path
 from textwrap import dedent
 
+from from_code.dashboard import dashboard, statsd_mapping
 from from_code.figures import FIGURES, standalone
 from from_code.tables import TABLES
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
+#: Files that the pages offer.
+FILES = DOCS / "files"
 
 _PART = re.compile(
     r"(?ms)^(?P<begin><!-- begin: (?P<kind>table|code) (?P<name>\S+)(?: (?P<part>\S+))? -->)\n"
@@ -36,6 +39,7 @@ def pages() -> list[Path]:
 def generated() -> dict[Path, str]:
     """Return what each page and each figure has to contain."""
     texts = {path: fill(path.read_text(encoding="utf-8")) for path in pages()}
+    texts |= {FILES / "grafana-roughy.json": dashboard(), FILES / "statsd-mapping-roughy.yml": statsd_mapping()}
     return texts | {DOCS / "figures" / f"{name}.svg": standalone(draw()) for name, draw in FIGURES.items()}
 
 

@@ -19,6 +19,7 @@ from airflow_provider_roughy.get_provider_info import CONFIG, CONN_FIELDS, UI_FI
 from airflow_provider_roughy.ingest.decide import Action, decide
 from airflow_provider_roughy.ingest.discover import MEDIA
 from airflow_provider_roughy.ingest.result import BatchResults, Status
+from airflow_provider_roughy.instruments import INSTRUMENTS
 from airflow_provider_roughy.lifecycle import KINDS, Kind, OnPendingPayment, Outcome, Verdict
 from airflow_provider_roughy.operators import RoughyIngestOperator
 
@@ -421,6 +422,20 @@ def markdown(docstring: str) -> str:
     return re.sub(r"``([^`]+)``", r"`\1`", words)
 
 
+def metrics() -> str:
+    """List every metric: its type, its tags with their values, and what it measures."""
+    rows = [
+        (
+            f"`{each.name}`",
+            each.type,
+            "<br>".join(f"{tag}: {', '.join(f'`{value}`' for value in values)}" for tag, values in each.tags.items()),
+            f"{each.meaning}.",
+        )
+        for each in INSTRUMENTS
+    ]
+    return table(("Metric", "Type", "Tags", "What it measures"), rows)
+
+
 #: By the names that pages know.
 TABLES: dict[str, Callable[[], str]] = {
     "errors": errors,
@@ -435,6 +450,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "decisions": decisions,
     "left-out": left_out,
     "media-names": media_names,
+    "metrics": metrics,
     "statuses": statuses,
     "versions": versions,
     "emulator-options": emulator_options,
