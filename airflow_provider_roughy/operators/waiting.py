@@ -10,6 +10,7 @@ from airflow_provider_roughy.arguments import as_seconds
 from airflow_provider_roughy.compat import BaseOperator, conf
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.lifecycle import ASSET, Kind, OnPendingPayment, check_on_pending_payment
+from airflow_provider_roughy.observability import metrics
 from airflow_provider_roughy.observability.openlineage import RunFacts, lineage_of_run
 from airflow_provider_roughy.triggers import deferral_timeout_verdict
 
@@ -58,6 +59,8 @@ class WaitingOperator(BaseOperator):
     @cached_property
     def hook(self) -> RoughyHook:
         """The hook of this task."""
+        # A task that continues after a wait may send no request.
+        metrics.start()
         return RoughyHook(self.roughy_conn_id)
 
     def deadline(self, started: float) -> float:
