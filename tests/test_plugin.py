@@ -26,6 +26,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from airflow_provider_roughy import instruments
 from airflow_provider_roughy.compat import AIRFLOW_VERSION
 from airflow_provider_roughy.emulator import Emulator, Fault
 from airflow_provider_roughy.events import announced
@@ -596,6 +597,36 @@ def test_other_methods_get_405(url: str) -> None:
         reply = httpx.request(method, url, timeout=PATIENCE)
         assert plain(reply) == (405, b"")
         assert reply.headers["Allow"] == "POST"
+
+
+@takes_webhooks
+@pytest.mark.once
+def test_every_answer_is_counted(connect: Callable[..., None], media: str, roughy: Emulator) -> None:
+    counted: Counter[str] = Counter()
+
+    def count(instrument: instruments.Instrument, value: float, tags: dict[str, str]) -> None:
+        if instrument is instruments.WEBHOOKS:
+            assert tags["answer"] in instrument.tags["answer"]
+            counted[tags["answer"]] += int(value)
+
+    roughy.progression = "manual"
+    instruments.send_to(count)
+    try:
+        connect()
+        with receiving() as url:
+            httpx.post(url)
+        connect(webhook_secret=SECRET, webhook_asset=media)
+        with receiving() as url:
+            ready, working = roughy.seed_asset(state="ready"), roughy.seed_asset(state="processing")
+            assert post(url, about(ready)).status_code == 204
+            assert post(url, about(working), id="msg_2").status_code == 503
+            httpx.get(url)
+            httpx.post(url, content=b"x" * (MAX_BODY_BYTES + 1), headers=signed())
+            for _ in range(2):
+                httpx.post(url)
+    finally:
+        instruments.send_to(None)
+    assert counted == {"404": 1, "204": 1, "503": 1, "405": 1, "413": 1, "401": 2}
 
 
 @takes_webhooks
