@@ -104,9 +104,9 @@ __all__ = [
     "get_hook_lineage_collector",
     "get_stats",
     "is_lineage_read",
-    "suppress_logs_and_warning",
     "lineage_limit",
     "operator_lineage",
+    "suppress_logs_and_warning",
     "task",
     "task_group",
 ]

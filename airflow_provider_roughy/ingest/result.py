@@ -10,9 +10,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy.api import decode
+from airflow_provider_roughy.instruments import CREDITS, FILES
 from airflow_provider_roughy.logs import counted
 from airflow_provider_roughy.transfer.storage import as_line
-from airflow_provider_roughy.instruments import CREDITS, FILES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
