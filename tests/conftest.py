@@ -44,6 +44,7 @@ ONCE = {
     "test_api.py",
     "test_claims.py",
     "test_client.py",
+    "test_conformance.py",
     "test_decide.py",
     "test_decode.py",
     "test_discover.py",

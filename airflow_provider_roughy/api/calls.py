@@ -47,6 +47,7 @@ class Request:
     :param headers: Headers besides the key's and the client's own.
     :param content: The body, as blocks of bytes; ``headers`` then have its ``Content-Length``.
     :param longest_reply: The maximum number of bytes of the decompressed reply; ``None`` for the client's default.
+    :param anonymous: Whether it is sent without the API key.
     """
 
     method: str
@@ -56,6 +57,7 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict)
     content: Iterable[bytes] | None = field(default=None, repr=False)
     longest_reply: int | None = None
+    anonymous: bool = False
 
     def __str__(self) -> str:
         """Return method and path, for errors; of a URL from a reply, only the part that is not secret."""

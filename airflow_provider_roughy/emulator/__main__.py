@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
             api_key=options.api_key or ["sk_emulator"],
             balance=options.balance,
             progression=options.progression,
-            choices=Choices.from_text(options.choice),
+            choices=Choices.from_text(options.choice, against=options.against),
             on_request=_print_request,
             storage_port=options.storage_port,
             webhook_secret=options.webhook_secret,
@@ -98,6 +98,9 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=VALUE",
         help="what to do where Roughy's documentation is silent; may be repeated (see emulator/choices.py)",
+    )
+    parser.add_argument(
+        "--against", metavar="FILE", help="behave as `verify` has seen Roughy behave: the JSON that it has written"
     )
     parser.add_argument("--webhook-secret", help="the secret that signs webhooks, whsec_… (default: a random one)")
     parser.add_argument(

@@ -12,7 +12,9 @@ A client that works with only one value of an option relies on undocumented beha
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 #: Bounds of numbers: success statuses, all other numbers, and fields with bounds of their own.
@@ -268,19 +270,30 @@ class Choices:
             raise ValueError("min_upload_bytes must not be above max_upload_bytes")
 
     @classmethod
-    def from_text(cls, pairs: list[str]) -> Choices:
+    def from_text(cls, pairs: list[str], *, against: str | Path | None = None) -> Choices:
         """Read ``name=value`` pairs of the command line.
 
         :param pairs: For example ``["delete_status=200", "keep_partial=false"]``.
+        :param against: The JSON that ``verify`` has written, whose choices apply where ``pairs`` have none.
+        :raises ValueError: If a choice does not exist or has another value, or the file cannot be read.
         """
         hints = get_type_hints(cls)
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = {} if against is None else _recorded(against, hints)
         for pair in pairs:
             name, separator, text = pair.partition("=")
             if not separator or name not in hints:
                 raise ValueError(f"unknown choice {pair!r}; known: {', '.join(sorted(hints))}")
             values[name] = _parse(name, hints[name], text)
         return cls(**values)
+
+
+def _recorded(path: str | Path, hints: dict[str, Any]) -> dict[str, Any]:
+    """Return the choices in the JSON that ``verify`` has written."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))["choices"]
+        return {name: value for name, value in found.items() if name in hints}
+    except (AttributeError, OSError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no result of `verify`: {type(error).__name__}: {error}") from None
 
 
 def _parse(name: str, hint: Any, text: str) -> Any:

@@ -320,13 +320,14 @@ def _build(
     steps = dict.fromkeys(_TIMEOUTS, settings.timeout) if settings.timeout else {**_TIMEOUTS}
     if request.content is not None:
         steps["read"] = deadline.seconds
+    key = {} if request.anonymous else {"Authorization": f"Bearer {settings.api_key}"}
     return http.build_request(
         request.method,
         settings.url(request.target),
         params=dict(request.params) or None,
         json=request.json,
         content=request.content,
-        headers={**request.headers, "Authorization": f"Bearer {settings.api_key}"},
+        headers={**request.headers, **key},
         timeout=httpx.Timeout(**{name: deadline.cap(seconds) for name, seconds in steps.items()}),
     )
 

@@ -104,7 +104,7 @@ class ReplyBody:
     def _secrets(self) -> list[str]:
         """Return the secrets of the request, the longest first: the key, and the URL of an upload."""
         sent = self._response.request
-        secrets = {sent.headers["Authorization"].removeprefix("Bearer ")}
+        secrets = {sent.headers.get("Authorization", "").removeprefix("Bearer ")}
         if not self._request.target.startswith("/"):
             path, _, query = sent.url.raw_path.decode().partition("?")
             parts = [path, query, path.rpartition("/")[2], *re.split("[&=]", query)]

@@ -26,12 +26,12 @@ CONTENTS: dict[str, dict[str, str]] = {
     "index": {
         "Start": "quickstart installing connection",
         "Guides": "guides/index",
-        "Know": "outcomes errors cli how-it-works ledger metrics scale emulator security compatibility glossary",
+        "Know": "outcomes errors cli how-it-works ledger metrics scale emulator facts security compatibility glossary",
         "Look up": "api/index changelog architecture contributing",
     },
     "guides/index": {
-        "": "nightly-folder operate one-task-or-many produce cut-and-render react-to-media announce report credits "
-        "resume"
+        "": "first-hour nightly-folder operate one-task-or-many produce cut-and-render react-to-media announce report "
+        "credits resume"
     },
     "api/index": {
         "": "operators sensors triggers events hooks resources ledger report exceptions retry-policy lifecycle "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+from argparse import ArgumentParser
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -11,6 +13,8 @@ from typing import Any, get_args
 from airflow_provider_roughy import exceptions, ingest
 from airflow_provider_roughy.cli.definition import COMMANDS
 from airflow_provider_roughy.compat import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
+from airflow_provider_roughy.conformance.command import add_arguments
+from airflow_provider_roughy.conformance.facts import FACTS
 from airflow_provider_roughy.emulator import Emulator
 from airflow_provider_roughy.emulator.__main__ import _parser
 from airflow_provider_roughy.emulator.control import Control
@@ -328,8 +332,44 @@ def versions() -> str:
 
 def emulator_options() -> str:
     """List the options of the emulator's command line."""
+    return _options(_parser())
+
+
+def verify_options() -> str:
+    """List the options of the command ``verify``."""
+    parser = ArgumentParser()
+    add_arguments(parser)
+    return _options(parser)
+
+
+def facts() -> str:
+    """List what is known of the API, and what is checked."""
+    rows = [
+        (f"`{each.id}`", f"[{each.mark}]({each.url})" if each.url else each.mark, each.text, each.promise)
+        for each in FACTS
+        if not each.unchecked
+    ]
+    return table(("Fact", "Known", "Says", "What rests on it"), rows)
+
+
+def unchecked_facts() -> str:
+    """List the facts that are not checked, each with the reason."""
+    rows = [(f"`{each.id}`", each.mark, each.text, each.unchecked) for each in FACTS if each.unchecked]
+    return table(("Fact", "Known", "Says", "Why it is not checked"), rows)
+
+
+def fact_counts() -> str:
+    """Count the facts by how reliably they are known."""
+    marks = ("documented", "inferred", "unknown")
+    counts = Counter((each.mark, bool(each.unchecked)) for each in FACTS)
+    rows = [(mark, str(counts[mark, False]), str(counts[mark, True])) for mark in marks]
+    total = [str(sum(counts[mark, missing] for mark in marks)) for missing in (False, True)]
+    return table(("Known", "Checked", "Not checked"), [*rows, ("all", *total)])
+
+
+def _options(parser: ArgumentParser) -> str:
     rows = []
-    for action in _parser()._actions[1:]:  # The first is --help.
+    for action in parser._actions[1:]:  # The first is --help.
         help_text = (action.help or "") % {"default": action.default}
         rows.append((" ".join(f"`{name}`" for name in action.option_strings), help_text))
     return table(("Option", "Meaning"), rows)
@@ -454,5 +494,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "statuses": statuses,
     "versions": versions,
     "emulator-options": emulator_options,
+    "verify-options": verify_options,
+    "facts": facts,
+    "unchecked-facts": unchecked_facts,
+    "fact-counts": fact_counts,
     "emulator-routes": emulator_routes,
 }

@@ -1,0 +1,204 @@
+"""The command ``verify``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from airflow_provider_roughy.conformance.result import Report, Result, read_record
+from airflow_provider_roughy.conformance.run import plan
+from airflow_provider_roughy.conformance.run import run as run_checks
+from airflow_provider_roughy.conformance.session import MAX_RATE, Session
+from airflow_provider_roughy.conformance.workspace import Workspace
+from airflow_provider_roughy.exceptions import RoughyError
+from airflow_provider_roughy.hooks import RoughyHook
+from airflow_provider_roughy.settings import Settings
+
+DESCRIPTION = (
+    "Check fact by fact where a Roughy differs from what this package knows of it. Exit status: 0 if all facts hold, 1 "
+    "if one differs, 2 if the run could not say."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("--conn-id", default=RoughyHook.default_conn_name, help="the Airflow connection (%(default)s)")
+    parser.add_argument(
+        "--max-credits", type=int, default=0, metavar="N", help="the most credits to spend: 0, or 1 to check everything"
+    )
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument("--public-url", metavar="URL", help="an https URL that leads to this machine, for webhooks")
+    parser.add_argument("--listen", type=int, metavar="PORT", help="the port that --public-url leads to (its own port)")
+    parser.add_argument("--output", metavar="FILE", help="write the results as JSON, to attach to an issue")
+    parser.add_argument("--against", metavar="FILE", help="compare with the JSON of an earlier run")
+    parser.add_argument(
+        "--rate", type=float, default=MAX_RATE, metavar="N", help=f"the most requests a second, up to {MAX_RATE:g}"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command.
+
+    :returns: The exit status.
+    """
+    try:
+        recorded = read_record(args.against) if args.against else None
+        settings = RoughyHook(args.conn_id).settings
+        session = Session(settings, rate=args.rate)
+    except (RoughyError, ValueError) as error:
+        print(f"Nothing was checked: {error}", file=sys.stderr)
+        return 2
+    problem = _problem(args)
+    if problem:
+        print(f"Nothing was checked: {problem}", file=sys.stderr)
+        return 2
+    workspace = Workspace(session, max_credits=args.max_credits, public_url=args.public_url)
+    for line in plan(
+        settings.base_url, max_credits=args.max_credits, public_url=args.public_url, is_local=session.is_local
+    ):
+        print(line)
+    if not args.yes and not _agreed():
+        print("Nothing was checked. Pass --yes to run without a question.", file=sys.stderr)
+        return 2
+    try:
+        with _interruptible(), _receiving(args, workspace):
+            report = run_checks(session, workspace, recorded=recorded, on_result=_progress)
+    except OSError as error:
+        print(f"Nothing was checked: {error}", file=sys.stderr)
+        return 2
+    finally:
+        session.close()
+    print(file=sys.stderr)
+    for line in report.lines():
+        print(_without_secrets(line, settings))
+    if args.output and not _write(report, Path(args.output), settings):
+        return 2
+    return report.status
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command by itself.
+
+    :param arguments: The command line without the program's name.
+    """
+    parser = argparse.ArgumentParser(prog="python -m airflow_provider_roughy.conformance", description=DESCRIPTION)
+    add_arguments(parser)
+    return run(parser.parse_args(arguments))
+
+
+def _problem(args: argparse.Namespace) -> str:
+    """Return why the arguments cannot be used; empty if they can."""
+    if args.max_credits < 0:
+        return "--max-credits must not be negative"
+    if not 0 < args.rate <= MAX_RATE:
+        return f"--rate must be above 0 and at most {MAX_RATE:g}"
+    if args.public_url and not _port(args):
+        return "--public-url has no port of its own: name the local port that it leads to with --listen"
+    if args.output and not Path(args.output).absolute().parent.is_dir():
+        return f"the folder of --output does not exist: {args.output}"
+    return ""
+
+
+def _agreed() -> bool:
+    try:
+        return input("Continue? [y/N] ").strip().lower() in ("y", "yes")
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return False
+
+
+def _progress(result: Result) -> None:
+    print(
+        {"holds": ".", "differs": "D", "not testable": "?" if result.is_unclear else "-"}[result.verdict],
+        end="",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM end the run as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _port(args: argparse.Namespace) -> int | None:
+    if args.listen:
+        return int(args.listen)
+    try:
+        return urlsplit(args.public_url).port
+    except ValueError:
+        return None
+
+
+@contextmanager
+def _receiving(args: argparse.Namespace, workspace: Workspace) -> Iterator[None]:
+    """Receive webhooks on loopback, if there is a public URL that leads there."""
+    if not args.public_url:
+        yield
+        return
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            length = self.headers.get("content-length", "")
+            content = self.rfile.read(min(int(length), 1 << 20)) if length.isdecimal() else b""
+            if len(workspace.events) < 100:
+                workspace.events.append(({name.lower(): value for name, value in self.headers.items()}, content))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Log nothing: the path may be a secret."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", _port(args) or 0), Receiver)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _without_secrets(text: str, settings: Settings) -> str:
+    """Return text without the key and the secrets of webhooks, whatever a reply has quoted."""
+    for secret in (settings.api_key, *(settings.webhook_secret or "").split()):
+        text = text.replace(secret, "…")
+    return text
+
+
+def _write(report: Report, path: Path, settings: Settings) -> bool:
+    """Write the JSON, whole or not at all."""
+    text = _without_secrets(json.dumps(report.to_json(), indent=2, ensure_ascii=False), settings)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_text(f"{text}\n", encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        print(f"The results could not be written: {error}", file=sys.stderr)
+        return False
+    print(f"Wrote {path}")
+    return True

@@ -1,0 +1,491 @@
+"""The throw-away project of a run, and the resources in it. Each is made when a check first uses it."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import secrets
+import struct
+import threading
+import time
+import wave
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from functools import wraps
+from typing import Any, TypeVar
+
+from airflow_provider_roughy.api import Reply
+from airflow_provider_roughy.conformance.session import (
+    CHUNK,
+    TUS,
+    BreakOff,
+    NotTestable,
+    Session,
+    Unclear,
+    answer,
+    body_of,
+)
+from airflow_provider_roughy.exceptions import RoughyError
+
+T = TypeVar("T")
+
+#: The start of the names of all projects, and of the descriptions of all webhook endpoints, that the kit makes.
+PREFIX = "airflow-provider-roughy verify"
+#: After so long, what another run has made is a leftover: no run takes longer.
+LEFT_AFTER = timedelta(minutes=30)
+#: A UUID that no resource has.
+NOBODY = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"
+#: Bytes of the recording of a second: 16 bits at 8 kHz, and a header.
+RECORDING_BYTES = 16_044
+#: Seconds until a resource must have been processed.
+_PROCESSING_SECONDS = 240.0
+
+_NAME = re.compile(re.escape(PREFIX) + r" (\d{8}T\d{6}Z) [0-9a-f]{8}")
+
+
+def once(make: Callable[..., T]) -> Callable[..., T]:
+    """Make a resource on its first use, and remember it, or why it could not be made."""
+
+    @wraps(make)
+    def made(self: Workspace, *args: Any) -> T:
+        key = (make.__module__, make.__qualname__, *args)
+        if key not in self._made:
+            try:
+                self._made[key] = make(self, *args), None
+            except (NotTestable, Unclear) as error:
+                self._made[key] = None, error
+        value, error = self._made[key]
+        if error is not None:
+            raise error
+        return value  # type: ignore[no-any-return]
+
+    return made
+
+
+class Workspace:
+    """The project of a run.
+
+    :param session: Sends the requests.
+    :param max_credits: The credits that may be spent.
+    :param public_url: Where webhooks arrive; ``None`` for no webhooks.
+    """
+
+    def __init__(self, session: Session, *, max_credits: int, public_url: str | None = None) -> None:
+        self.session = session
+        self.max_credits = max_credits
+        self.public_url = public_url
+        self.name = f"{PREFIX} {datetime.now(UTC):%Y%m%dT%H%M%SZ} {secrets.token_hex(4)}"
+        self.projects: list[str] = []
+        self.endpoints: list[str] = []
+        #: The events that arrived at :attr:`public_url`: headers by lower-case name, and the body.
+        self.events: list[tuple[dict[str, str], bytes]] = []
+        #: The assets that were charged, or may still be.
+        self.spent: set[str] = set()
+        self._made: dict[Any, tuple[Any, Exception | None]] = {}
+
+    # ---- Projects
+
+    def make_project(self, name: str | None = None) -> Reply:
+        """Create a project, which is removed at the end."""
+        reply = self.session.send("POST", "/v1/projects", json={"name": name or self.name})
+        if (made := body_of(reply)) and isinstance(made, dict) and isinstance(made.get("id"), str):
+            self.projects.append(made["id"])
+        return reply
+
+    @once
+    def project(self) -> tuple[Reply, dict[str, Any]]:
+        """Return the reply to the creation of the project of the run, and the project."""
+        reply = self.make_project()
+        return reply, _object(reply, "The project could not be created")
+
+    @property
+    def project_id(self) -> str:
+        """The project of the run."""
+        return str(self.project()[1]["id"])
+
+    # ---- Assets before processing
+
+    def make_asset(self, size: int, **fields: Any) -> tuple[Reply, dict[str, Any]]:
+        """Create an asset, and return the reply and the asset."""
+        reply = self.session.send(
+            "POST", "/v1/assets", json={"project_id": self.project_id, "size_bytes": size, **fields}
+        )
+        if reply.status == 402:
+            raise NotTestable("the account has no credits, which Roughy needs to create an asset")
+        made = _object(reply, "The asset could not be created")
+        if not isinstance(made.get("upload_url"), str):
+            made["upload_url"] = reply.headers.get("location")
+        if not isinstance(made["upload_url"], str):
+            raise NotTestable("the new asset has no upload URL")
+        return reply, made
+
+    @once
+    def asset(self) -> tuple[Reply, dict[str, Any]]:
+        """Return an asset that never gets a byte."""
+        return self.make_asset(RECORDING_BYTES, language="DE")
+
+    @once
+    def detail(self) -> Reply:
+        """Return the reply to ``GET`` of that asset."""
+        return self.get(self.asset()[1])
+
+    def get(self, asset: dict[str, Any]) -> Reply:
+        """Read an asset."""
+        return self.session.send("GET", f"/v1/assets/{asset['id']}")
+
+    def head(self, asset: dict[str, Any]) -> Reply:
+        """Read the offset of an asset's upload."""
+        return self.session.send("HEAD", asset["upload_url"], headers=TUS)
+
+    def patch(self, asset: dict[str, Any], offset: int, content: bytes, **headers: str) -> Reply:
+        """Send bytes of an asset's upload, once: what became of a request without a reply is not known."""
+        fields = {**CHUNK, "Upload-Offset": str(offset), **headers}
+        return self.session.send("PATCH", asset["upload_url"], headers=fields, content=content, again=False)
+
+    def offset(self, asset: dict[str, Any]) -> int | None:
+        """Return the offset of an asset's upload; ``None`` if it has none."""
+        text = self.head(asset).headers.get("upload-offset", "")
+        return int(text) if text.isdecimal() and len(text) < 19 else None
+
+    @once
+    def first_chunk(self) -> tuple[Reply, dict[str, Any]]:
+        """Return the reply to a first chunk of 100 bytes, and its asset."""
+        _, asset = self.make_asset(RECORDING_BYTES)
+        return self.patch(asset, 0, recording()[:100]), asset
+
+    @once
+    def broken(self) -> tuple[int, int, dict[str, Any]]:
+        """Break a request off; return how many bytes were sent, how many are kept, and the asset."""
+        _, asset = self.make_asset(RECORDING_BYTES)
+        sent = 4000
+        self._break(asset, recording()[:sent])
+        kept = 0
+        for attempt in range(4):
+            self.session.pause(0.1 if self.session.is_local else 1.0)
+            kept = self.offset(asset) or 0
+            if kept and attempt:
+                break
+        return sent, kept, asset
+
+    def _break(self, asset: dict[str, Any], start: bytes) -> None:
+        def content() -> Iterator[bytes]:
+            yield start
+            time.sleep(0.1 if self.session.is_local else 1.0)
+            raise BreakOff
+
+        fields = {**CHUNK, "Upload-Offset": "0", "Content-Length": str(RECORDING_BYTES)}
+        try:
+            self.session.send("PATCH", asset["upload_url"], headers=fields, content=content(), again=False)
+        except (BreakOff, Unclear):
+            return
+
+    @once
+    def contested(self) -> tuple[Reply | None, Reply, bool]:
+        """Send two requests for one upload at the same time.
+
+        :returns: The reply to ``HEAD`` meanwhile, the reply to the second request, and whether it waited.
+        """
+        _, asset = self.make_asset(RECORDING_BYTES)
+        release, started = threading.Event(), threading.Event()
+        slow = 0.3 if self.session.is_local else 2.0
+
+        def content() -> Iterator[bytes]:
+            yield recording()[:100]
+            started.set()
+            release.wait(30)
+            raise BreakOff
+
+        def first() -> None:
+            from airflow_provider_roughy.api import Request
+
+            fields = {**CHUNK, "Upload-Offset": "0", "Content-Length": str(RECORDING_BYTES)}
+            try:
+                self.session.client.send(Request("PATCH", asset["upload_url"], headers=fields, content=content()))
+            except (BreakOff, RoughyError):
+                pass
+            finally:
+                started.set()
+
+        found: list[Reply | Exception] = []
+
+        def second() -> None:
+            try:
+                found.append(self.patch(asset, 0, recording()[:200]))
+            except Exception as error:
+                found.append(error)
+
+        threads = [threading.Thread(target=first, daemon=True), threading.Thread(target=second, daemon=True)]
+        head: Reply | None = None
+        try:
+            threads[0].start()
+            started.wait(30)
+            self.session.pause(slow)
+            try:
+                head = self.session.send("HEAD", asset["upload_url"], headers=TUS, again=False, within=10 * slow)
+            except Unclear:
+                head = None
+            threads[1].start()
+            threads[1].join(2 * slow)
+            waited = threads[1].is_alive()
+        finally:
+            release.set()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join(30)
+        if not found or isinstance(found[0], Exception):
+            raise Unclear(f"two requests at the same time: {found[0] if found else 'no reply'}")
+        return head, found[0], waited
+
+    @once
+    def text(self) -> tuple[Reply, dict[str, Any]]:
+        """Return the reply to a first chunk of text, and its asset. Its size is larger, so it is never complete."""
+        _, asset = self.make_asset(4096)
+        text = b"This is a text of sixty-four bytes, and neither audio nor video." * 32
+        reply = self.patch(asset, 0, text[:64])
+        if reply.status >= 400 and self.head(asset).status < 300:
+            # Rejected as too short, and not as text.
+            reply = self.patch(asset, 0, text)
+        return reply, asset
+
+    @once
+    def cancelled(self) -> tuple[Reply, Reply, Reply]:
+        """Cancel an upload twice; return the replies, and the one to ``GET`` of the asset afterwards."""
+        _, asset = self.make_asset(RECORDING_BYTES)
+        first, again = (self.session.send("DELETE", asset["upload_url"], headers=TUS, again=False) for _ in range(2))
+        return first, again, self.get(asset)
+
+    @once
+    def deleted(self) -> tuple[Reply, Reply, Reply]:
+        """Delete an asset twice; return the replies, and the one to ``HEAD`` of its upload afterwards."""
+        _, asset = self.make_asset(RECORDING_BYTES)
+        first, again = (self.session.send("DELETE", f"/v1/assets/{asset['id']}", again=False) for _ in range(2))
+        return first, again, self.head(asset)
+
+    # ---- Assets after processing
+
+    @once
+    def finished(self) -> tuple[Reply, dict[str, Any]]:
+        """Upload a file that cannot be read; return the reply to its last chunk, and the asset."""
+        self.reserve(1)
+        content = unreadable()
+        _, asset = self.make_asset(len(content))
+        self.spent.add(asset["id"])
+        reply = self.patch(asset, 0, content)
+        if not 200 <= reply.status < 300:
+            if 400 <= reply.status < 500:
+                self.spent.discard(asset["id"])
+            raise NotTestable(f"an MP4 without content was not accepted: {answer(reply)}")
+        return reply, asset
+
+    @once
+    def failed(self) -> tuple[Reply, dict[str, Any]]:
+        """Return that asset once it has been processed."""
+        found = self.wait("asset", f"/v1/assets/{self.finished()[1]['id']}", ("processing", "pending_upload"))
+        if found[1].get("state") == "failed" and self.entries(found[1]["id"]) == []:
+            self.spent.discard(found[1]["id"])
+        return found
+
+    @once
+    def ready(self) -> tuple[Reply, dict[str, Any]]:
+        """Upload the recording of a second, and return it once it has been processed."""
+        if self.spent:
+            with suppress(NotTestable, Unclear):
+                self.failed()
+        # Now that it is known whether the unreadable file was charged.
+        self.reserve(1)
+        _, asset = self.make_asset(RECORDING_BYTES)
+        self.spent.add(asset["id"])
+        offset = 0
+        for _ in range(4):
+            try:
+                reply = self.patch(asset, offset, recording()[offset:])
+            except Unclear:
+                reply = None
+            if reply is not None and reply.status < 300:
+                break
+            now = body_of(self.get(asset))
+            if isinstance(now, dict) and now.get("state") != "pending_upload":
+                break
+            offset = self.offset(asset) or 0
+        found = self.wait("asset", f"/v1/assets/{asset['id']}", ("processing", "pending_upload"))
+        if found[1].get("state") != "ready":
+            raise NotTestable(f"the recording of a second is {found[1].get('state')}, and not ready")
+        return found
+
+    def reserve(self, credits: int) -> None:
+        """Make certain that so many credits may be spent.
+
+        :raises NotTestable: Otherwise.
+        """
+        if self.max_credits < credits:
+            raise NotTestable("it needs --max-credits 1")
+        if len(self.spent) + credits > self.max_credits:
+            raise NotTestable("the credits that were allowed are spent, by a file that should have cost nothing")
+        balance = body_of(self.session.send("GET", "/v1/credits/balance"))
+        if not isinstance(balance, dict) or not isinstance(balance.get("balance"), int) or balance["balance"] < credits:
+            raise NotTestable("the account has no credits")
+
+    def entries(self, asset_id: str) -> list[dict[str, Any]]:
+        """Return the entries of the credit history about an asset, of the newest hundred."""
+        page = body_of(self.session.send("GET", "/v1/credits/history", params={"limit": 100}))
+        items = page.get("items") if isinstance(page, dict) else page
+        return [each for each in items or [] if isinstance(each, dict) and each.get("asset_id") == asset_id]
+
+    def wait(self, kind: str, path: str, unfinished: tuple[str, ...]) -> tuple[Reply, dict[str, Any]]:
+        """Poll a resource until it leaves its unfinished states; note the states that were seen.
+
+        :param kind: ``asset``, ``cut`` or ``render``.
+        """
+        end, pause = time.monotonic() + _PROCESSING_SECONDS, 0.05 if self.session.is_local else 2.0
+        while True:
+            reply = self.session.send("GET", path)
+            found = _object(reply, f"The {kind} could not be read")
+            self.session.notes.saw_state(kind, found.get("state"))
+            if found.get("state") not in unfinished:
+                return reply, found
+            if time.monotonic() >= end:
+                raise Unclear(f"the {kind} was still {found.get('state')} after {_PROCESSING_SECONDS:.0f} s")
+            self.session.pause(pause)
+
+    # ---- Cuts and renders
+
+    @once
+    def cut(self, script: str) -> tuple[Reply, dict[str, Any], Reply]:
+        """Cut the recording; return the reply, the cut, and the reply to its export right after."""
+        reply = self.session.send("POST", "/v1/cuts", json={"asset_id": self.ready()[1]["id"], "script": script})
+        made = _object(reply, "The recording could not be cut")
+        self.session.notes.saw_state("cut", made.get("state"))
+        early = self.export(made, "/export", format="fcpxml", frame_rate="25")
+        return reply, made, early
+
+    @once
+    def completed_cut(self) -> tuple[Reply, dict[str, Any]]:
+        """Return a cut once it is completed."""
+        found = self.wait("cut", f"/v1/cuts/{self.cut('one')[1]['id']}", ("pending", "processing"))
+        if found[1].get("state") != "completed":
+            raise NotTestable(f"the cut is {found[1].get('state')}, and not completed")
+        return found
+
+    def export(self, cut: dict[str, Any], path: str, **params: str) -> Reply:
+        """Export a cut."""
+        return self.session.send("GET", f"/v1/cuts/{cut['id']}{path}", params=params, headers={"Accept": "*/*"})
+
+    def render(self, output: dict[str, Any], **fields: Any) -> Reply:
+        """Render the recording."""
+        body = {"asset_id": self.ready()[1]["id"], "output": output, **fields}
+        return self.session.send("POST", "/v1/renders", json=body)
+
+    @once
+    def rendered(self) -> tuple[Reply, dict[str, Any]]:
+        """Return the reply to the creation of a render of audio, and the render."""
+        reply = self.render({"format": "mp3", "audio_bitrate": 128})
+        made = _object(reply, "The recording could not be rendered")
+        self.session.notes.saw_state("render", made.get("state"))
+        return reply, made
+
+    @once
+    def completed_render(self) -> tuple[Reply, dict[str, Any]]:
+        """Return that render once it is completed."""
+        found = self.wait("render", f"/v1/renders/{self.rendered()[1]['id']}", ("pending", "processing"))
+        if found[1].get("state") != "completed":
+            raise NotTestable(f"the render is {found[1].get('state')}, and not completed")
+        return found
+
+    @once
+    def cancelled_render(self) -> tuple[str, Reply, Reply]:
+        """Cancel a render; return the method, the reply, and the reply to ``GET`` of the render afterwards."""
+        made = _object(self.render({"format": "m4a", "audio_bitrate": 192}), "The recording could not be rendered")
+        path = f"/v1/renders/{made['id']}"
+        method, reply = "delete", self.session.send("DELETE", path, again=False)
+        if reply.status in (404, 405, 501):
+            method, reply = "post", self.session.send("POST", f"{path}/cancel", again=False)
+        return method, reply, self.session.send("GET", path)
+
+    # ---- Cleaning up
+
+    def own(self) -> tuple[list[str], list[str]]:
+        """Return the projects and endpoints of this run, also those whose ids are not known as a reply was lost."""
+        projects, endpoints = self._find(lambda name: isinstance(name, str) and name[:-1] == self.name[:-1])
+        return list(dict.fromkeys(self.projects + projects)), list(dict.fromkeys(self.endpoints + endpoints))
+
+    def leftovers(self) -> tuple[list[str], list[str]]:
+        """Return the projects and the webhook endpoints that earlier runs have left behind."""
+        return self._find(is_leftover)
+
+    def _find(self, wanted: Callable[[object], bool]) -> tuple[list[str], list[str]]:
+        projects = [
+            each["id"]
+            for state in ("active", "archived")
+            for each in self._all("/v1/projects", state=state)
+            if wanted(each.get("name"))
+        ]
+        endpoints = [each["id"] for each in self._all("/v1/webhook-endpoints") if wanted(each.get("description"))]
+        return projects, endpoints
+
+    def _all(self, path: str, **params: str) -> Iterator[dict[str, Any]]:
+        offset = 0
+        while offset < 10_000:
+            body = body_of(self.session.send("GET", path, params={**params, "limit": 100, "offset": offset}))
+            items = body.get("items") if isinstance(body, dict) else body
+            found = [each for each in items if isinstance(each, dict)] if isinstance(items, list) else []
+            yield from (each for each in found if isinstance(each.get("id"), str))
+            offset += len(found)
+            if len(found) < 100 or isinstance(body, list):
+                return
+
+    def remove(self, projects: list[str], endpoints: list[str]) -> list[str]:
+        """Remove projects and webhook endpoints; return what could not be removed, in words."""
+        left = []
+        for kind, path, ids in (
+            ("project", "/v1/projects/", projects),
+            ("webhook endpoint", "/v1/webhook-endpoints/", endpoints),
+        ):
+            for each in ids:
+                try:
+                    reply = self.session.send("DELETE", path + each)
+                    problem = "" if reply.status < 300 or reply.status == 404 else answer(reply)
+                except Exception as error:
+                    problem = str(error)
+                if problem:
+                    left.append(f"{kind} {each}: {problem}")
+        return left
+
+
+def is_leftover(name: object) -> bool:
+    """Return whether a project or an endpoint of this name was made by a run that must have ended."""
+    found = _NAME.fullmatch(name) if isinstance(name, str) else None
+    if found is None:
+        return False
+    made = datetime.strptime(found[1], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    return datetime.now(UTC) - made > LEFT_AFTER
+
+
+def recording() -> bytes:
+    """Return a recording of a second: a tone, with half a second of silence, as WAV."""
+    target = io.BytesIO()
+    with wave.open(target, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        tone = (round(12_000 * math.sin(math.tau * 440 * at / 8000)) if at < 4000 else 0 for at in range(8000))
+        file.writeframes(b"".join(struct.pack("<h", sample) for sample in tone))
+    return target.getvalue()
+
+
+def unreadable() -> bytes:
+    """Return a file that looks like an MP4 by its first bytes, and has no content."""
+    kind = b"ftypisom" + (512).to_bytes(4, "big") + b"isomiso2avc1mp41"
+    return (len(kind) + 4).to_bytes(4, "big") + kind + (992).to_bytes(4, "big") + b"free" + bytes(984)
+
+
+def _object(reply: Reply, problem: str) -> dict[str, Any]:
+    """Return the resource of a reply.
+
+    :raises NotTestable: If it has none.
+    """
+    body = body_of(reply)
+    if not 200 <= reply.status < 300 or not isinstance(body, dict) or not isinstance(body.get("id"), str):
+        raise NotTestable(f"{problem}: {answer(reply)}")
+    return body
