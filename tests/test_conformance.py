@@ -9,11 +9,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from airflow_provider_roughy.conformance import command
@@ -233,8 +236,6 @@ def test_fault_that_passes_leaves_nothing_behind(fault: Fault, tmp_path: Path, m
 
 def projects(roughy: Emulator) -> list[str]:
     """Return the names of all projects but the account's first one."""
-    import httpx
-
     found = []
     for state in ("active", "archived"):
         reply = httpx.get(
@@ -377,3 +378,76 @@ def test_other_hosts_get_two_requests_a_second() -> None:
     session.close()
     assert len(pauses) == 4
     assert sum(pauses) == pytest.approx(sum(n / MAX_RATE for n in range(1, 5)), abs=0.2)
+
+
+# ---- Another implementation
+
+
+#: What `tests/node/roughy.mjs` does unlike the documentation, and the facts that this changes.
+DIFFERENCES = {
+    "limit-clamped": "lists.limit-101",
+    "oldest-first": "lists.order",
+    "new-state": "spec.states",
+    "locked": "patch.concurrent",
+    "text-failed": "text.asset",
+    "finished-offset": "finished.head",
+    "duration-number": "ready.duration",
+    "no-etag": "download.validator",
+    "cut-repeats": "cuts.same",
+    "refund": "ready.refund",
+}
+
+
+@contextmanager
+def foreign(node: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *differences: str) -> Iterator[str]:
+    """Start the Roughy around the TUS server of other authors; yield its address."""
+    arguments = ["node", "roughy.mjs", str(folder / "uploads"), "sk_foreign", *differences]
+    with subprocess.Popen(arguments, cwd=node, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            port, secret = process.stdout.readline().split()
+            fields = {
+                "conn_type": "roughy",
+                "host": f"http://127.0.0.1:{port}",
+                "password": "sk_foreign",
+                "extra": {"webhook_secret": secret},
+            }
+            monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps(fields))
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()
+
+
+def test_every_fact_holds_on_a_roughy_of_other_authors(
+    node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with foreign(node, tmp_path, monkeypatch):
+        url = f"http://127.0.0.1:{free_port()}/"
+        status, found = verify(tmp_path, "--max-credits", "1", "--public-url", url)
+    assert (status, of(found, "differs")) == (0, [])
+    assert of(found, "not testable") == ["credits.gate", "patch.locked-code"]
+    assert found["news"] == {"asset": ["mood"], "paths": ["GET /v1/teams"]}
+
+
+def test_ten_differences_are_found_and_nothing_else(
+    node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with foreign(node, tmp_path, monkeypatch, *DIFFERENCES):
+        status, found = verify(tmp_path, "--max-credits", "1")
+    assert (status, of(found, "differs")) == (1, list(DIFFERENCES.values()))
+    printed = capsys.readouterr().out
+    assert "--choice finished_upload=offset" in printed
+    assert "What rests on it: A cut whose reply was lost is requested again." in printed
+
+
+def test_file_that_should_be_free_and_is_charged_ends_the_spending(
+    node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with foreign(node, tmp_path, monkeypatch, "charge-failures") as host:
+        status, found = verify(tmp_path, "--max-credits", "1")
+        headers = {"Authorization": "Bearer sk_foreign"}
+        balance = httpx.get(f"{host}/v1/credits/balance", headers=headers).json()["balance"]
+    assert balance == 20 - 1
+    assert (status, of(found, "differs")) == (1, ["failed.free"])
+    reasons = {each["seen"] for each in found["facts"] if each["id"].startswith("ready.")}
+    assert reasons == {"the credits that were allowed are spent, by a file that should have cost nothing"}

@@ -113,7 +113,7 @@ def _duration(w: Workspace) -> Seen:
     reply, asset = w.ready()
     found = asset.get("duration_seconds")
     if not isinstance(found, str) or not re.fullmatch(r"\d{1,9}(\.\d{1,12})?", found):
-        return saw(reply, f"a {type(found).__name__}")
+        return saw(reply, "a number" if isinstance(found, (int, float)) else "no decimal number")
     return saw(reply, "text, 1 s" if abs(float(found) - 1) < 0.05 else f"text, {found[:20]} s")
 
 

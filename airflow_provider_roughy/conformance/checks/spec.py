@@ -43,6 +43,13 @@ OPERATIONS = {
     "/v1/credits/history": ("get",),
     "/v1/users/me": ("get",),
 }
+#: Operations that are no news: how a render is cancelled is unknown.
+_KNOWN = {
+    ("/v1/uploads", "options"),
+    ("/v1/renders/{}", "delete"),
+    ("/v1/renders/{}/cancel", "post"),
+    ("/v1/openapi.json", "get"),
+}
 #: The enumerations that the client knows, each recognised by one of its members.
 _ENUMS: dict[str, tuple[str, ...]] = {
     "pending_upload": ("pending_upload", "processing", "pending_payment", "ready", "failed"),
@@ -95,10 +102,9 @@ def _paths(w: Workspace) -> Seen:
     own = {(re.sub(r"\{[^}]*\}", "{}", path), method) for path, methods in OPERATIONS.items() for method in methods}
     found = _operations(spec)
     public = {path for path, _ in found}
-    known = {*own, ("/v1/uploads", "options")}
+    known = own | _KNOWN
     if extra := sorted(f"{method.upper()} {path}"[:100] for path, method in found - known):
         w.session.notes.fields["paths"] = set(extra)
-    # A page of the documentation may describe the verbs of TUS only.
     missing = sorted(f"{method.upper()} {path}" for path, method in own - found)
     return saw(reply, f"without {', '.join(missing)}" if missing and public else "all" if public else "no paths")
 

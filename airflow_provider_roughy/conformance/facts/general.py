@@ -238,10 +238,20 @@ GENERAL = (
     fact(
         "webhooks.fields", SEEN, "create-endpoint", "An endpoint has these fields.", "description, event_types, id, url"
     ),
-    choice("webhook_create_status", "webhooks.create", INFERRED, "create-endpoint", "The status of its creation."),
+    choice(
+        "webhook_create_status",
+        "webhooks.create",
+        INFERRED,
+        "create-endpoint",
+        "The status of the creation of an endpoint.",
+    ),
     fact("webhooks.https", SEEN, "create-endpoint", "A plain http URL is rejected.", "422 body.url"),
     choice(
-        "webhook_http", "webhooks.loopback", SEEN, "create-endpoint", "Plain http to this machine; documented is none."
+        "webhook_http",
+        "webhooks.loopback",
+        SEEN,
+        "create-endpoint",
+        "Whether a plain http URL of this machine is accepted; documented is that none is.",
     ),
     choice(
         "unknown_event_type",
@@ -286,14 +296,26 @@ GENERAL = (
     ),
     # ---- The published specification
     fact("spec.published", SEEN, "list-assets", "`/v1/openapi.json` is published.", "OpenAPI 3.1.0"),
-    fact("spec.paths", SEEN, "list-assets", "It has every path that the client calls.", "all"),
-    fact("spec.states", SEEN, "list-assets", "Its states and error codes are the documented ones.", "no others"),
-    fact("spec.fields", SEEN, "list-assets", "Its schemas have every field that the client requires.", "all"),
+    fact("spec.paths", SEEN, "list-assets", "The published specification has every path that the client calls.", "all"),
+    fact(
+        "spec.states",
+        SEEN,
+        "list-assets",
+        "The states and error codes of the published specification are the documented ones.",
+        "no others",
+    ),
+    fact(
+        "spec.fields",
+        SEEN,
+        "list-assets",
+        "The schemas of the published specification have every field that the client reads.",
+        "all",
+    ),
     fact(
         "spec.limits",
         SEEN,
         "list-assets",
-        "Its limits are those that the client checks.",
+        "The limits of the published specification are those that the client checks.",
         "limit 100, name 256, script 100000",
     ),
     # ---- Not part of the public reference
