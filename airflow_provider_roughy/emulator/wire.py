@@ -140,7 +140,7 @@ def as_integer(minimum: int, maximum: int | None = None) -> Reader[int]:
     """Return a reader of integers within bounds; a string must be plain digits (a query value)."""
 
     def read(value: object) -> int:
-        if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value):
+        if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,1000}", value):
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool):
             raise ValueError("Input should be a valid integer")

@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 
 Row = TypeVar("Row")
 
+#: An offset beyond every table: SQLite takes no larger numbers.
+_FAR = 1 << 62
+
 
 class UnknownId(KeyError):
     """There is no resource of that id."""
@@ -110,7 +113,7 @@ class Database:
             total = self.execute(f"SELECT COUNT(*) FROM {table} WHERE {where}", *given.values()).fetchone()[0]
             # The row number breaks ties of created_at. The API does not document the order; this is that of creation.
             query = f"SELECT * FROM {table} WHERE {where} ORDER BY created_at DESC, rowid DESC LIMIT ? OFFSET ?"
-            return self.rows(kind, query, *given.values(), limit, offset), int(total)
+            return self.rows(kind, query, *given.values(), limit, min(offset, _FAR)), int(total)
 
     def meta(self, name: str, default: str) -> str:
         """Return a stored setting; store the default first if there is none."""
