@@ -13,20 +13,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from airflow_provider_roughy.api import Request
 from airflow_provider_roughy.conformance import command
-from airflow_provider_roughy.conformance.checks import CHECKS
+from airflow_provider_roughy.conformance.checks import CHECKS, spec
 from airflow_provider_roughy.conformance.facts import FACTS
-from airflow_provider_roughy.conformance.run import check
+from airflow_provider_roughy.conformance.run import check, run
 from airflow_provider_roughy.conformance.session import MAX_RATE, Session
 from airflow_provider_roughy.conformance.workspace import PREFIX, Workspace, is_leftover
 from airflow_provider_roughy.emulator import Choices, Emulator, Fault
-from airflow_provider_roughy.settings import Settings
+from airflow_provider_roughy.settings import Address, Settings
 
 #: A value of each option of the emulator that is not its default, and that the kit notices.
 FLIPS = {
@@ -370,14 +372,37 @@ def test_arguments_that_cannot_be_used_are_refused(
     assert words in capsys.readouterr().err
 
 
-def test_other_hosts_get_two_requests_a_second() -> None:
-    pauses = list[float]()
-    session = Session(Settings("sk_x", "https://api.roughy.ai"), rate=100, sleep=pauses.append)
-    for _ in range(5):
-        session.wait_for_turn()
-    session.close()
-    assert len(pauses) == 4
-    assert sum(pauses) == pytest.approx(sum(n / MAX_RATE for n in range(1, 5)), abs=0.2)
+def test_other_hosts_get_two_requests_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In virtual time: a whole run, as if the emulator were another host."""
+    paused, sent = 0.0, list[float]()
+
+    def clock() -> float:
+        return time.monotonic() + paused
+
+    def sleep(seconds: float) -> None:
+        nonlocal paused
+        paused += seconds
+
+    with Emulator(progression="seconds=1") as roughy:
+        with monkeypatch.context() as patch:
+            patch.setattr(Address, "is_loopback", False)
+            session = Session(Settings(roughy.api_key, roughy.url), rate=100, sleep=sleep, clock=clock)
+        handed_over = session.client.send
+
+        def send(request: Request, **options: Any) -> Any:
+            sent.append(clock())
+            roughy.advance(0.5)
+            return handed_over(request, **options)
+
+        monkeypatch.setattr(session.client, "send", send)
+        report = run(session, Workspace(session, max_credits=1))
+        session.close()
+        assert not session.is_local
+        assert (report.status, roughy.assets) == (0, []), [*report.lines()]
+    gaps = [later - earlier for earlier, later in pairwise(sorted(sent))]
+    assert len(sent) > 180
+    assert min(gaps) > 1 / MAX_RATE - 0.01
+    print(f"{len(sent)} requests in {sent[-1] - sent[0]:.0f} s")
 
 
 # ---- Another implementation
@@ -451,3 +476,17 @@ def test_file_that_should_be_free_and_is_charged_ends_the_spending(
     assert (status, of(found, "differs")) == (1, ["failed.free"])
     reasons = {each["seen"] for each in found["facts"] if each["id"].startswith("ready.")}
     assert reasons == {"the credits that were allowed are spent, by a file that should have cost nothing"}
+
+
+def test_production_without_a_specification_is_compared_with_that_of_staging(
+    node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with foreign(node, tmp_path, monkeypatch, "new-state") as staging, Emulator() as roughy:
+        monkeypatch.setattr(spec, "_STAGING", f"{staging}/v1/openapi.json")
+        monkeypatch.setattr(spec, "DEFAULT_BASE_URL", roughy.url)
+        session = Session(Settings(roughy.api_key, roughy.url))
+        workspace = Workspace(session, max_credits=0)
+        results = {each.id: check(each, workspace) for each in FACTS if each.id.startswith("spec.")}
+        session.close()
+    assert [each for each in results if results[each].verdict != "holds"] == ["spec.states"]
+    assert results["spec.states"].seen == "+quarantined"

@@ -13,7 +13,7 @@ from airflow_provider_roughy.conformance.checks.events import subscribe
 from airflow_provider_roughy.conformance.fact import Fact
 from airflow_provider_roughy.conformance.facts import FACTS
 from airflow_provider_roughy.conformance.result import Report, Result, judge
-from airflow_provider_roughy.conformance.session import NotTestable, Session, Stop, Unclear
+from airflow_provider_roughy.conformance.session import STATUS_OF_CODE, NotTestable, Session, Stop, Unclear
 from airflow_provider_roughy.conformance.workspace import Workspace
 
 #: Seconds for the removal of everything.
@@ -97,6 +97,8 @@ def run(
     report.seconds = time.monotonic() - began
     report.requests, report.throttled = session.notes.answered, session.notes.throttled
     report.news = {kind: sorted(names) for kind, names in session.notes.fields.items() if names}
+    if codes := {code for code, _ in session.notes.statuses} - set(STATUS_OF_CODE):
+        report.news["error codes"] = sorted(codes)
     report.states = dict(session.notes.states)
     return report
 
@@ -113,19 +115,23 @@ def check(fact: Fact, workspace: Workspace, recorded: Mapping[str, Any] | None =
         return Result(fact, fact.expected, "not testable", str(error))
     except Unclear as error:
         return Result(fact, fact.expected, "not testable", f"could not say: {error}", is_unclear=True)
+    except Stop:
+        raise
+    except Exception as error:  # A reply that no check foresees must not end the others.
+        return Result(fact, fact.expected, "not testable", f"could not say: {type(error).__name__}", is_unclear=True)
 
 
 def _clean_up(session: Session, workspace: Workspace) -> list[str]:
     """Remove what the run made; return what could not be removed."""
-    session.extend(_CLEANING_SECONDS)
+    session.end_in(_CLEANING_SECONDS)
+    projects, endpoints = workspace.projects, workspace.endpoints
     try:
-        projects, endpoints = workspace.own()
-    except Exception:  # The lists cannot be read; what is known may be removable.
-        projects, endpoints = workspace.projects, workspace.endpoints
-    try:
-        left = workspace.remove(projects, endpoints)
+        try:
+            projects, endpoints = workspace.own()
+        except Exception as error:  # The lists cannot be read; what is known may be removable.
+            left = workspace.remove(projects, endpoints)
+            # A project whose reply was lost may exist as well.
+            return left or [f"projects named {workspace.name}, if there are any: {error}"]
+        return workspace.remove(projects, endpoints)
     except KeyboardInterrupt:
-        left = [f"project {each}: interrupted" for each in projects]
-    if not left and not projects and workspace.projects:
-        left = [f"a project named {workspace.name}"]
-    return left
+        return [f"projects named {workspace.name}: interrupted while they were removed"]

@@ -101,6 +101,7 @@ class Session:
     :param rate: The most requests a second; ignored for this machine, and never above :data:`MAX_RATE`.
     :param deadline: Seconds after which the run ends.
     :param sleep: Pauses for seconds.
+    :param clock: Returns the time in seconds.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Session:
         rate: float = MAX_RATE,
         deadline: float = 1200.0,
         sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         address = Address.of(settings.base_url)
         self.is_local = address is not None and address.is_loopback
@@ -119,8 +121,9 @@ class Session:
         self.request_id: str | None = None
         self._interval = 0.0 if self.is_local else 1 / min(rate, MAX_RATE)
         self._next = 0.0
-        self._end = time.monotonic() + deadline
+        self._end = clock() + deadline
         self._sleep = sleep
+        self.clock = clock
 
     def send(
         self,
@@ -139,12 +142,14 @@ class Session:
 
         :param content: The body; of bytes, the length is sent.
         :param anonymous: Whether it is sent without the key.
-        :param again: Whether it is sent again after a fault that may pass.
+        :param again: Whether it is sent again after a fault that may pass, although Roughy may have processed it. After
+            a 429 it always is, unless its body can be read only once.
         :param within: Seconds that it may take.
         :raises Stop: If the key is rejected, or the time of the run is over.
         :raises Unclear: If there is no reply, or Roughy is busy or out of order.
         """
         fields = dict(headers or {})
+        repeatable = content is None or isinstance(content, bytes)
         if isinstance(content, bytes):
             fields.setdefault("Content-Length", str(len(content)))
             content = [content]
@@ -152,7 +157,7 @@ class Session:
             method, target, params=dict(params or {}), json=json, headers=fields, content=content, anonymous=anonymous
         )
         for attempt in range(1, _TRIES + 1):
-            problem, pause = "", min(_PAUSE, 0.5 * 2**attempt)
+            problem, pause, may_repeat = "", min(_PAUSE, 0.5 * 2**attempt), again
             self.wait_for_turn()
             try:
                 reply = self.client.send(request, within=within)
@@ -166,12 +171,12 @@ class Session:
                     raise Stop("Roughy rejected the API key (401): it was valid when the run started, or never was")
                 if reply.status not in (429, 502, 503, 504):
                     return reply
-                problem = f"{request}: {reply.status}"
+                problem, may_repeat = f"{request}: {reply.status}", again or reply.status == 429
                 asked = retry_after(reply)
                 pause = pause if asked is None else asked
                 if pause > _PATIENCE:
                     raise Stop(f"{problem}, with a Retry-After of {pause:.0f} s; run it again later")
-            if not again or attempt == _TRIES:
+            if not (repeatable and may_repeat) or attempt == _TRIES:
                 break
             self._sleep(0.05 if self.is_local and pause <= _PAUSE and not problem.endswith("429") else pause)
         raise Unclear(problem)
@@ -181,7 +186,7 @@ class Session:
 
         :raises Stop: If the time of the run is over.
         """
-        now = time.monotonic()
+        now = self.clock()
         if now >= self._end:
             raise Stop("the run took too long")
         if self._interval:
@@ -207,9 +212,9 @@ class Session:
         except RoughyError as error:
             raise Unclear(str(error)) from None
 
-    def extend(self, seconds: float) -> None:
+    def end_in(self, seconds: float) -> None:
         """Allow so many more seconds, to clean up."""
-        self._end = max(self._end, time.monotonic() + seconds)
+        self._end = self.clock() + seconds
 
     def close(self) -> None:
         """Close the connections."""

@@ -278,7 +278,6 @@ const routes = {
   "GET /v1/users/me": () => ({ id: uuid7(), email: "a@b.example", name: "A", email_verified_at: null, deleted_at: null, created_at: stamp() }),
   "GET /v1/credits/balance": () => ({ balance: balance() }),
   "GET /v1/credits/history": ({ query }) => listed(ledger, query, {}, (entry) => entry),
-  "GET /v1/openapi.json": () => spec(),
   "POST /v1/projects": ({ body }) => [201, add("projects", { id: uuid7(), name: text(body, "name", 1, 256), state: "active",
     created_at: stamp(), updated_at: stamp(), archived_at: null })],
   "GET /v1/projects": ({ query }) => listed("projects", query, { state: state(query, ["active", "archived"]) ?? "active" },
@@ -439,6 +438,7 @@ async function answer(request, response) {
   const { pathname, searchParams: query } = new URL(request.url, base);
   const parts = pathname.split("/").slice(1);
   if (parts[0] === "bucket") return download(request, response, parts[1], query);
+  if (pathname === "/v1/openapi.json") return response.writeHead(200, { "Content-Type": "application/json" }).end(JSON.stringify(spec()));
   if (request.headers.authorization !== `Bearer ${key}`) throw new Refusal(401, "No valid key.");
   if (parts[1] === "uploads") return await upload(request, response, parts[2]);
   const named = Object.keys(routes).filter((route) => {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from airflow_provider_roughy.api import Reply
-from airflow_provider_roughy.conformance.checks.general import body
+from airflow_provider_roughy.conformance.checks.general import body, items
 from airflow_provider_roughy.conformance.seen import Check, Seen, chose, chose_status, fields_of, require, saw
 from airflow_provider_roughy.conformance.session import answer, code_of, refusal
 from airflow_provider_roughy.conformance.workspace import NOBODY, Workspace, once
@@ -106,7 +106,7 @@ def _filtered(w: Workspace, path: str, wanted: dict[str, Any]) -> tuple[Reply, s
     found = []
     for state in (wanted["state"], "failed"):
         reply = w.session.send("GET", path, params={"asset_id": asset_id, "state": state, "limit": 100})
-        ids = [each.get("id") for each in body(reply).get("items", []) if isinstance(each, dict)]
+        ids = [each.get("id") for each in items(reply)]
         found.append("listed" if wanted["id"] in ids else "not listed")
     return reply, ", ".join(found)
 
@@ -174,8 +174,8 @@ def _same_render(w: Workspace) -> Seen:
 
 def _video_of_audio(w: Workspace) -> Seen:
     reply = w.render({"format": "mp4"})
-    value = reply.status < 300
-    return chose(value if value or reply.status == 409 else None, reply, answer(reply) if not value else "true")
+    value = {200: True, 201: True, 409: False}.get(reply.status)
+    return chose(value, reply, answer(reply) if value is None else None)
 
 
 def _foreign_cut(w: Workspace) -> Seen:

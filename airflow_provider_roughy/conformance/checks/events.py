@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from airflow_provider_roughy.api import decode
@@ -34,7 +33,7 @@ def _event(w: Workspace) -> tuple[dict[str, str], bytes, dict[str, Any]]:
     """Wait for the event of the recording; return its headers, its body, and the body decoded."""
     _endpoint(w)
     asset_id = w.ready()[1]["id"]
-    end = time.monotonic() + _WAIT
+    end = w.session.clock() + _WAIT
     while True:
         for headers, content in list(w.events):
             try:
@@ -43,7 +42,7 @@ def _event(w: Workspace) -> tuple[dict[str, str], bytes, dict[str, Any]]:
                 continue
             if isinstance(found, dict) and asset_id in (_data(found).get("asset_id"), _data(found).get("entity_id")):
                 return headers, content, found
-        require(time.monotonic() < end, f"no event arrived within {_WAIT:.0f} s")
+        require(w.session.clock() < end, f"no event arrived within {_WAIT:.0f} s")
         w.session.pause(0.05 if w.session.is_local else 1.0)
 
 

@@ -165,7 +165,8 @@ def _list(w: Workspace, **params: str | int) -> Reply:
     return w.session.send("GET", "/v1/assets", params={"project_id": _two(w)[0], **params})
 
 
-def _items(reply: Reply) -> list[dict[str, Any]]:
+def items(reply: Reply) -> list[dict[str, Any]]:
+    """Return the items of a page."""
     found = body(reply).get("items")
     return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 
@@ -181,13 +182,13 @@ def _defaults(w: Workspace) -> Seen:
 
 def _order(w: Workspace) -> Seen:
     reply, (_, older, newer) = _list(w), _two(w)
-    found = [each.get("id") for each in _items(reply)]
+    found = [each.get("id") for each in items(reply)]
     return saw(reply, {(newer, older): "newest first", (older, newer): "oldest first"}.get(tuple(found), "neither"))
 
 
 def _total(w: Workspace) -> Seen:
-    first, reply = _items(_list(w, limit=1)), _list(w, limit=1, offset=1)
-    found = _items(reply)
+    first, reply = items(_list(w, limit=1)), _list(w, limit=1, offset=1)
+    found = items(reply)
     ids = {each.get("id") for each in first + found}
     place = "second of two" if len(found) == 1 and ids == set(_two(w)[1:]) else f"{len(found)} at offset 1"
     return saw(reply, f"total {body(reply).get('total')}, {place}")
@@ -253,9 +254,9 @@ def _moved(state: str) -> Check:
 def _listed(w: Workspace, **params: str) -> tuple[Reply, bool]:
     _change(w, state="archived")
     reply = w.session.send("GET", "/v1/projects", params={"limit": 100, **params})
-    found = any(each.get("id") == _other(w) for each in _items(reply))
+    found = any(each.get("id") == _other(w) for each in items(reply))
     if "state" not in params:
-        require(any(each.get("id") == w.project_id for each in _items(reply)), "the project is not on the first page")
+        require(any(each.get("id") == w.project_id for each in items(reply)), "the project is not on the first page")
     return reply, found
 
 
@@ -278,9 +279,7 @@ def _in_archived(w: Workspace) -> Reply:
 def _archived_asset(w: Workspace) -> Seen:
     reply = _in_archived(w)
     require(reply.status != 402, "the account has no credits")
-    return chose(
-        {201: True, 409: False}.get(reply.status, False), reply, answer(reply) if reply.status != 201 else "true"
-    )
+    return chose(reply.status < 300, reply)
 
 
 @once
@@ -318,23 +317,23 @@ def _history(w: Workspace) -> Reply:
 
 def _entry(w: Workspace) -> Seen:
     reply = _history(w)
-    items = _items(reply)
-    require(items, "the history is empty")
+    entries = items(reply)
+    require(entries, "the history is empty")
     expected = "asset_id, created_at, delta, grant_id, id, stripe_invoice_id, type"
-    return fields_of(w, "entry of the history", reply, expected, items[0])
+    return fields_of(w, "entry of the history", reply, expected, entries[0])
 
 
 def _entry_types(w: Workspace) -> Seen:
-    others = sorted({str(each.get("type"))[:64] for each in _items(_history(w))} - _TYPES)
+    others = sorted({str(each.get("type"))[:64] for each in items(_history(w))} - _TYPES)
     return saw(_history(w), ", ".join(others) or "no other types")
 
 
 def _sum(w: Workspace) -> Seen:
-    total, entries, reply = body(_history(w)).get("total"), list(_items(_history(w))), _history(w)
+    total, entries, reply = body(_history(w)).get("total"), list(items(_history(w))), _history(w)
     require(isinstance(total, int) and total <= _MAX_ENTRIES, f"the history has more than {_MAX_ENTRIES} entries")
     while isinstance(total, int) and 0 < len(entries) < total:
         params = {"limit": 100, "offset": len(entries)}
-        page = _items(w.session.send("GET", "/v1/credits/history", params=params))
+        page = items(w.session.send("GET", "/v1/credits/history", params=params))
         require(page, "the history could not be read to its end")
         entries += page
     balance = body(w.session.send("GET", "/v1/credits/balance")).get("balance")

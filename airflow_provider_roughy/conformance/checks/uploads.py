@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from airflow_provider_roughy.api import Reply, decode
-from airflow_provider_roughy.conformance.checks.general import body, success
+from airflow_provider_roughy.conformance.checks.general import body, items, success
 from airflow_provider_roughy.conformance.seen import Check, Seen, chose, chose_status, fields_of, require, saw
 from airflow_provider_roughy.conformance.session import CHUNK, TUS, answer, code_of, refusal
 from airflow_provider_roughy.conformance.workspace import NOBODY, RECORDING_BYTES, Workspace, once, recording
@@ -151,7 +151,7 @@ def _bad_state(w: Workspace) -> Seen:
 def _every_state(w: Workspace) -> Seen:
     w.asset()
     reply = w.session.send("GET", "/v1/assets", params={"project_id": w.project_id, "limit": 100})
-    found = any(each.get("id") == w.asset()[1]["id"] for each in body(reply).get("items", []))
+    found = any(each.get("id") == w.asset()[1]["id"] for each in items(reply))
     return saw(reply, "pending_upload listed" if found else "pending_upload not listed")
 
 
