@@ -146,7 +146,7 @@ def _port(args: argparse.Namespace) -> int | None:
     if args.listen:
         return int(args.listen)
     try:
-        return urlsplit(args.public_url).port
+        return urlsplit(str(args.public_url)).port
     except ValueError:
         return None
 

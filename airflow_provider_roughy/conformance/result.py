@@ -140,8 +140,8 @@ class Report:
             yield f"States seen ({kind}): {', '.join(found)}"
         yield from summary(self.results)
         yield f"{self.requests} replies in {self.seconds:.0f} s, {self.throttled} of them 429"
-        for each in self.left_behind:
-            yield f"Not removed: {each}. A later run removes it, or remove it in Roughy's dashboard"
+        for left in self.left_behind:
+            yield f"Not removed: {left}. A later run removes it, or remove it in Roughy's dashboard"
         if self.stopped:
             yield f"Stopped: {self.stopped}"
         elif any(each.is_unclear for each in self.results):

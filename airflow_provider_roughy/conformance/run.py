@@ -26,7 +26,7 @@ def plan(host: str, *, max_credits: int, public_url: str | None, is_local: bool)
     pace = "without a pause, as it is this machine" if is_local else "at most two a second"
     lines = [
         f"This checks {sum(1 for each in FACTS if not each.unchecked)} facts of the API at {host}:",
-        f"- about 250 requests, {pace}; it takes 3 to 10 minutes",
+        f"- about 200 requests, {pace}; it takes 2 to 10 minutes",
         "- it creates projects, assets and a webhook endpoint named `airflow-provider-roughy verify …`, and removes "
         "them at the end; it also removes those that an earlier run left behind",
         "- it reads the balance, the credit history and the profile, and keeps none of their values",

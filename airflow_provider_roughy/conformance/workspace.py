@@ -55,9 +55,9 @@ def once(make: Callable[..., T]) -> Callable[..., T]:
                 self._made[key] = make(self, *args), None
             except (NotTestable, Unclear) as error:
                 self._made[key] = None, error
-        value, error = self._made[key]
-        if error is not None:
-            raise error
+        value, problem = self._made[key]
+        if problem is not None:
+            raise problem
         return value  # type: ignore[no-any-return]
 
     return made

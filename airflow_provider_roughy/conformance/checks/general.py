@@ -182,8 +182,8 @@ def _defaults(w: Workspace) -> Seen:
 
 def _order(w: Workspace) -> Seen:
     reply, (_, older, newer) = _list(w), _two(w)
-    found = [each.get("id") for each in items(reply)]
-    return saw(reply, {(newer, older): "newest first", (older, newer): "oldest first"}.get(tuple(found), "neither"))
+    orders = {f"{newer} {older}": "newest first", f"{older} {newer}": "oldest first"}
+    return saw(reply, orders.get(" ".join(str(each.get("id")) for each in items(reply)), "neither"))
 
 
 def _total(w: Workspace) -> Seen:
