@@ -28,6 +28,7 @@ from airflow_provider_roughy.conformance.run import check, run
 from airflow_provider_roughy.conformance.session import MAX_RATE, Session
 from airflow_provider_roughy.conformance.workspace import PREFIX, Workspace, is_leftover
 from airflow_provider_roughy.emulator import Choices, Emulator, Fault
+from airflow_provider_roughy.emulator import __main__ as emulator
 from airflow_provider_roughy.settings import Address, Settings
 
 #: A value of each option of the emulator that is not its default, and that the kit notices.
@@ -203,10 +204,19 @@ def test_emulator_behaves_as_roughy_was_seen(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "verify.json").rename(record)
     seen = Choices.from_text([], against=record)
     assert seen == choices
+    assert Choices.from_text(["rejected_upload=kept"], against=record).rejected_upload == "kept"
     with Emulator(progression="polls=2", choices=seen) as roughy:
         connect(roughy, monkeypatch)
         status, found = verify(tmp_path, *arguments, "--against", str(record))
     assert (status, of(found, "differs")) == (0, [])
+
+
+def test_emulator_refuses_a_file_that_is_no_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, text in enumerate(("", "[]", '{"choices": {"rejected_upload": "eaten"}}')):
+        record = tmp_path / f"{number}.json"
+        record.write_text(text)
+        assert emulator.main(["--port", "0", "--against", str(record)]) == 2
+        assert "Cannot start" in capsys.readouterr().err
 
 
 # ---- Faults while it runs

@@ -29,20 +29,40 @@ DESCRIPTION = (
 )
 
 
+#: The arguments of the command: flags, and options of ``argparse``.
+ARGUMENTS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
+    (
+        ("--conn-id",),
+        {"default": RoughyHook.default_conn_name, "help": "the Airflow connection (default: %(default)s)"},
+    ),
+    (
+        ("--max-credits",),
+        {"type": int, "default": 0, "metavar": "N", "help": "the most credits to spend: 0, or 1 to check everything"},
+    ),
+    (("--yes",), {"action": "store_true", "help": "do not ask"}),
+    (("--public-url",), {"metavar": "URL", "help": "an https URL that leads to this machine, for webhooks"}),
+    (
+        ("--listen",),
+        {"type": int, "metavar": "PORT", "help": "the port that --public-url leads to (default: the port of the URL)"},
+    ),
+    (("--output",), {"metavar": "FILE", "help": "write the results as JSON, to attach to an issue"}),
+    (("--against",), {"metavar": "FILE", "help": "compare with the JSON of an earlier run"}),
+    (
+        ("--rate",),
+        {
+            "type": float,
+            "default": MAX_RATE,
+            "metavar": "N",
+            "help": "the most requests a second (default: %(default)g)",
+        },
+    ),
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("--conn-id", default=RoughyHook.default_conn_name, help="the Airflow connection (%(default)s)")
-    parser.add_argument(
-        "--max-credits", type=int, default=0, metavar="N", help="the most credits to spend: 0, or 1 to check everything"
-    )
-    parser.add_argument("--yes", action="store_true", help="do not ask")
-    parser.add_argument("--public-url", metavar="URL", help="an https URL that leads to this machine, for webhooks")
-    parser.add_argument("--listen", type=int, metavar="PORT", help="the port that --public-url leads to (its own port)")
-    parser.add_argument("--output", metavar="FILE", help="write the results as JSON, to attach to an issue")
-    parser.add_argument("--against", metavar="FILE", help="compare with the JSON of an earlier run")
-    parser.add_argument(
-        "--rate", type=float, default=MAX_RATE, metavar="N", help=f"the most requests a second, up to {MAX_RATE:g}"
-    )
+    for flags, options in ARGUMENTS:
+        parser.add_argument(*flags, **options)
 
 
 def run(args: argparse.Namespace) -> int:
