@@ -63,6 +63,7 @@ ONCE = {
     "test_polling_in_time.py",
     "test_probe.py",
     "test_referees.py",
+    "test_report_page.py",
     "test_soak.py",
     "test_storage.py",
     "test_tus.py",

@@ -93,20 +93,25 @@ def test_stored_dags_find_the_link_under_its_old_path() -> None:
 
 
 @pytest.mark.once
-def test_tasks_about_an_asset_have_the_link() -> None:
+def test_tasks_about_an_asset_or_with_a_report_have_a_link() -> None:
     program = """
 from airflow_provider_roughy import operators, sensors
 found = vars(operators) | vars(sensors)
-print(*sorted(name for name in found if any(link.name == "Roughy asset" for link in
-    getattr(found[name], "operator_extra_links", ()) or ()) and name.startswith("Roughy")))
+for button in ("Roughy asset", "Roughy report"):
+    print(*sorted(name for name in found if any(link.name == button for link in
+        getattr(found[name], "operator_extra_links", ()) or ()) and name.startswith("Roughy")))
 """
     run = subprocess.run(
         [sys.executable, "-c", program],
-        env={**os.environ, "AIRFLOW__ROUGHY__ASSET_LINK": PAGE},
+        env={
+            **os.environ,
+            "AIRFLOW__ROUGHY__ASSET_LINK": PAGE,
+            "AIRFLOW__ROUGHY__REPORT_LINK": "https://x.org/{path}",
+        },
         capture_output=True,
         text=True,
         timeout=100,
         check=True,
     )
     wanted = ["RoughyAssetSensor", "RoughyCreateUploadOperator", "RoughyCutOperator", "RoughyRenderOperator"]
-    assert run.stdout.split()[-4:] == wanted
+    assert [line.split() for line in run.stdout.splitlines()[-2:]] == [wanted, ["RoughyIngestOperator"]]
