@@ -480,7 +480,7 @@ class RoughyHook(BaseHook):
         :raises RoughyPaymentRequiredError: If the asset is not paid for.
         :raises RoughyAssetFailedError: If the asset has failed.
         """
-        cut = self._make_of(asset_id, api.create_cut(asset_id, script=script))
+        cut = self.run_for_asset(asset_id, api.create_cut(asset_id, script=script))
         lineage.report_making(self, CUT.name, cut.id, asset_id=asset_id)
         return cut
 
@@ -545,7 +545,7 @@ class RoughyHook(BaseHook):
         :raises RoughyAssetFailedError: If the asset has failed.
         :raises RoughyValidationError: If Roughy does not know such an output.
         """
-        render = self._make_of(asset_id, api.create_render(asset_id, output, cut_id=cut_id))
+        render = self.run_for_asset(asset_id, api.create_render(asset_id, output, cut_id=cut_id))
         lineage.report_making(self, RENDER.name, render.id, asset_id=asset_id, cut_id=cut_id)
         return render
 
@@ -597,8 +597,15 @@ class RoughyHook(BaseHook):
                 raise
         return self._removed(api.cancel_render(render_id, method="POST"), tries=2)
 
-    def _make_of(self, asset_id: str, call: Call[T]) -> T:
-        """Create a cut or a render. For an asset that failed or is unpaid, raise the error of its sensor."""
+    def run_for_asset(self, asset_id: str, call: Call[T]) -> T:
+        """Send a call that creates a cut or a render, and report nothing to Airflow's lineage.
+
+        :param asset_id: The asset.
+        :param call: The call, such as ``api.create_cut(asset_id)``.
+        :raises RoughyPaymentRequiredError: If the asset is not paid for.
+        :raises RoughyAssetFailedError: If the asset has failed.
+        :raises RoughyError: As :meth:`create_cut` and :meth:`create_render`.
+        """
         try:
             return self.client.run(call)
         except RoughyConflictError as error:

@@ -672,7 +672,7 @@ def test_written_files_are_announced_once_and_reported_to_lineage(
     told: list[tuple[list[str], list[str]]] = []
     monkeypatch.setattr(
         "airflow_provider_roughy.operators.produce.lineage.report",
-        lambda hook, read, written: told.append((list(read), list(written))),
+        lambda hook, read, written, project_id: told.append((list(read), list(written))),
     )
     files = [f"file://{production.out}/a.mp3/{name}" for name in ("captions.srt", "captions.vtt", "render.m4a")]
 
@@ -688,7 +688,7 @@ def test_written_files_are_announced_once_and_reported_to_lineage(
     by_output = {extra["output"]: extra for _, extra in first}
     assert by_output["captions.srt"] == {"target": files[0][7:], "output": "captions.srt", **ids}
     assert by_output["render.m4a"] == {"target": files[2][7:], "output": "render.m4a", "render_id": render["id"], **ids}
-    assert told[-1] == ([f"roughy://asset/{a}"], files)
+    assert told == [([f"roughy://asset/{a}"], files)], "cuts and renders would fill what Airflow keeps"
     # A retry announces what an earlier try of the run has written; the next run does not.
     assert sorted(uri for uri, _ in announced(again=True)) == files
     assert announced() == []

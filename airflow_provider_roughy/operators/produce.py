@@ -487,8 +487,10 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
 
     def _report_lineage(self, production: Production) -> None:
         written = [recording for recording in production.recordings if recording.written]
+        projects = {recording.project_id for recording in written}
         lineage.report(
             self.hook,
+            project_id=projects.pop() if len(projects) == 1 else None,
             read=(lineage.resource_uri(ASSET.name, recording.asset_id) for recording in written),
             written=(asset_uri(uri) for recording in written for uri in recording.files().values()),
         )

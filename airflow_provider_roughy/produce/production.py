@@ -14,6 +14,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_roughy import api
 from airflow_provider_roughy.api import RoughyAsset
 from airflow_provider_roughy.event_loop import run_here
 from airflow_provider_roughy.exceptions import (
@@ -260,14 +261,17 @@ class Production:
         try:
             if self._may_cut(recording):
                 kinds = tuple({output.kind for output in self._cut_missing(recording)})
-                cut = self._hook.create_cut(recording.asset_id, recording.script)
+                # Lineage is reported once, at the end: Airflow keeps a limited number of URIs.
+                new_cut = api.create_cut(recording.asset_id, script=recording.script)
+                cut = self._hook.run_for_asset(recording.asset_id, new_cut)
                 recording.cut_id = cut.id
                 self._settle_cut(recording, Verdict.of(CUT, cut))
             if self._may_render(recording):
                 kinds = ("render",)
                 (output,) = recording.missing("render")
                 cut_id = recording.cut_id if self._wanted.render_of == "cut" else None
-                render = self._hook.create_render(recording.asset_id, output.request["output"], cut_id)
+                new_render = api.create_render(recording.asset_id, output.request["output"], cut_id=cut_id)
+                render = self._hook.run_for_asset(recording.asset_id, new_render)
                 recording.render_id = render.id
                 self._settle_render(recording, Verdict.of(RENDER, render))
         except RoughyAssetProcessingError as error:
