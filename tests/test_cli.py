@@ -173,7 +173,7 @@ def test_a_person_is_asked_before_something_is_forgotten(
     answered(answer)
     ran = run("ledger", "forget", "a.mp3", "--ledger", ledger)
     assert ran.status == status
-    assert "a.mp3 (ready)? Roughy charges 1 recording when ingested again: 1 credit. (y/n)" in ran.out
+    assert "a.mp3 (ready)? Roughy charges 1 recording when ingested again: 1 credit. (y/n)" in ran.err
     left = {Path(row["source"]).name for row in run("ledger", "list", "--ledger", ledger, "-o", "json").rows}
     assert ("a.mp3" in left) == (status == 1)
 

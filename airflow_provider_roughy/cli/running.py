@@ -157,8 +157,10 @@ def confirm(args: argparse.Namespace, question: str) -> None:
         return
     if not sys.stdin.isatty():
         raise CommandError(f"{question} There is no terminal to ask on: give --yes. Nothing was changed")
+    # Not into what a program reads.
+    print(f"{as_line(question)} (y/n) ", end="", file=sys.stderr, flush=True)
     try:
-        answer = input(f"{as_line(question)} (y/n) ")
+        answer = input()
     except EOFError:
         answer = ""
     if answer.strip().lower() not in ("y", "yes"):
