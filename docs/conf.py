@@ -42,7 +42,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(?!airflow_provider_roughy\.)\w+\..*"),
     (
         r"py:(class|exc)",
-        r"(Airflow|Base|Retry|Task|Trigger)\w+|Asset|Connection|Context|Dataset|ObjectStoragePath|SplitResult|datetime|timedelta",
+        r"(Airflow|Base|Retry|Task|Trigger)\w+|Asset|Connection|Context|Dataset|ObjectStoragePath|SplitResult|date(time)?|timedelta",
     ),
     # Sphinx cuts long hints in two.
     (r"py:class", r".*\[str"),
