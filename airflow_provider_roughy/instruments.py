@@ -161,7 +161,7 @@ WAITERS = Gauge(
 )
 POLL_LAG = Timer(
     "roughy.poll_lag",
-    "How much later than planned a round of polls has answered all waits that were due, pauses after errors included",
+    "How much later than planned a round of polls has answered all waits that were due, if only with an error",
     {"kind": _KINDS},
 )
 FEED_LAG = Timer(

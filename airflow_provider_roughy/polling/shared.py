@@ -436,11 +436,13 @@ class SharedPoll:
             planned = min((poller.wait.due for poller in self._due if poller.wait), default=loop.time())
             try:
                 await self._round()
-                POLL_LAG.record(max(0.0, loop.time() - planned), kind=self._kind.name)
             except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
                 raise
             except BaseException as error:  # Airflow has errors that are no Exception.
                 await self._postpone(error)
+            finally:
+                # Also of the last round, which is cancelled once the last waiter has left.
+                POLL_LAG.record(max(0.0, loop.time() - planned), kind=self._kind.name)
 
     def _record_waiters(self) -> None:
         """Record how many resources of this kind the triggerer waits for; on workers, each task has its own wait."""
