@@ -23,10 +23,11 @@ import pytest
 from airflow_provider_roughy.api import Request
 from airflow_provider_roughy.conformance import command
 from airflow_provider_roughy.conformance.checks import CHECKS, spec
+from airflow_provider_roughy.conformance.cleaning import is_leftover
 from airflow_provider_roughy.conformance.facts import FACTS
 from airflow_provider_roughy.conformance.run import check, run
 from airflow_provider_roughy.conformance.session import MAX_RATE, Session
-from airflow_provider_roughy.conformance.workspace import PREFIX, Workspace, is_leftover
+from airflow_provider_roughy.conformance.workspace import PREFIX, Workspace
 from airflow_provider_roughy.emulator import Choices, Emulator, Fault
 from airflow_provider_roughy.emulator import __main__ as emulator
 from airflow_provider_roughy.settings import Address, Settings
@@ -282,7 +283,7 @@ def test_fault_that_stays_ends_in_words_and_the_next_run_cleans_up(
         assert "Not removed: project" in printed
         assert len(projects_of(roughy)) == len(found["left_behind"]) > 0
         roughy.clear_faults()
-        monkeypatch.setattr("airflow_provider_roughy.conformance.workspace.LEFT_AFTER", timedelta(0))
+        monkeypatch.setattr("airflow_provider_roughy.conformance.cleaning.LEFT_AFTER", timedelta(0))
         status, found = verify(tmp_path)
         assert (status, projects(roughy), roughy.assets) == (0, [], [])
 

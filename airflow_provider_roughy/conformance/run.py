@@ -10,6 +10,7 @@ from typing import Any
 from airflow_provider_roughy import __version__
 from airflow_provider_roughy.conformance.checks import CHECKS, general
 from airflow_provider_roughy.conformance.checks.events import subscribe
+from airflow_provider_roughy.conformance.cleaning import leftovers, own, remove
 from airflow_provider_roughy.conformance.fact import Fact
 from airflow_provider_roughy.conformance.facts import FACTS
 from airflow_provider_roughy.conformance.result import Report, Result, judge
@@ -73,7 +74,7 @@ def run(
     report = Report(session.settings.base_url, __version__, f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
     report.max_credits = workspace.max_credits
     try:
-        workspace.remove(*workspace.leftovers())
+        remove(workspace, *leftovers(workspace))
         workspace.project()
         for fact in in_order():
             if fact.needs == "webhook" and workspace.public_url is None:
@@ -127,11 +128,11 @@ def _clean_up(session: Session, workspace: Workspace) -> list[str]:
     projects, endpoints = workspace.projects, workspace.endpoints
     try:
         try:
-            projects, endpoints = workspace.own()
+            projects, endpoints = own(workspace)
         except Exception as error:  # The lists cannot be read; what is known may be removable.
-            left = workspace.remove(projects, endpoints)
+            left = remove(workspace, projects, endpoints)
             # A project whose reply was lost may exist as well.
             return left or [f"projects named {workspace.name}, if there are any: {error}"]
-        return workspace.remove(projects, endpoints)
+        return remove(workspace, projects, endpoints)
     except KeyboardInterrupt:
         return [f"projects named {workspace.name}: interrupted while they were removed"]

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import math
-import re
 import secrets
-import struct
 import threading
-import wave
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import wraps
 from typing import Any, TypeVar
 
 from airflow_provider_roughy.api import Reply
+from airflow_provider_roughy.conformance.samples import RECORDING_BYTES, recording, unreadable
 from airflow_provider_roughy.conformance.session import (
     CHUNK,
     TUS,
@@ -32,16 +28,10 @@ T = TypeVar("T")
 
 #: The start of the names of all projects, and of the descriptions of all webhook endpoints, that the kit makes.
 PREFIX = "airflow-provider-roughy verify"
-#: After so long, what another run has made is a leftover: no run takes longer.
-LEFT_AFTER = timedelta(minutes=30)
 #: A UUID that no resource has.
 NOBODY = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"
-#: Bytes of the recording of a second: 16 bits at 8 kHz, and a header.
-RECORDING_BYTES = 16_044
 #: Seconds until a resource must have been processed.
 _PROCESSING_SECONDS = 240.0
-
-_NAME = re.compile(re.escape(PREFIX) + r" (\d{8}T\d{6}Z) [0-9a-f]{8}")
 
 
 def once(make: Callable[..., T]) -> Callable[..., T]:
@@ -416,82 +406,6 @@ class Workspace:
         if reply.status in (404, 405, 501):
             method, reply = "post", self.session.send("POST", f"{path}/cancel", again=False)
         return method, reply, self.session.send("GET", path)
-
-    # ---- Cleaning up
-
-    def own(self) -> tuple[list[str], list[str]]:
-        """Return the projects and endpoints of this run, also those whose ids are not known as a reply was lost."""
-        projects, endpoints = self._find(lambda name: isinstance(name, str) and name[:-1] == self.name[:-1])
-        return list(dict.fromkeys(self.projects + projects)), list(dict.fromkeys(self.endpoints + endpoints))
-
-    def leftovers(self) -> tuple[list[str], list[str]]:
-        """Return the projects and the webhook endpoints that earlier runs have left behind."""
-        return self._find(is_leftover)
-
-    def _find(self, wanted: Callable[[object], bool]) -> tuple[list[str], list[str]]:
-        projects = [
-            each["id"]
-            for state in ("active", "archived")
-            for each in self._all("/v1/projects", state=state)
-            if wanted(each.get("name"))
-        ]
-        endpoints = [each["id"] for each in self._all("/v1/webhook-endpoints") if wanted(each.get("description"))]
-        return projects, endpoints
-
-    def _all(self, path: str, **params: str) -> Iterator[dict[str, Any]]:
-        offset = 0
-        while offset < 10_000:
-            body = body_of(self.session.send("GET", path, params={**params, "limit": 100, "offset": offset}))
-            items = body.get("items") if isinstance(body, dict) else body
-            found = [each for each in items if isinstance(each, dict)] if isinstance(items, list) else []
-            yield from (each for each in found if isinstance(each.get("id"), str))
-            offset += len(found)
-            if len(found) < 100 or isinstance(body, list):
-                return
-
-    def remove(self, projects: list[str], endpoints: list[str]) -> list[str]:
-        """Remove projects and webhook endpoints; return what could not be removed, in words."""
-        left = []
-        for kind, path, ids in (
-            ("project", "/v1/projects/", projects),
-            ("webhook endpoint", "/v1/webhook-endpoints/", endpoints),
-        ):
-            for each in ids:
-                try:
-                    reply = self.session.send("DELETE", path + each)
-                    problem = "" if reply.status < 300 or reply.status == 404 else answer(reply)
-                except Exception as error:
-                    problem = str(error)
-                if problem:
-                    left.append(f"{kind} {each}: {problem}")
-        return left
-
-
-def is_leftover(name: object) -> bool:
-    """Return whether a project or an endpoint of this name was made by a run that must have ended."""
-    found = _NAME.fullmatch(name) if isinstance(name, str) else None
-    if found is None:
-        return False
-    made = datetime.strptime(found[1], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-    return datetime.now(UTC) - made > LEFT_AFTER
-
-
-def recording() -> bytes:
-    """Return a recording of a second: a tone, with half a second of silence, as WAV."""
-    target = io.BytesIO()
-    with wave.open(target, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(8000)
-        tone = (round(12_000 * math.sin(math.tau * 440 * at / 8000)) if at < 4000 else 0 for at in range(8000))
-        file.writeframes(b"".join(struct.pack("<h", sample) for sample in tone))
-    return target.getvalue()
-
-
-def unreadable() -> bytes:
-    """Return a file that looks like an MP4 by its first bytes, and has no content."""
-    kind = b"ftypisom" + (512).to_bytes(4, "big") + b"isomiso2avc1mp41"
-    return (len(kind) + 4).to_bytes(4, "big") + kind + (992).to_bytes(4, "big") + b"free" + bytes(984)
 
 
 def _object(reply: Reply, problem: str) -> dict[str, Any]:

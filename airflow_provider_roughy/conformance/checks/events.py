@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from airflow_provider_roughy.api import decode
-from airflow_provider_roughy.conformance.checks.general import make_endpoint
+from airflow_provider_roughy.conformance.checks.account import make_endpoint
 from airflow_provider_roughy.conformance.seen import Check, Seen, chose, names, require
 from airflow_provider_roughy.conformance.session import answer
 from airflow_provider_roughy.conformance.workspace import Workspace, once

@@ -8,9 +8,10 @@ from urllib.parse import parse_qs, urlsplit
 
 from airflow_provider_roughy.api import Reply
 from airflow_provider_roughy.conformance.checks.general import body
+from airflow_provider_roughy.conformance.samples import RECORDING_BYTES, UNREADABLE_BYTES, recording
 from airflow_provider_roughy.conformance.seen import Check, Seen, chose, require, saw
 from airflow_provider_roughy.conformance.session import TUS, answer
-from airflow_provider_roughy.conformance.workspace import RECORDING_BYTES, Workspace, once, recording
+from airflow_provider_roughy.conformance.workspace import Workspace, once
 
 # ---- A finished upload of an unreadable file
 
@@ -19,11 +20,10 @@ from airflow_provider_roughy.conformance.workspace import RECORDING_BYTES, Works
 def _after(w: Workspace) -> dict[str, Reply]:
     """Read, extend and cancel the upload that is finished, and read its asset before."""
     asset = w.finished()[1]
-    size = 1024
     return {
         "asset": w.get(asset),
         "head": w.head(asset),
-        "patch": w.patch(asset, size, b""),
+        "patch": w.patch(asset, UNREADABLE_BYTES, b""),
         "cancel": w.session.send("DELETE", asset["upload_url"], headers=TUS, again=False),
     }
 
@@ -36,7 +36,7 @@ def _processing(w: Workspace) -> Seen:
 
 
 def _rule(reply: Reply) -> str | None:
-    full = reply.headers.get("upload-offset") == "1024"
+    full = reply.headers.get("upload-offset") == str(UNREADABLE_BYTES)
     return {404: "not_found", 410: "gone"}.get(reply.status, "offset" if reply.status < 300 and full else None)
 
 

@@ -9,9 +9,10 @@ from uuid import UUID
 
 from airflow_provider_roughy.api import Reply, decode
 from airflow_provider_roughy.conformance.checks.general import body, items, success
+from airflow_provider_roughy.conformance.samples import RECORDING_BYTES, recording
 from airflow_provider_roughy.conformance.seen import Check, Seen, chose, chose_status, fields_of, require, saw
 from airflow_provider_roughy.conformance.session import CHUNK, TUS, answer, code_of, refusal
-from airflow_provider_roughy.conformance.workspace import NOBODY, RECORDING_BYTES, Workspace, once, recording
+from airflow_provider_roughy.conformance.workspace import NOBODY, Workspace, once
 
 #: The fields of an asset, of which :data:`_DETAIL` are in the reply to ``GET`` of one only.
 _SUMMARY = (

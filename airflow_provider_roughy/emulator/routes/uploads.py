@@ -188,7 +188,10 @@ class Uploads:
         if lock.locked() and self._choices.concurrent_patch == "locked":
             raise refusal
         try:
-            await asyncio.wait_for(lock.acquire(), self._choices.lock_wait_seconds)
+            # Without any time, `wait_for` would not even take a lock that is free.
+            await (
+                asyncio.wait_for(lock.acquire(), self._choices.lock_wait_seconds) if lock.locked() else lock.acquire()
+            )
         except TimeoutError:
             raise refusal from None
         try:
