@@ -21,6 +21,7 @@ import httpx
 import pytest
 
 from airflow_provider_roughy.api import Request
+from airflow_provider_roughy.cli.parser import build_parser
 from airflow_provider_roughy.conformance import command
 from airflow_provider_roughy.conformance.checks import CHECKS, spec
 from airflow_provider_roughy.conformance.cleaning import is_leftover
@@ -91,9 +92,13 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
+def run_command(*arguments: str) -> int:
+    return command.verify(build_parser().parse_args(["verify", *arguments]))
+
+
 def verify(tmp_path: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
     output = tmp_path / "verify.json"
-    status = command.main(["--yes", "--output", str(output), *arguments])
+    status = run_command("--yes", "--file", str(output), *arguments)
     return status, json.loads(output.read_text())
 
 
@@ -318,9 +323,9 @@ def test_interrupted_run_removes_everything(number: int, tmp_path: Path, monkeyp
         connect(roughy, monkeypatch)
         roughy.inject(Fault(path="/v1/uploads/*", nth=3, times=1, delay=30))
         output = tmp_path / "verify.json"
-        arguments = ["--yes", "--max-credits", "1", "--output", str(output)]
+        arguments = ["--yes", "--max-credits", "1", "--file", str(output)]
         with subprocess.Popen(
-            [sys.executable, "-m", "airflow_provider_roughy.conformance", *arguments],
+            [sys.executable, "-m", "airflow_provider_roughy", "verify", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -356,7 +361,7 @@ def test_nothing_is_sent_without_consent(
     with Emulator() as roughy:
         connect(roughy, monkeypatch)
         monkeypatch.setattr("builtins.input", lambda prompt: "n")
-        assert command.main(["--max-credits", "1"]) == 2
+        assert run_command("--max-credits", "1") == 2
         assert roughy.requests == []
     printed = capsys.readouterr().out
     assert "It spends 1 credit at most" in printed
@@ -367,9 +372,8 @@ def test_nothing_is_sent_without_consent(
     [
         (["--conn-id", "nowhere"], "no connection 'nowhere'"),
         (["--rate", "3"], "--rate must be above 0 and at most 2"),
-        (["--max-credits", "-1"], "--max-credits must not be negative"),
         (["--public-url", "https://tunnel.example/"], "--listen"),
-        (["--output", "/no/such/folder/verify.json"], "the folder of --output does not exist"),
+        (["--file", "/no/such/folder/verify.json"], "the folder of --file does not exist"),
         (["--against", "/no/such/file"], "is no result of `verify`"),
     ],
 )
@@ -378,7 +382,7 @@ def test_arguments_that_cannot_be_used_are_refused(
 ) -> None:
     with Emulator() as roughy:
         connect(roughy, monkeypatch)
-        assert command.main(["--yes", *arguments]) == 2
+        assert run_command("--yes", *arguments) == 2
         assert roughy.requests == []
     assert words in capsys.readouterr().err
 

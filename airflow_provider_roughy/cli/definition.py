@@ -40,13 +40,13 @@ def whole(text: str) -> int:
 def _calls(path: str) -> Callable[[argparse.Namespace], None]:
     """Return the function of a command, which imports its module when it is called.
 
-    :param path: ``module.function``, in this folder.
+    :param path: ``module.function``, in this package.
     """
 
     def command(args: argparse.Namespace) -> None:
         module, _, name = path.rpartition(".")
         running = import_module("airflow_provider_roughy.cli.running")
-        running.run(lambda: getattr(import_module(f"airflow_provider_roughy.cli.{module}"), name), args)
+        running.run(lambda: getattr(import_module(f"airflow_provider_roughy.{module}"), name), args)
 
     command.__name__ = path.rpartition(".")[2]
     return command
@@ -88,7 +88,7 @@ LEDGER_GROUP = GroupCommand(
         ActionCommand(
             name="list",
             help="List recordings, the newest first",
-            func=_calls("ledger.list_entries"),
+            func=_calls("cli.ledger.list_entries"),
             args=(
                 *_LEDGER,
                 OUTPUT,
@@ -106,19 +106,19 @@ LEDGER_GROUP = GroupCommand(
         ActionCommand(
             name="show",
             help="Show all that the ledger has about recordings, and what the next run does about each",
-            func=_calls("ledger.show"),
+            func=_calls("cli.ledger.show"),
             args=(*_LEDGER, OUTPUT, RECORDINGS),
         ),
         ActionCommand(
             name="retry",
             help="Have the next run ingest recordings again that are done; Roughy charges each again",
-            func=_calls("ledger.retry"),
+            func=_calls("cli.ledger.retry"),
             args=(*_LEDGER, YES, RECORDINGS),
         ),
         ActionCommand(
             name="forget",
             help="Forget recordings, also claims on those that are not done",
-            func=_calls("ledger.forget"),
+            func=_calls("cli.ledger.forget"),
             args=(
                 *_LEDGER,
                 YES,
@@ -133,7 +133,7 @@ LEDGER_GROUP = GroupCommand(
         ActionCommand(
             name="recheck",
             help="Compare what is not ready with the state of its asset at Roughy",
-            func=_calls("ledger.recheck"),
+            func=_calls("cli.ledger.recheck"),
             args=(
                 *_LEDGER,
                 OUTPUT,
@@ -150,7 +150,7 @@ LEDGER_GROUP = GroupCommand(
         ActionCommand(
             name="export",
             help="Write all entries as JSON, one a line",
-            func=_calls("ledger.export"),
+            func=_calls("cli.ledger.export"),
             args=(*_LEDGER, Arg(("--file",), help="Where to write to (default: standard output)")),
         ),
     ),
@@ -159,7 +159,7 @@ LEDGER_GROUP = GroupCommand(
 PLAN = ActionCommand(
     name="plan",
     help="Show what a batch would upload, and what it would cost. Nothing is created",
-    func=_calls("plan.plan"),
+    func=_calls("cli.plan.plan"),
     args=(
         *_ROUGHY,
         OUTPUT,
@@ -179,14 +179,14 @@ PLAN = ActionCommand(
 BALANCE = ActionCommand(
     name="balance",
     help="Show the credits that are left",
-    func=_calls("account.balance"),
+    func=_calls("cli.account.balance"),
     args=(*_ROUGHY, OUTPUT),
 )
 
 CREDITS = ActionCommand(
     name="credits",
     help="Show the credits that were spent and added, by day, project or type",
-    func=_calls("account.credits"),
+    func=_calls("cli.account.credits"),
     args=(
         *_ROUGHY,
         OUTPUT,
@@ -202,7 +202,7 @@ ASSETS_GROUP = GroupCommand(
         ActionCommand(
             name="list",
             help="List assets, the newest first",
-            func=_calls("account.list_assets"),
+            func=_calls("cli.account.list_assets"),
             args=(
                 *_ROUGHY,
                 OUTPUT,
@@ -214,13 +214,13 @@ ASSETS_GROUP = GroupCommand(
         ActionCommand(
             name="show",
             help="Show assets",
-            func=_calls("account.show_assets"),
+            func=_calls("cli.account.show_assets"),
             args=(*_ROUGHY, OUTPUT, Arg(("asset_id",), nargs="+", help="The id of an asset")),
         ),
         ActionCommand(
             name="delete",
             help="Delete assets and everything derived from them, at once and permanently",
-            func=_calls("account.delete_assets"),
+            func=_calls("cli.account.delete_assets"),
             args=(*_ROUGHY, YES, Arg(("asset_id",), nargs="+", help="The id of an asset")),
         ),
     ),
@@ -233,7 +233,7 @@ PROJECTS_GROUP = GroupCommand(
         ActionCommand(
             name="list",
             help="List projects, the newest first",
-            func=_calls("account.list_projects"),
+            func=_calls("cli.account.list_projects"),
             args=(
                 *_ROUGHY,
                 OUTPUT,
@@ -255,13 +255,13 @@ WEBHOOKS_GROUP = GroupCommand(
         ActionCommand(
             name="list",
             help="List the webhook endpoints of the account",
-            func=_calls("webhooks.list_endpoints"),
+            func=_calls("cli.webhooks.list_endpoints"),
             args=(*_ROUGHY, OUTPUT),
         ),
         ActionCommand(
             name="create",
             help="Create a webhook endpoint, so that Roughy sends webhooks to Airflow",
-            func=_calls("webhooks.create"),
+            func=_calls("cli.webhooks.create"),
             args=(
                 *_ROUGHY,
                 OUTPUT,
@@ -277,13 +277,13 @@ WEBHOOKS_GROUP = GroupCommand(
         ActionCommand(
             name="delete",
             help="Delete webhook endpoints",
-            func=_calls("webhooks.delete"),
+            func=_calls("cli.webhooks.delete"),
             args=(*_ROUGHY, YES, Arg(("endpoint_id",), nargs="+", help="The id of an endpoint")),
         ),
         ActionCommand(
             name="test",
             help="Send a signed test message to Airflow's route, which creates no event",
-            func=_calls("webhooks.test"),
+            func=_calls("cli.webhooks.test"),
             args=(
                 *_ROUGHY,
                 OUTPUT,
@@ -296,7 +296,7 @@ WEBHOOKS_GROUP = GroupCommand(
 DOCTOR = ActionCommand(
     name="doctor",
     help="Check the connection, storages, ledger, triggerer and webhooks, and say what to do",
-    func=_calls("doctor.doctor"),
+    func=_calls("cli.doctor.doctor"),
     args=(
         *_ROUGHY,
         OUTPUT,
@@ -305,6 +305,32 @@ DOCTOR = ActionCommand(
         SOURCE_CONN_ID,
         Arg(("--source",), action="append", help="A source of a batch, to list it; may be given several times"),
         Arg(("--webhook-url",), help="The route of webhooks (default: as in `webhooks test`)"),
+    ),
+)
+
+VERIFY = ActionCommand(
+    name="verify",
+    help="Check fact by fact where Roughy differs from what this package knows of it",
+    func=_calls("conformance.command.verify"),
+    args=(
+        *_ROUGHY,
+        YES,
+        Arg(
+            ("--max-credits",),
+            type=whole,
+            default=0,
+            help="The most credits to spend: 0 (the default), or 1 to check everything",
+        ),
+        Arg(("--public-url",), help="An https URL that leads to this machine, for webhooks"),
+        Arg(
+            ("--listen",),
+            type=whole,
+            metavar="PORT",
+            help="The port that --public-url leads to (default: the port of the URL)",
+        ),
+        Arg(("--file",), help="Where to write the results as JSON, to attach to an issue"),
+        Arg(("--against",), metavar="FILE", help="Compare with the JSON of an earlier run"),
+        Arg(("--rate",), type=float, default=2.0, help="The most requests a second, up to 2 (the default)"),
     ),
 )
 
@@ -318,6 +344,7 @@ COMMANDS: tuple[Any, ...] = (
     PROJECTS_GROUP,
     WEBHOOKS_GROUP,
     DOCTOR,
+    VERIFY,
 )
 
 

@@ -15,57 +15,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from airflow_provider_roughy.conformance.result import Report, Result, read_record
-from airflow_provider_roughy.conformance.run import plan
-from airflow_provider_roughy.conformance.run import run as run_checks
+from airflow_provider_roughy.conformance.run import plan, run
 from airflow_provider_roughy.conformance.session import MAX_RATE, Session
 from airflow_provider_roughy.conformance.workspace import Workspace
 from airflow_provider_roughy.exceptions import RoughyError
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.settings import Settings
 
-DESCRIPTION = (
-    "Check fact by fact where a Roughy differs from what this package knows of it. Exit status: 0 if all facts hold, 1 "
-    "if one differs, 2 if the run could not say."
-)
 
-
-#: The arguments of the command: flags, and options of ``argparse``.
-ARGUMENTS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
-    (
-        ("--conn-id",),
-        {"default": RoughyHook.default_conn_name, "help": "the Airflow connection (default: %(default)s)"},
-    ),
-    (
-        ("--max-credits",),
-        {"type": int, "default": 0, "metavar": "N", "help": "the most credits to spend: 0, or 1 to check everything"},
-    ),
-    (("--yes",), {"action": "store_true", "help": "do not ask"}),
-    (("--public-url",), {"metavar": "URL", "help": "an https URL that leads to this machine, for webhooks"}),
-    (
-        ("--listen",),
-        {"type": int, "metavar": "PORT", "help": "the port that --public-url leads to (default: the port of the URL)"},
-    ),
-    (("--output",), {"metavar": "FILE", "help": "write the results as JSON, to attach to an issue"}),
-    (("--against",), {"metavar": "FILE", "help": "compare with the JSON of an earlier run"}),
-    (
-        ("--rate",),
-        {
-            "type": float,
-            "default": MAX_RATE,
-            "metavar": "N",
-            "help": "the most requests a second (default: %(default)g)",
-        },
-    ),
-)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
-    for flags, options in ARGUMENTS:
-        parser.add_argument(*flags, **options)
-
-
-def run(args: argparse.Namespace) -> int:
+def verify(args: argparse.Namespace) -> int:
     """Run the command.
 
     :returns: The exit status.
@@ -91,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         return 2
     try:
         with _interruptible(), _receiving(args, workspace):
-            report = run_checks(session, workspace, recorded=recorded, on_result=_progress)
+            report = run(session, workspace, recorded=recorded, on_result=_progress)
     except OSError as error:
         print(f"Nothing was checked: {error}", file=sys.stderr)
         return 2
@@ -100,31 +58,19 @@ def run(args: argparse.Namespace) -> int:
     print(file=sys.stderr)
     for line in report.lines():
         print(_without_secrets(line, settings))
-    if args.output and not _write(report, Path(args.output), settings):
+    if args.file and not _write(report, Path(args.file), settings):
         return 2
     return report.status
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command by itself.
-
-    :param arguments: The command line without the program's name.
-    """
-    parser = argparse.ArgumentParser(prog="python -m airflow_provider_roughy.conformance", description=DESCRIPTION)
-    add_arguments(parser)
-    return run(parser.parse_args(arguments))
-
-
 def _problem(args: argparse.Namespace) -> str:
     """Return why the arguments cannot be used; empty if they can."""
-    if args.max_credits < 0:
-        return "--max-credits must not be negative"
     if not 0 < args.rate <= MAX_RATE:
         return f"--rate must be above 0 and at most {MAX_RATE:g}"
     if args.public_url and not _port(args):
         return "--public-url has no port of its own: name the local port that it leads to with --listen"
-    if args.output and not Path(args.output).absolute().parent.is_dir():
-        return f"the folder of --output does not exist: {args.output}"
+    if args.file and not Path(args.file).absolute().parent.is_dir():
+        return f"the folder of --file does not exist: {args.file}"
     return ""
 
 

@@ -13,7 +13,6 @@ from typing import Any, get_args
 from airflow_provider_roughy import exceptions, ingest
 from airflow_provider_roughy.cli.definition import COMMANDS
 from airflow_provider_roughy.compat import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
-from airflow_provider_roughy.conformance.command import add_arguments
 from airflow_provider_roughy.conformance.facts import FACTS
 from airflow_provider_roughy.emulator import Emulator
 from airflow_provider_roughy.emulator.__main__ import _parser
@@ -335,13 +334,6 @@ def emulator_options() -> str:
     return _options(_parser())
 
 
-def verify_options() -> str:
-    """List the options of the command ``verify``."""
-    parser = ArgumentParser()
-    add_arguments(parser)
-    return _options(parser)
-
-
 def facts() -> str:
     """List what is known of the API, and what is checked."""
     rows = [
@@ -494,7 +486,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "statuses": statuses,
     "versions": versions,
     "emulator-options": emulator_options,
-    "verify-options": verify_options,
     "facts": facts,
     "unchecked-facts": unchecked_facts,
     "fact-counts": fact_counts,
