@@ -228,6 +228,31 @@ def test_nightly_batch_of_nothing(roughy: Emulator, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(600)
+def test_archive(roughy: Emulator, recordings: dict[str, Path], tmp_path: Path) -> None:
+    archive, places = tmp_path / "archive", {"ledger": str(tmp_path / "ledger"), "plans": str(tmp_path / "plans")}
+    audio = recordings["audio"].read_bytes()
+    for number in range(200):
+        folder = archive / f"{number % 7}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.mp3").write_bytes(audio + bytes(number))
+    first = run("roughy_archive", archive=str(archive), max_credits=150, **places)
+    assert first.states() == {"plan": ["success"], "ingest": ["success"] * 3, "summary": ["success"]}
+    assert "150 ready" in first.result("summary")
+    assert len(roughy.assets) == 150
+    [manifest] = (tmp_path / "plans").glob("*.jsonl")
+    assert manifest.read_text().count('"status": "deferred"') == 50
+    assert (tmp_path / "plans" / f"{manifest.stem}-results" / "index.html").exists()
+
+    # The next run plans the rest, and a third one nothing.
+    assert run("roughy_archive", archive=str(archive), **places).state == "success"
+    assert len({asset["sha256"] for asset in roughy.assets}) == len(roughy.assets) == 200
+    roughy.clear_requests()
+    third = run("roughy_archive", archive=str(archive), **places)
+    assert third.states() == {"plan": ["success"], "ingest": ["success"] * 3, "summary": ["success"]}
+    assert {request.method for request in roughy.requests} <= {"GET"}
+
+
+@pytest.mark.timeout(600)
 def test_rough_cut(roughy: Emulator, recordings: dict[str, Path], tmp_path: Path) -> None:
     source, target = tmp_path / "recordings", tmp_path / "rough cuts"
     source.mkdir()

@@ -190,6 +190,7 @@ WITHIN: dict[str, dict[str, set[str]]] = {
         "progress": set(),
         "pool": set(),
         "source": {"storage"},
+        "throttle": {"pool", "source"},
         "target_base": {"storage"},
         "target_local": {"storage", "target_base"},
         "target_stored": {"storage", "target_base"},

@@ -78,9 +78,9 @@ class Zygote:
     def start(self, run: str, **options: Any) -> Child:
         """Start an operator as one try of a run.
 
-        :param options: Of the operator; ``operator``: ``"ingest"``, the default, or ``"produce"``; ``clock``: how many
-            seconds its clock is ahead; ``lag``: whether its lists of the ledger miss what is there; ``dies_at``: before
-            which of its steps it dies, ``None`` for never.
+        :param options: Of the operator; ``operator``: ``"ingest"``, the default, or ``"produce"``; ``map_index``: of
+            its task; ``clock``: how many seconds its clock is ahead; ``lag``: whether its lists of the ledger miss what
+            is there; ``dies_at``: before which of its steps it dies, ``None`` for never.
         """
         self._count += 1
         result = self._folder / f"{self._count}.jsonl"
@@ -161,7 +161,7 @@ def main() -> None:
     import time
 
     from airflow_provider_roughy import ledger
-    from airflow_provider_roughy.ingest import batch
+    from airflow_provider_roughy.ingest import batch, shard
     from airflow_provider_roughy.ledger import folder
     from airflow_provider_roughy.operators import RoughyIngestOperator, RoughyProduceOperator
     from tests.running import Ended, TaskInstance, run_task
@@ -171,6 +171,7 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     for module in (ledger.lease, ledger.ledger, batch):
         vars(module).update(LEASE_SECONDS=2.0, RENEW_SECONDS=0.1)
+    vars(shard).update(_WATCH_SECONDS=0.2)
 
     operators = {"ingest": RoughyIngestOperator, "produce": RoughyProduceOperator}
 
@@ -183,6 +184,7 @@ def main() -> None:
         pause = random.uniform
         random.uniform = lambda a, b: pause(a, b) / 100
         options = command["options"]
+        map_index = options.pop("map_index", -1)
         clock, ahead = time.time, options.pop("clock", 0.0)
         time.time = lambda: clock() + ahead
         if options.pop("lag", False):
@@ -205,7 +207,9 @@ def main() -> None:
 
         if (step := options.pop("dies_at", None)) is not None:
             die_at(step)
-        ended = ingest(TellingTaskInstance(run_id=command["run"]), options)
+        ti = TellingTaskInstance(run_id=command["run"])
+        ti.map_index = map_index
+        ended = ingest(ti, options)
         tell("end", [ended.state, repr(ended.error)])
 
     for line in sys.stdin:

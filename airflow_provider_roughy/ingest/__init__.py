@@ -19,12 +19,12 @@ was sent by a run that still waits for it        already ingested counts it, or 
                                                                   that run has ended            recorder.leave
 is being uploaded by an active run               ``deferred``     resumes it if that run has    decide.decide,
                                                                   ended                         recorder.leave
-was changed less than ``stable_for`` ago         ``deferred``     uploads it                    batch._why_not
+was changed less than ``stable_for`` ago         ``deferred``     uploads it                    batch.why_not
 costs more than ``max_credits`` or the balance   ``deferred``     uploads it if it fits then    plan.beyond_budget
 leaves
 was not started before the batch stopped, such   ``deferred``     uploads it                    transfers._on_error
 as without credits
-has less than 64 bytes, or more than 50 GiB      ``rejected``     counts it as already ingested batch._why_not
+has less than 64 bytes, or more than 50 GiB      ``rejected``     counts it as already ingested batch.why_not
 is neither audio nor video, as Roughy says       ``rejected``     counts it as already ingested transfers._on_error
 is a link that leads nowhere, a pipe or a device ``rejected``     counts it, and names it in a  trees.child_file
                                                                   warning

@@ -84,6 +84,9 @@ class Batch:
     :param parallel: How many uploads at once.
     :param by_content: Whether to identify recordings by their content, in this run and all later ones.
     :param retry: Names of recordings that are done and to be ingested again; they need a ledger.
+    :param bandwidth_limit: The bytes a second that all uploads together may send; ``None`` for no limit.
+    :param recorder: Records the results; by default in memory until the end.
+    :param planned: Whether the recordings are those of a plan.
     :param log: Logs events.
     """
 
@@ -100,6 +103,9 @@ class Batch:
         parallel: int = 4,
         by_content: bool = False,
         retry: Sequence[str] = (),
+        bandwidth_limit: int | None = None,
+        recorder: Recorder | None = None,
+        planned: bool = False,
         log: Log = _log,
     ) -> None:
         self._hook = hook
@@ -123,9 +129,16 @@ class Batch:
         self._own_uploads: list[UploadItem] = []
         #: The errors of the last poll of each asset, where it failed.
         self._failed_polls: dict[str, RoughyError] = {}
-        self._recorder = Recorder(owner, ledger)
+        self._recorder = Recorder(owner, ledger) if recorder is None else recorder
         self._transfers = Transfers(
-            hook, self._recorder, project_id=project_id, store=store, parallel=parallel, log=log
+            hook,
+            self._recorder,
+            project_id=project_id,
+            store=store,
+            parallel=parallel,
+            bandwidth_limit=bandwidth_limit,
+            planned=planned,
+            log=log,
         )
         #: The recordings whose assets are waited for, by asset id.
         self._waiting = self._transfers.sent
@@ -208,7 +221,7 @@ class Batch:
                 ledger.identify_by_content()
 
             def may_read(item: UploadItem) -> bool:
-                return self._why_not(item, stable_for) is None and not has_legacy(item, legacy)
+                return why_not(item, stable_for) is None and not has_legacy(item, legacy)
 
             by_place = snapshot.done | snapshot.open.keys()
             copies = identify_all(ledger, items, by_place, contents, may_read, self._transfers)
@@ -219,13 +232,23 @@ class Batch:
                 self._log.info("Skipped %s with the same content as another one: %s", files, _listed(copies))
             if self.fatal is not None:
                 raise self.fatal
-        rejected: list[tuple[str, str]] = []
-        to_report: list[Standing] = []
-        to_resume: list[UploadItem] = []
         versions = read_versions(ledger, snapshot.open)
         resume_started(items, versions.values(), self._owner)
         ingest_again(ledger, self._owner, self._retry, items, found, legacy, dry_run=dry_run, log=self._log)
-        for standing in compare(ledger, self._owner, items, snapshot, legacy, versions, is_retry=self._is_retry):
+        standings = compare(ledger, self._owner, items, snapshot, legacy, versions, is_retry=self._is_retry)
+        self._act(ledger, standings, items, dry_run=dry_run)
+
+    def _act(
+        self, ledger: Ledger, standings: Iterable[Standing], items: dict[str, UploadItem], *, dry_run: bool = False
+    ) -> None:
+        """Do what :func:`decide` has returned for each recording.
+
+        :param items: The recordings that were found, by key. Those that are not to be uploaded are removed.
+        """
+        rejected: list[tuple[str, str]] = []
+        to_report: list[Standing] = []
+        to_resume: list[UploadItem] = []
+        for standing in standings:
             key, version, old, action = standing.key, standing.version, standing.old, standing.action
             if standing.error is not None:
                 self._log.warning("%s", standing.error)
@@ -371,32 +394,13 @@ class Batch:
 
     def _admit(self, item: UploadItem, *, stable_for: float, dry_run: bool) -> None:
         """Add a recording to the uploads, or reject or defer it."""
-        why_not = self._why_not(item, stable_for)
-        if why_not is None:
+        problem = why_not(item, stable_for)
+        if problem is None:
             self.todo.append(item)
-        elif why_not[0] is Status.REJECTED:
-            self._recorder.reject(item, why_not[1], remember=not dry_run)
+        elif problem[0] is Status.REJECTED:
+            self._recorder.reject(item, problem[1], remember=not dry_run)
         else:
-            self._recorder.add(item, *why_not)
-
-    def _why_not(self, item: UploadItem, stable_for: float) -> tuple[Status, str] | None:
-        """Return why a recording is not uploaded, by the facts of its file; ``None`` if it can be uploaded."""
-        file = item.file
-        assert file is not None
-        if (
-            item.version is None
-            and stable_for
-            and file.changed is not None
-            and (quiet := time.time() - file.changed) < stable_for
-        ):
-            waits = f"it may still be written to: changed {max(quiet, 0):.0f} s ago, `stable_for` is {stable_for:g} s"
-            return Status.DEFERRED, waits
-        if file.reason:
-            return Status.REJECTED, file.reason
-        if not MIN_UPLOAD_BYTES <= file.size <= MAX_UPLOAD_BYTES:
-            limits = f"{MIN_UPLOAD_BYTES:,} to {MAX_UPLOAD_BYTES:,}"
-            return Status.REJECTED, f"it has {file.size:,} bytes; Roughy takes {limits}"
-        return None
+            self._recorder.add(item, *problem)
 
     def plan(self, *, max_credits: int | None, credits_if_unknown: int | None) -> None:
         """Price the uploads, and defer those that do not fit. The oldest go first.
@@ -642,3 +646,27 @@ class Batch:
 def _listed(names: list[str]) -> str:
     """Return the first of some names, for a log line."""
     return ", ".join(names[:_MAX_NAMES]) + (", …" if len(names) > _MAX_NAMES else "")
+
+
+def why_not(item: UploadItem, stable_for: float) -> tuple[Status, str] | None:
+    """Return why a recording is not uploaded, by the facts of its file; ``None`` if it can be uploaded.
+
+    :param item: The recording, which was found.
+    :param stable_for: Defer files that were changed less than so many seconds ago.
+    """
+    file = item.file
+    assert file is not None
+    if (
+        item.version is None
+        and stable_for
+        and file.changed is not None
+        and (quiet := time.time() - file.changed) < stable_for
+    ):
+        waits = f"it may still be written to: changed {max(quiet, 0):.0f} s ago, `stable_for` is {stable_for:g} s"
+        return Status.DEFERRED, waits
+    if file.reason:
+        return Status.REJECTED, file.reason
+    if not MIN_UPLOAD_BYTES <= file.size <= MAX_UPLOAD_BYTES:
+        limits = f"{MIN_UPLOAD_BYTES:,} to {MAX_UPLOAD_BYTES:,}"
+        return Status.REJECTED, f"it has {file.size:,} bytes; Roughy takes {limits}"
+    return None

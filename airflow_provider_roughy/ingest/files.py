@@ -25,6 +25,10 @@ class Problem(StrEnum):
     PASSING = "passing"
 
 
+class ChangedSinceFoundError(RoughySourceError):
+    """A file is not the version that was found."""
+
+
 @dataclass(frozen=True, slots=True)
 class SourceFile:
     """A file that was found. It has not been opened.
@@ -79,5 +83,5 @@ class SourceFile:
         was = {"size": str(self.size), **self.versions}
         for name, value in source.fingerprint.items():
             if name in was and normal(was[name]) != normal(str(value)):
-                raise RoughySourceError(f"Source {self.uri} was changed since it was found; a retry looks again")
+                raise ChangedSinceFoundError(f"Source {self.uri} was changed since it was found; a retry looks again")
         return source

@@ -20,7 +20,7 @@ PROBE_SECONDS = 60.0
 
 
 def price(items: Sequence[UploadItem], *, credits_if_unknown: int | None, parallel: int) -> int:
-    """Set the costs of each recording, by the length in its headers.
+    """Set the length of each recording by its headers, and its costs by that.
 
     A file that cannot be read, or not in time, has an unknown length, and does not stop the others.
 
@@ -32,6 +32,7 @@ def price(items: Sequence[UploadItem], *, credits_if_unknown: int | None, parall
     """
     lengths = _read_all(items, _seconds_of, parallel)
     for item, seconds in zip(items, lengths, strict=True):
+        item.seconds = seconds
         item.credits = cost_if_unknown(item, credits_if_unknown) if seconds is None else probe.credits_for(seconds)
     return lengths.count(None)
 

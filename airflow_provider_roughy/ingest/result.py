@@ -177,7 +177,13 @@ class BatchResults:
 
     def summary(self) -> str:
         """Return the counts as a line: ``3 ready, 1 failed, 12 already ingested (11 ready, 1 failed)``."""
-        numbers = self.numbers()
+        return self.summary_of(self.numbers())
+
+    def summary_of(self, numbers: dict[str, int]) -> str:
+        """Return counts as such a line.
+
+        :param numbers: The counts, by status.
+        """
         known = numbers.pop("already_ingested", 0)
         parts = [f"{number:,} {status}" for status, number in numbers.items()]
         if known:

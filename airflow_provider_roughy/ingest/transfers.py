@@ -19,15 +19,17 @@ from airflow_provider_roughy.exceptions import (
     RoughyUnusableSourceError,
 )
 from airflow_provider_roughy.ingest.compare import OF_ONE_ENTRY
+from airflow_provider_roughy.ingest.files import ChangedSinceFoundError
 from airflow_provider_roughy.ingest.result import Status
 from airflow_provider_roughy.ingest.state import NamespacedStore, ThreadSafeStore
 from airflow_provider_roughy.ingest.upload import ClaimedUpload
 from airflow_provider_roughy.ledger import entry_key
 from airflow_provider_roughy.ledger.claims import Uploaded
 from airflow_provider_roughy.logs import Log, Quiet, counted
-from airflow_provider_roughy.transfer.pool import Stopped, TransferPool
+from airflow_provider_roughy.transfer.pool import FedPool, Stopped, TransferPool
 from airflow_provider_roughy.transfer.progress import Newest, bytes_in_words
 from airflow_provider_roughy.transfer.resumable import DurableUpload
+from airflow_provider_roughy.transfer.throttle import Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -60,6 +62,8 @@ class Transfers:
     :param project_id: The project of new assets, as the user spells it.
     :param store: Remembers uploads across tries without a ledger: Airflow's task state store.
     :param parallel: How many at once.
+    :param bandwidth_limit: The bytes a second that all uploads together may send; ``None`` for no limit.
+    :param planned: Whether the recordings are those of a plan: a later one takes up a file that was changed since.
     :param log: Logs events.
     """
 
@@ -71,6 +75,8 @@ class Transfers:
         project_id: str,
         store: StateStore | None = None,
         parallel: int = 4,
+        bandwidth_limit: int | None = None,
+        planned: bool = False,
         log: Log = _log,
     ) -> None:
         self._hook = hook
@@ -78,6 +84,8 @@ class Transfers:
         self._project_id = project_id
         self._store = None if store is None else ThreadSafeStore(store)
         self._parallel = parallel
+        self._planned = planned
+        self._throttle = None if bandwidth_limit is None else Throttle(bandwidth_limit)
         self._log = log
         #: The recordings whose bytes Roughy has, by asset id.
         self.sent: dict[str, UploadItem] = {}
@@ -150,6 +158,28 @@ class Transfers:
         for item in pool.left:
             self._recorder.defer(item, f"not started: the batch was stopped: {self._recorder.fatal}")
 
+    def upload_fed(self, tick: Callable[[FedPool[UploadItem]], None]) -> list[UploadItem]:
+        """Upload recordings that are added while others are uploaded.
+
+        :param tick: Called again and again in this thread, with the pool, to add recordings and to record results.
+        :returns: Those that were not started, because an error has stopped the batch.
+        :raises RoughyIngestError: If :meth:`stop` ended it.
+        """
+        self._hook.get_conn()
+        pool: FedPool[UploadItem] = FedPool(self._upload, self._on_error)
+        self._pool = pool
+        try:
+            pool.run_fed(self._parallel, lambda: tick(pool))
+        except Stopped:
+            raise RoughyIngestError(
+                f"The task was killed after it had uploaded {counted(pool.done - pool.failed, 'file')}; a retry "
+                "uploads the rest",
+                outcomes={},
+            ) from None
+        finally:
+            self._pool = None
+        return list(pool.left)
+
     def stop(self) -> None:
         """End the transfers under way, from a signal handler. A later try resumes them, if it can."""
         if self._pool is not None:
@@ -180,6 +210,8 @@ class Transfers:
 
     def _new_upload(self, item: UploadItem, on_progress: OnProgress, *, confirm: bool = False) -> DurableUpload:
         source, client = item.open(), self._hook.client
+        if self._throttle is not None:
+            on_progress = self._throttle.limiting(on_progress)
         options: dict[str, Any] = {"on_progress": on_progress, "log": Quiet(self._log)}
         ledger = self._recorder.ledger
         if ledger is not None:
@@ -207,7 +239,12 @@ class Transfers:
 
         :param failed_in_a_row: Recordings with errors that may pass since the last success, this one included.
         """
-        if isinstance(error, RoughyUnusableSourceError) and not isinstance(error.__context__, PermissionError):
+        gone = isinstance(error, RoughyUnusableSourceError) and not isinstance(error.__context__, PermissionError)
+        if self._planned and (gone or isinstance(error, ChangedSinceFoundError)):
+            reason = "it was changed or removed since it was planned: a new plan takes the file as it is then"
+            self._recorder.add(item, Status.DEFERRED, reason, credits=item.credits)
+            return False
+        if gone:
             # It could be used when it was found.
             error = RoughySourceError(f"{error}: it was changed since it was found; a retry looks again")
         details: dict[str, Any] = {"credits": item.credits}

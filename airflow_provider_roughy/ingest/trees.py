@@ -350,6 +350,25 @@ def open_tree(source: SourceLocation, conn_id: str | None) -> tuple[Tree, str]:
     return _StoredTree.of(text, conn_id or getattr(source, "conn_id", None))
 
 
+def find_again(uri: str, conn_id: str | None, path: str | None = None) -> tuple[Any, str]:
+    """Return the file system of a file that was found before, and its path there, without asking the storage.
+
+    :param uri: Its name in messages, as :class:`SourceFile` has it.
+    :param conn_id: The Airflow connection of its storage.
+    :param path: The local path, if ``uri`` is not its exact spelling.
+    :returns: ``None`` as file system of a local file.
+    :raises RoughyUnusableSourceError: If Airflow has no such storage.
+    """
+    local = path or local_path(uri)
+    if local is not None:
+        return None, local
+    try:
+        stored = stored_path(uri, conn_id)
+        return stored.fs, unchanged_path(stored, uri)
+    except (ValueError, ImportError) as err:
+        raise RoughyUnusableSourceError(f"Source {without_secrets(uri)}: {err}") from err
+
+
 def check_no_rendered_value(name: str, text: str) -> None:
     """Refuse a list or ``None`` that a template has rendered as text: as a glob, it would silently match nothing."""
     value: object = text

@@ -71,6 +71,7 @@ class UploadItem:
     :param credits: Its costs in credits, if they are known.
     :param mine: Whether this run has started it, in this or an earlier try.
     :param legacy_key: Its entry in a ledger of 0.2, if that is open.
+    :param seconds: Its length in seconds by its headers, if that was read.
     :param log: Logs events.
     """
 
@@ -83,6 +84,7 @@ class UploadItem:
     credits: int | None = None
     mine: bool = False
     legacy_key: str | None = None
+    seconds: float | None = None
     log: Log = _log
 
     @property

@@ -13,8 +13,10 @@ Object                     Content
 ``contents/<key>.<hash>``  Empty: the SHA-256 of a file, by the key of its location (``identity="content"``).
 ``by-content``             All tasks identify the recordings of this ledger by their content.
 ``runs/<run>.json``        The lease of a run: until when it counts as active.
-``runs/<run>.<n>.json``    The results that a try has reported, for the later tries of its run; ``n`` = 1, 2, …
+``runs/<run>.<n>.json``    The results that a try has reported, for the later tries of its run; ``n`` = 1, 2, … Of a
+                           shard of a manifest, completely.
 ``runs/<run>.again-<key>`` Whether the run ingests a recording again that was done, for all of its tries.
+``runs/<run>.waiting-…``   What a shard of a manifest waits for in the triggerer; removed when that wait has ended.
 ``note-<name>.json``       A note of a watcher, such as when it started.
 ``<32 digits>.json``       An announced asset that a run has taken; or an entry of 0.2, which is read and left as it is.
 ``<32 times f>.json``      Stops 0.2, which must not use this ledger any more; with a ``.open`` beside it.

@@ -17,7 +17,7 @@ from airflow_provider_roughy.ledger.lease import LEASE_SECONDS, Lease, StoredLea
 from airflow_provider_roughy.ledger.objects import LedgerObjects
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from airflow_provider_roughy.ledger.entries import ClaimOwner
 
@@ -115,6 +115,14 @@ class Runs(LedgerObjects):
         """
         return self._read(_run_name(str(owner))) is not None
 
+    def read_lease(self, owner: ClaimOwner | str) -> StoredLease | None:
+        """Return the lease of a run; ``None`` if the run has had none.
+
+        :param owner: The run.
+        :raises RoughyLedgerError: If the ledger cannot be read.
+        """
+        return self._read_lease(str(owner))
+
     def _read_lease(self, owner: str) -> StoredLease | None:
         content = self._read(_run_name(owner))
         return None if content is None else StoredLease.decode(content)
@@ -135,6 +143,76 @@ class Runs(LedgerObjects):
         with self._errors():
             while not self._create(_run_name(str(owner), n), content):
                 n += 1
+
+    def append_report(self, owner: ClaimOwner, n: int, results: Mapping[str, Mapping[str, Any]]) -> int:
+        """Store results that a try has reported, completely, as a record of its run.
+
+        :param owner: The try.
+        :param n: The number of the record to create, if it does not exist.
+        :param results: The results as plain JSON, by the key of their recording.
+        :returns: The number of the next record.
+        :raises RoughyLedgerError: If the ledger cannot be written.
+        """
+        values = {"keys": list(results), "results": list(results.values()), "try": owner.try_token}
+        content = json.dumps(values).encode()
+        with self._errors():
+            while not self._create(_run_name(str(owner), n), content):
+                n += 1
+        return n + 1
+
+    def read_reports(self, owner: ClaimOwner) -> Iterator[dict[str, dict[str, Any]]]:
+        """Yield the results that the tries of a run have reported, by key: one record at a time, the oldest first.
+
+        :param owner: The run.
+        :raises RoughyLedgerEntryError: If a record is damaged.
+        :raises RoughyLedgerError: If the ledger cannot be read.
+        """
+        n = 1
+        while (content := self._read(name := _run_name(str(owner), n))) is not None:
+            try:
+                values = json.loads(content)
+                yield dict(zip(values["keys"], values.get("results", ()), strict=False))
+            except (ValueError, TypeError, KeyError, RecursionError) as err:
+                raise RoughyLedgerEntryError(
+                    f"{name} of ledger {self.uri} cannot be read ({err}): it has results that {owner} has reported. "
+                    "Remove it to continue; those results are then missing from the report of this run"
+                ) from None
+            n += 1
+
+    def write_waiting(self, owner: ClaimOwner, n: int, values: Mapping[str, Any]) -> None:
+        """Store what a task needs after a wait in the triggerer. It replaces what is stored under that number.
+
+        :param owner: The run.
+        :param n: Its number.
+        :param values: Plain JSON.
+        :raises RoughyLedgerError: If the ledger cannot be written.
+        """
+        with self._errors():
+            self._folder.write(_waiting_name(str(owner), n), json.dumps(values).encode())
+
+    def read_waiting(self, owner: ClaimOwner, n: int) -> dict[str, Any]:
+        """Return what :meth:`write_waiting` stored; an empty object if that is gone or damaged.
+
+        :param owner: The run.
+        :param n: Its number.
+        :raises RoughyLedgerError: If the ledger cannot be read.
+        """
+        content = self._read(_waiting_name(str(owner), n))
+        with suppress(ValueError, RecursionError):
+            values = json.loads(content or b"{}")
+            if isinstance(values, dict):
+                return values
+        return {}
+
+    def remove_waiting(self, owner: ClaimOwner, numbers: Iterable[int]) -> None:
+        """Remove what :meth:`write_waiting` stored.
+
+        :param owner: The run.
+        :param numbers: Its numbers.
+        :raises RoughyLedgerError: If the ledger cannot be written.
+        """
+        with self._errors():
+            self._folder.remove([_waiting_name(str(owner), n) for n in numbers])
 
     def reported(self, owner: ClaimOwner) -> set[str]:
         """Return the recordings whose results the tries of a run have reported to Airflow.
@@ -189,3 +267,8 @@ def _run_name(owner: str, n: int | None = None) -> str:
     """Return the name of a run's lease, or of the n-th record of what it has reported."""
     run = hashlib.sha256(owner.encode()).hexdigest()[:32]
     return f"runs/{run}.json" if n is None else f"runs/{run}.{n}.json"
+
+
+def _waiting_name(owner: str, n: int) -> str:
+    """Return the name of the n-th part of what a run keeps during its wait."""
+    return f"runs/{hashlib.sha256(owner.encode()).hexdigest()[:32]}.waiting-{n}.json"

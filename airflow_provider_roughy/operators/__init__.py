@@ -11,6 +11,7 @@ from airflow_provider_roughy.operators.cuts import (
 )
 from airflow_provider_roughy.operators.downloads import RoughyDownloadOperator
 from airflow_provider_roughy.operators.ingest import RoughyIngestOperator
+from airflow_provider_roughy.operators.plans import RoughyPlanIngestOperator
 from airflow_provider_roughy.operators.produce import RoughyProduceOperator
 from airflow_provider_roughy.operators.renders import RoughyRenderOperator
 from airflow_provider_roughy.operators.uploads import RoughyCreateUploadOperator
@@ -23,6 +24,7 @@ __all__ = [
     "RoughyExportCutOperator",
     "RoughyExportSubtitlesOperator",
     "RoughyIngestOperator",
+    "RoughyPlanIngestOperator",
     "RoughyProduceOperator",
     "RoughyRenderOperator",
 ]

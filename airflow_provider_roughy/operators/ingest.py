@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_provider_roughy.api import language_code
 from airflow_provider_roughy.arguments import as_seconds
-from airflow_provider_roughy.compat import AirflowSkipException, AirflowTaskTimeout
+from airflow_provider_roughy.compat import AirflowSkipException, AirflowTaskTimeout, conf
 from airflow_provider_roughy.event_loop import run_here
 from airflow_provider_roughy.exceptions import (
     RoughyConfigurationError,
@@ -19,12 +18,12 @@ from airflow_provider_roughy.exceptions import (
     RoughyIngestFailedError,
     RoughyProtocolError,
     RoughyTimeoutError,
-    RoughyUnusableLedgerError,
     RoughyUnusableSourceError,
 )
 from airflow_provider_roughy.ingest.again import names_of
 from airflow_provider_roughy.ingest.batch import Batch
-from airflow_provider_roughy.ingest.discover import MEDIA, discover, list_of
+from airflow_provider_roughy.ingest.discover import MEDIA, discover
+from airflow_provider_roughy.ingest.manifest import is_manifest
 from airflow_provider_roughy.ingest.result import BatchResults, RecordingResult, Status
 from airflow_provider_roughy.ingest.upload import FORGET_IMPORT
 from airflow_provider_roughy.ledger import ClaimOwner, Ledger
@@ -34,11 +33,22 @@ from airflow_provider_roughy.observability import lineage
 from airflow_provider_roughy.observability.links import report_links
 from airflow_provider_roughy.observability.openlineage import RunFacts
 from airflow_provider_roughy.observability.outlets import Product, announce, ids_by_outcome
+from airflow_provider_roughy.operators.ingest_arguments import (
+    check_bool,
+    check_choice,
+    check_credits,
+    check_parallel,
+    check_shard,
+    ledger_in_source,
+    ledger_outside,
+    max_credits_of,
+)
 from airflow_provider_roughy.operators.interruptible import InterruptibleOperator
 from airflow_provider_roughy.operators.reporting import TaskReport
 from airflow_provider_roughy.operators.waiting import WaitingOperator
 from airflow_provider_roughy.polling import wait_for_batch
-from airflow_provider_roughy.transfer.storage import asset_uri, without_secrets
+from airflow_provider_roughy.transfer.storage import asset_uri
+from airflow_provider_roughy.transfer.throttle import MIN_BYTES_A_SECOND
 from airflow_provider_roughy.triggers import RoughyBatchTrigger
 
 if TYPE_CHECKING:
@@ -46,6 +56,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_roughy.compat import Context
     from airflow_provider_roughy.ingest.trees import SourceLocation
+    from airflow_provider_roughy.operators.shards import ShardTask
 
 #: Lines of the table in one log record.
 _MAX_LINES = 100
@@ -114,9 +125,20 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
     With ``outlets=[AssetAlias(...)]`` a task that succeeds announces each asset that is ready, up to 100; an outlet
     that is a plain ``Asset`` makes one event of the batch.
 
+    **With a manifest of** :class:`RoughyPlanIngestOperator` **as** ``source``, several tasks share a large archive::
+
+        plan = RoughyPlanIngestOperator(task_id="plan", source="s3://archive/", ledger=…, manifest=…, shards=8)
+        ingest = RoughyIngestOperator.partial(task_id="ingest", source=plan.output).expand(shard=list(range(8)))
+
+    Each uploads its own part, and then helps the others. It uploads only what is planned, in the project and with the
+    ledger of the plan. Each shard writes a part of the report, by default beside the manifest
+    (``plan-results/results-shard-0000-of-0008.jsonl``). Its result is the URI of that part; XComs have ``report``,
+    ``summary`` and ``counts`` only, however many files there are. Each recording is reported by the shard that has
+    ended it.
+
     :param source: A folder, a prefix such as ``s3://bucket/incoming/``, a glob, a file, an ``ObjectStoragePath``, or a
-        list of them. A source that is missing or unreadable fails the task, with or without a wildcard. A file that
-        several links or sources lead to is one recording. (templated)
+        list of them; or a manifest, whose name ends with ``.jsonl``. A source that is missing or unreadable fails the
+        task, with or without a wildcard. A file that several links or sources lead to is one recording. (templated)
     :param pattern: Which files of a folder are taken, by their names: a glob or a list of globs. By default audio and
         video. Names that begin with a dot are left out. (templated)
     :param recursive: Whether to ingest subfolders, too. Links to folders are not followed.
@@ -161,6 +183,11 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         later runs skip them as before. A name that is nothing fails the task before anything is created; one that a
         template rendered to nothing is left out. So a parameter of a run can name them:
         ``retry="{{ params.retry }}"``. (templated)
+    :param bandwidth_limit: The bytes a second that all uploads of this task together may send, at least 65,536;
+        ``None`` for no limit. Each shard of a manifest has a limit of its own.
+    :param shard: Which part of a manifest this task uploads, from 0. Map over it:
+        ``expand(shard=list(range(8)))``. Without it, the task uploads all of the manifest.
+    :param shards: How many tasks share the manifest; by default what it was planned for.
     :param poll_interval: Seconds, or a ``timedelta``, between two polls.
     :param timeout: Seconds, or a ``timedelta``, to wait after the uploads; by default Airflow's
         ``[sensors] default_timeout``. Recordings that are not done by then are ``interrupted``, without a retry.
@@ -211,23 +238,34 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         on_empty: Literal["return", "skip", "fail"] = "return",
         on_failed: Literal["fail", "return"] = "fail",
         retry: str | Sequence[str] | None = None,
+        bandwidth_limit: int | None = None,
+        shard: int | None = None,
+        shards: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        _check("on_empty", on_empty, ("return", "skip", "fail"))
-        _check("on_failed", on_failed, ("fail", "return"))
-        _check("identity", identity, ("location", "content"))
+        check_choice("on_empty", on_empty, ("return", "skip", "fail"))
+        check_choice("on_failed", on_failed, ("fail", "return"))
+        check_choice("identity", identity, ("location", "content"))
         if identity == "content" and ledger is None:
             raise ValueError("identity='content' needs a `ledger`, which stores the contents")
         if retry and ledger is None:
             raise ValueError("`retry` needs a `ledger`, which has the recordings that are done")
-        if isinstance(parallel, bool) or not isinstance(parallel, int) or not 1 <= parallel <= 64:
-            raise ValueError(f"parallel must be 1 to 64, not {parallel!r}")
-        if credits_if_unknown is not None and (not isinstance(credits_if_unknown, int) or credits_if_unknown < 0):
-            raise ValueError(f"credits_if_unknown must be a whole number from 0 on, not {credits_if_unknown!r}")
+        check_parallel(parallel)
+        check_credits("credits_if_unknown", credits_if_unknown)
+        check_shard(shard, shards)
+        if bandwidth_limit is not None and (
+            isinstance(bandwidth_limit, bool)
+            or not isinstance(bandwidth_limit, int)
+            or bandwidth_limit < MIN_BYTES_A_SECOND
+        ):
+            raise ValueError(
+                f"bandwidth_limit must be a whole number of bytes a second, at least {MIN_BYTES_A_SECOND:,}, not "
+                f"{bandwidth_limit!r}"
+            )
         self.source = source
         self.pattern = pattern
-        self.recursive = _check_bool("recursive", recursive)
+        self.recursive = check_bool("recursive", recursive)
         self.source_conn_id = source_conn_id
         self.ledger = ledger
         self.ledger_conn_id = ledger_conn_id
@@ -239,23 +277,33 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         self.parallel = parallel
         self.max_credits = max_credits
         self.credits_if_unknown = credits_if_unknown
-        self._dry_run = _check_bool("dry_run", dry_run)  # BaseOperator has a method of that name.
+        self._dry_run = check_bool("dry_run", dry_run)  # BaseOperator has a method of that name.
         self.stable_for = as_seconds("stable_for", stable_for) if stable_for else 0.0
         self.on_empty = on_empty
         self.on_failed = on_failed
         self.retry = retry
+        self.bandwidth_limit = bandwidth_limit
+        self.shard = shard
+        self.shards = shards
         #: The batch under way.
         self._running: Batch | None = None
         #: Whether this try has reported its results.
         self._is_reported = False
 
-    def execute(self, context: Context) -> list[str]:
+    def execute(self, context: Context) -> list[str] | str:
         """Upload the new recordings, and wait for them.
 
-        :returns: The assets that are ready.
+        :returns: The assets that are ready; with a manifest, the URI of the results.
         """
         started = time.time()
-        max_credits = self._max_credits()
+        if is_manifest(self.source):
+            return self._shard_task(context).execute()
+        if self.shard is not None:
+            raise RoughyConfigurationError(
+                f"`shard` is given, and `source` is no manifest: {str(self.source)[:200]!r}. Give the output of "
+                "RoughyPlanIngestOperator, whose name ends with .jsonl"
+            )
+        max_credits = max_credits_of(self.max_credits, is_priced=self._dry_run)
         batch = self._batch(context)
         ledger = batch.ledger
         report = self._task_report(context)
@@ -263,7 +311,7 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
             report.begin()
             found = discover(self.source, pattern=self.pattern, recursive=self.recursive, conn_id=self.source_conn_id)
             if ledger is not None and any(ledger.holds(file.canonical) for file in found.files):
-                raise self._ledger_in_source(ledger, self.source)
+                raise ledger_in_source(ledger, self.source)
             if not found.files and self.on_empty != "return":
                 nothing = f"There is no recording in {self.source}"
                 if found.left_out:
@@ -284,6 +332,11 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
             finally:
                 self._running = None
 
+    def _shard_task(self, context: Context) -> ShardTask:
+        from airflow_provider_roughy.operators.shards import ShardTask
+
+        return ShardTask(self, context)
+
     def _batch(self, context: Context) -> Batch:
         return Batch(
             self.hook,
@@ -296,6 +349,7 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
             parallel=self.parallel,
             by_content=self.identity == "content",
             retry=names_of(self.retry),
+            bandwidth_limit=self.bandwidth_limit,
             log=self.log,
         )
 
@@ -303,33 +357,7 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         if self.ledger is None:
             self.log.warning("No `ledger` is given: the next run uploads and pays for all of this again")
             return None
-        ledger = Ledger(self.ledger, conn_id=self.ledger_conn_id)
-        for source in list_of(self.source):
-            if ledger.is_within(str(source)):
-                raise self._ledger_in_source(ledger, source)
-        return ledger
-
-    def _ledger_in_source(self, ledger: Ledger, source: object) -> RoughyUnusableLedgerError:
-        return RoughyUnusableLedgerError(
-            f"Ledger {ledger.uri} is in the source, {without_secrets(str(source))}: its objects would be ingested. Put "
-            "it elsewhere"
-        )
-
-    def _max_credits(self) -> int | None:
-        if self.max_credits is None and not self._dry_run:
-            return None
-        from airflow_provider_roughy import probe
-
-        probe.check_installed()
-        if self.max_credits is None:
-            return None
-        # int() alone would turn 1.5 into 1.
-        if isinstance(self.max_credits, bool) or not re.fullmatch(r"\s*\d+\s*", str(self.max_credits)):
-            raise RoughyConfigurationError(
-                f"`max_credits` must be a whole number from 0 on, not {self.max_credits!r}; if it is a template, it "
-                "rendered to that"
-            )
-        return int(self.max_credits)
+        return ledger_outside(self.ledger, self.ledger_conn_id, self.source)
 
     def _task_report(self, context: Context) -> TaskReport:
         return TaskReport(context, location=self.report, conn_id=self.report_conn_id, hook=self.hook, log=self.log)
@@ -377,13 +405,15 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
             lease=lease,
         ).defer(self)
 
-    def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> list[str]:
+    def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> list[str] | str:
         """Continue after the wait in the triggerer.
 
-        :returns: The assets that are ready.
+        :returns: The assets that are ready; with a manifest, the URI of the results.
         """
-        verdicts = batch_from_event(event)
         before = self._before_the_wait(context)
+        if "header" in before:
+            return self._shard_task(context).resume(before, event)
+        verdicts = batch_from_event(event)
         with self.hook:
             batch = self._batch(context)
             report = self._task_report(context)
@@ -402,8 +432,9 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except (RoughyTimeoutError, RoughyProtocolError) as error:
-            if not self._is_reported:
-                before = self._before_the_wait(context)
+            before = self._before_the_wait(context)
+            # A retry of a shard reports what the ledger has.
+            if not self._is_reported and "header" not in before:
                 results, waiting = BatchResults.from_dict(before), before.get("waiting", {})
                 for id, item in waiting.items() if isinstance(waiting, dict) else ():
                     lost = RecordingResult(item["name"], Status.INTERRUPTED, asset_id=id, reason=str(error))
@@ -486,7 +517,17 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         if not_written is not None and batch.ledger is not None:
             raise not_written
         self._announce(context, results)
-        return results.ids(Status.READY)
+        ready = results.ids(Status.READY)
+        most = conf.getint("core", "max_map_length", fallback=1024)
+        if len(ready) > most:
+            self.log.warning(
+                "The result has %s, and `[core] max_map_length` is %s: Airflow fails this task at its end if another "
+                "one is mapped over the result. Raise that option; or plan with RoughyPlanIngestOperator and ingest in "
+                "shards, whose results are objects",
+                counted(len(ready), "asset id"),
+                f"{most:,}",
+            )
+        return ready
 
     def _report_lineage(self, results: BatchResults) -> None:
         there = [result for result in results.of(Status.READY, Status.PENDING_PAYMENT) if result.asset_id]
@@ -521,18 +562,6 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
                 ),
             },
         )
-
-
-def _check(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} must be one of {tuple(known)}, not {value!r}")
-
-
-def _check_bool(name: str, value: object) -> bool:
-    """Refuse text such as ``"False"``, which is true in Python."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, not {value!r}")
-    return value
 
 
 def _how_to_ingest_again(batch: Batch) -> str | None:

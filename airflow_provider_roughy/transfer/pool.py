@@ -1,4 +1,7 @@
-"""Parallel transfers, which are stopped together and whose progress is logged in one line."""
+"""Parallel transfers, which are stopped together and whose progress is logged in one line.
+
+A :class:`TransferPool` has all its items from the start on, a :class:`FedPool` gets them while it works.
+"""
 
 from __future__ import annotations
 
@@ -68,16 +71,8 @@ class TransferPool(Generic[T]):
         :raises Stopped: If :meth:`stop` ended it before all items were transferred.
         """
         total, logged = len(self.left), 0
-        threads = [
-            # In this thread's context, so that its interrupt ends their pauses, too.
-            threading.Thread(
-                target=copy_context().run, args=(self._work,), name=f"roughy-transfer-{number}", daemon=True
-            )
-            for number in range(min(parallel, total))
-        ]
         started = logged_at = time.monotonic()
-        for thread in threads:
-            thread.start()
+        threads = self._start(min(parallel, total))
         try:
             for thread in threads:
                 while thread.is_alive():
@@ -90,16 +85,31 @@ class TransferPool(Generic[T]):
                         logged_at, logged = now, self.done
                         log_progress(now - started, self.sent)
         except BaseException:  # A kill or a timeout of the task.
-            self.stop()
-            deadline = time.monotonic() + _STOP_SECONDS
-            for thread in threads:
-                thread.join(max(0.0, deadline - time.monotonic()))
+            self._abort(threads)
             raise
         if self._crash is not None:
             raise self._crash
         if self._stopped.is_set() and self.done < total:
             raise Stopped
         log_progress(time.monotonic() - started, self.sent)
+
+    def _start(self, count: int) -> list[threading.Thread]:
+        threads = [
+            # In this thread's context, so that its interrupt ends their pauses, too.
+            threading.Thread(
+                target=copy_context().run, args=(self._work,), name=f"roughy-transfer-{number}", daemon=True
+            )
+            for number in range(count)
+        ]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def _abort(self, threads: list[threading.Thread]) -> None:
+        self.stop()
+        deadline = time.monotonic() + _STOP_SECONDS
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def stop(self) -> None:
         """Start no more items, and end the current transfers at their next block. Their errors are not reported."""
@@ -114,10 +124,9 @@ class TransferPool(Generic[T]):
 
     def _work(self) -> None:
         while not self._closed.is_set():
-            with self._lock:
-                if not self.left:
-                    return
-                item = self.left.popleft()
+            item = self._next()
+            if item is None:
+                return
             try:
                 self._transfer(item, self._progress_of(item))
                 self._failed_in_a_row = 0
@@ -135,6 +144,10 @@ class TransferPool(Generic[T]):
                 self.done += 1
                 self._sent_before += self._sent.pop(item, 0)
 
+    def _next(self) -> T | None:
+        with self._lock:
+            return self.left.popleft() if self.left else None
+
     def _progress_of(self, item: T) -> OnProgress:
         def progressed(done: int, total: Any) -> None:
             if self._stopped.is_set():
@@ -150,3 +163,80 @@ class TransferPool(Generic[T]):
             self._failed_in_a_row += error.transient or isinstance(error, RoughyUploadError)
             if self._on_error(item, error, self._failed_in_a_row):
                 self._closed.set()
+
+
+class FedPool(TransferPool[T]):
+    """A pool that gets its items while it works, so that a slow item does not delay the ones after it.
+
+    :param transfer: As of :class:`TransferPool`.
+    :param on_error: As of :class:`TransferPool`.
+    """
+
+    def __init__(
+        self, transfer: Callable[[T, OnProgress], None], on_error: Callable[[T, RoughyError, int], bool]
+    ) -> None:
+        super().__init__((), transfer, on_error)
+        self._fed = threading.Condition(self._lock)
+        self._is_finished = False
+        #: How many items were added.
+        self.added = 0
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether no more items are started."""
+        return self._closed.is_set()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether all items that were added have ended."""
+        return self.done == self.added
+
+    def add(self, items: Iterable[T]) -> None:
+        """Add items, in the order in which their transfers start."""
+        with self._fed:
+            before = len(self.left)
+            self.left.extend(items)
+            self.added += len(self.left) - before
+            self._fed.notify_all()
+
+    def finish(self) -> None:
+        """Add no more items: the pool ends when all have ended."""
+        with self._fed:
+            self._is_finished = True
+            self._fed.notify_all()
+
+    def run_fed(self, parallel: int, tick: Callable[[], None], *, seconds: float = 0.1) -> None:
+        """Transfer items until :meth:`finish` was called and all transfers have ended.
+
+        :param parallel: How many transfers to run at once.
+        :param tick: Called again and again in this thread, to add items. What it raises stops the pool.
+        :param seconds: Between two calls of it, at most.
+        :raises Stopped: If :meth:`stop` ended it.
+        """
+        threads = self._start(parallel)
+        try:
+            while any(thread.is_alive() for thread in threads):
+                tick()
+                with self._fed:
+                    self._fed.wait(seconds)
+        except BaseException:  # A kill or a timeout of the task, or an error of the ledger.
+            self._abort(threads)
+            raise
+        if self._crash is not None:
+            raise self._crash
+        if self._stopped.is_set():
+            raise Stopped
+
+    def stop(self) -> None:
+        """Start no more items, and end the current transfers at their next block."""
+        # Without the lock: this runs in a signal handler, whose thread may hold it.
+        self._stopped.set()
+        self._closed.set()
+
+    def _next(self) -> T | None:
+        with self._fed:
+            while not self.left and not self._is_finished and not self._closed.is_set():
+                self._fed.wait(0.5)
+            if not self.left or self._closed.is_set():
+                return None
+            return self.left.popleft()

@@ -30,8 +30,8 @@ CONTENTS: dict[str, dict[str, str]] = {
         "Look up": "api/index changelog architecture contributing",
     },
     "guides/index": {
-        "": "first-hour nightly-folder operate one-task-or-many produce cut-and-render react-to-media announce report "
-        "credits resume"
+        "": "first-hour nightly-folder archive operate one-task-or-many produce cut-and-render react-to-media announce "
+        "report credits resume"
     },
     "api/index": {
         "": "operators sensors triggers events hooks resources ledger report exceptions retry-policy lifecycle "

@@ -1,0 +1,235 @@
+"""What a shard of a manifest has done, in the ledger and not in memory: its results, and what it waits for.
+
+A shard may have tens of thousands of recordings. Each result is stored once, with others, in a record of its run
+(``runs/<run>.<n>.json``), before the versions of its recordings are removed. A later try of the shard reads the
+records, and reports those results again. Recordings that are not done are in memory only: a later try finds them by
+the ledger.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_roughy.ingest.recorder import Recorder
+from airflow_provider_roughy.ingest.result import BatchResults, RecordingResult, Status
+from airflow_provider_roughy.ledger.claims import Done, Held
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from airflow_provider_roughy.ingest.upload import UploadItem
+    from airflow_provider_roughy.ledger import ClaimOwner, Ledger
+    from airflow_provider_roughy.ledger.entries import Result, Version
+
+#: Results in one record, and the seconds after which fewer are stored.
+_RECORD_RESULTS, _RECORD_SECONDS = 1000, 300.0
+
+
+class Journal(Recorder):
+    """The results of one try of a shard. Several threads may use it.
+
+    :param owner: This try of this run.
+    :param ledger: The ledger.
+    """
+
+    ledger: Ledger
+
+    def __init__(self, owner: ClaimOwner, ledger: Ledger) -> None:
+        super().__init__(owner, ledger)
+        self._lock = threading.Lock()
+        self._next = 1
+        self._stored_at = time.monotonic()
+        #: Results that are not stored in a record yet, by key, each with the last version of its recording.
+        self._rows: dict[str, tuple[RecordingResult, Version | None]] = {}
+        #: The recordings whose results are stored in records of this run.
+        self.reported: set[str] = set()
+        #: The recordings about which this try has a result that is not final: the file of each, and whether this try
+        #: has claimed it.
+        self.noted: dict[str, tuple[str, bool]] = {}
+        #: The recordings that other tries hold.
+        self.held: set[str] = set()
+
+    def load(self) -> None:
+        """Read which results earlier tries of this run have stored.
+
+        :raises RoughyLedgerError: If they cannot be read.
+        """
+        for record in self.ledger.read_reports(self.owner):
+            self.reported |= record.keys()
+            self._next += 1
+
+    def add(self, item: UploadItem, status: Status, reason: str, **fields: Any) -> None:
+        """Report a recording that has no verdict of Roughy's."""
+        was_claimed = item.version is not None and item.version.owner == self.owner
+        self.noted[item.key] = (item.name, was_claimed)
+        super().add(item, status, reason, **fields)
+
+    def complete(self, item: UploadItem, state: str, **fields: Any) -> bool:
+        """Store the result of a recording in the ledger."""
+        if not super().complete(item, state, **fields):
+            return False
+        self._take(item.result(self.owner, state, **fields), item.version)
+        return True
+
+    def report(self, result: Result, version: Version | None) -> None:
+        """Report a result of the ledger."""
+        self._take(result, version)
+
+    def leave(self, item: UploadItem, ended: Done | Held) -> None:
+        """Leave a recording to the shard or run that has it; report it if an earlier try of this run has ended it."""
+        if isinstance(ended, Done):
+            if ended.result.owner == str(self.owner):
+                self._take(ended.result, item.version)
+            return
+        self.held.add(item.key)
+
+    def drop(self, names: Mapping[str, str]) -> None:
+        """Do not report recordings that another shard reports.
+
+        :param names: Their files, by key.
+        """
+        dropped = set(names.values())
+        with self.results._lock:
+            self.results.results = [result for result in self.results.results if result.source not in dropped]
+        for key in names:
+            self.noted.pop(key, None)
+
+    def _take(self, result: Result, version: Version | None) -> None:
+        with self._lock:
+            self._rows[result.key] = (row_of(result), version)
+
+    def store(self, *, now: bool = False) -> None:
+        """Store the results in a record, if there are enough of them, and remove the versions of their recordings.
+
+        :param now: Whether to store them in any case.
+        :raises RoughyLedgerError: If the ledger cannot be written.
+        """
+        due = len(self._rows) >= _RECORD_RESULTS or time.monotonic() - self._stored_at >= _RECORD_SECONDS
+        if not (now or due):
+            return
+        with self._lock:
+            rows, self._rows = self._rows, {}
+        self._stored_at = time.monotonic()
+        while rows:
+            part = {key: rows.pop(key) for key in list(rows)[:_RECORD_RESULTS]}
+            results = {key: row.to_dict() for key, (row, _) in part.items()}
+            self._next = self.ledger.append_report(self.owner, self._next, results)
+            self.ledger.remove_versions(
+                [(key, version.n) for key, (_, version) in part.items() if version is not None and version.n]
+            )
+            self.reported |= part.keys()
+            for key in part:
+                self.noted.pop(key, None)
+                self.to_report.pop(key, None)
+        with self.results._lock:
+            self.results.results = list(self._not_final())
+
+    def _not_final(self) -> Iterator[RecordingResult]:
+        """Yield the results that are in no record, the last one of each recording."""
+        last = {result.source: result for result in self.results.results}
+        for result in last.values():
+            is_stored = result.status in (Status.READY, Status.FAILED) or (
+                result.status == Status.REJECTED and result.key is not None
+            )
+            if not is_stored:
+                yield result
+
+    def not_final(self) -> list[RecordingResult]:
+        """Return the results that are in no record: of recordings that are unpaid, deferred or interrupted."""
+        with self.results._lock:
+            return list(self._not_final())
+
+    def rows(self) -> Iterator[RecordingResult]:
+        """Yield the result of each recording of this run, one record at a time.
+
+        :raises RoughyLedgerError: If the ledger cannot be read.
+        """
+        last: dict[str, int] = {}
+        for number, record in enumerate(self.ledger.read_reports(self.owner)):
+            last.update(dict.fromkeys(record, number))
+        sources = {result.source for result in self.not_final()}
+        for number, record in enumerate(self.ledger.read_reports(self.owner)):
+            for key, row in record.items():
+                # A recording that was forgotten and ingested again has two.
+                if last[key] == number:
+                    result = RecordingResult.from_dict(row)
+                    sources.discard(result.source)
+                    yield result
+        yield from (result for result in self.not_final() if result.source in sources)
+
+    def finish(self) -> None:
+        """Store all results.
+
+        :raises RoughyLedgerError: If the ledger cannot be written.
+        """
+        self.store(now=True)
+
+
+def row_of(result: Result) -> RecordingResult:
+    """Return the result of a recording, by what the ledger has."""
+    status = {"ready": Status.READY, "uploaded": Status.READY, "rejected": Status.REJECTED}.get(
+        result.state, Status.FAILED
+    )
+    names = ("asset_id", "reason", "size_bytes", "seconds", "credits", "request_id")
+    key = result.key if status in (Status.FAILED, Status.REJECTED) else None
+    return RecordingResult(result.source, status, key=key, **{name: getattr(result, name) for name in names})
+
+
+@dataclass
+class Tally:
+    """What a task says of many results, without keeping them.
+
+    :param most_lines: How many lines about recordings that are not ready are kept.
+    """
+
+    most_lines: int = 200
+    counts: Counter[str] = field(default_factory=Counter)
+    already_ingested: Counter[str] = field(default_factory=Counter)
+    credits: int = 0
+    #: Lines about recordings that are not ready, and how many there are in all.
+    lines: list[str] = field(default_factory=list)
+    not_ready: int = 0
+    #: Whether a retry may change a result.
+    retryable: bool = False
+    #: The key of a recording that failed or was rejected.
+    ended_key: str | None = None
+    #: Unpaid recordings that this run has uploaded, and the first date until which Roughy keeps one.
+    unpaid: int = 0
+    until: str | None = None
+
+    def add(self, result: RecordingResult) -> None:
+        """Count a result."""
+        self.counts[result.status] += 1
+        if result.status in (Status.READY, Status.PENDING_PAYMENT):
+            self.credits += result.credits or 0
+        if result.status == Status.READY:
+            return
+        self.not_ready += 1
+        if len(self.lines) < self.most_lines:
+            self.lines.append(result.line)
+        self.retryable = self.retryable or result.retryable
+        if result.status in (Status.FAILED, Status.REJECTED):
+            self.ended_key = self.ended_key or result.key
+        if result.status == Status.PENDING_PAYMENT:
+            self.unpaid += not result.earlier
+            self.until = min(filter(None, (self.until, result.until)), default=None)
+
+    def through(self, results: Iterable[RecordingResult]) -> Iterator[RecordingResult]:
+        """Count results on their way."""
+        for result in results:
+            self.add(result)
+            yield result
+
+    def numbers(self) -> dict[str, int]:
+        """Count the recordings by status, without zeros."""
+        known = self.already_ingested.total()
+        numbers = {status.value: self.counts[status] for status in Status if self.counts[status]}
+        return {**numbers, **({"already_ingested": known} if known else {})}
+
+    def summary(self) -> str:
+        """Return the counts as a line."""
+        return BatchResults([], self.already_ingested).summary_of(self.numbers())

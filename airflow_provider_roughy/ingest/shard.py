@@ -1,0 +1,484 @@
+"""One shard of a manifest: a task that uploads its own part of a plan, and then helps the other shards.
+
+The order of work:
+
+1. The recordings of its own part, in the order of the manifest: the oldest first.
+2. Those of the other shards that nobody has claimed, from the end of each part, so that the owner of a part and a
+   helper meet once.
+3. Those of a shard whose worker has died. A shard that has nothing left to do waits until each other one has renewed
+   its lease, or ended; if a lease expires instead, it resumes and reports what that shard has left. It leaves the
+   recordings that an active shard or run holds.
+
+Claims make this safe, as for any other two runs (``ledger/claims.py``); the order only decides how often two shards
+meet. Each recording is reported by the shard that has ended it. What nobody has started is reported by the shard to
+whose part it belongs.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Iterator
+from sys import intern
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_roughy.exceptions import (
+    RoughyInsufficientCreditsError,
+    RoughyLedgerEntryError,
+    RoughyUnusableSourceError,
+)
+from airflow_provider_roughy.ingest.batch import Batch
+from airflow_provider_roughy.ingest.compare import OF_ONE_ENTRY, Standing, compare, read_versions
+from airflow_provider_roughy.ingest.files import SourceFile
+from airflow_provider_roughy.ingest.journal import Journal
+from airflow_provider_roughy.ingest.manifest import Manifest, Planned, unquoted_path
+from airflow_provider_roughy.ingest.planning import part_of
+from airflow_provider_roughy.ingest.result import RecordingResult, Status
+from airflow_provider_roughy.ingest.shares import help_order, portion_of, portions, shard_of
+from airflow_provider_roughy.ingest.trees import find_again
+from airflow_provider_roughy.ingest.upload import UploadItem
+from airflow_provider_roughy.ledger import ClaimOwner, Progress, Snapshot, Version
+from airflow_provider_roughy.logs import counted
+from airflow_provider_roughy.transfer.progress import bytes_in_words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from airflow_provider_roughy.ledger import Ledger, LegacyIndex
+    from airflow_provider_roughy.lifecycle import Verdict
+    from airflow_provider_roughy.transfer.pool import FedPool
+
+#: Seconds for which the recordings of one tick are compared with the ledger.
+_TICK_SECONDS = 1.0
+#: Recordings that are compared with the ledger at once.
+_CHUNK = 200
+#: Seconds between two lists of the ledger's names, which show how far all shards are.
+_LIST_SECONDS = 60.0
+#: The same while other shards are helped; and how much longer than a list takes the pause between two is, at least.
+_HELP_LIST_SECONDS, _LIST_SHARE = 1.0, 10
+#: Seconds between two polls of the assets that are processed, while others are uploaded.
+_POLL_SECONDS = 10.0
+#: Seconds between two looks at the leases of the other shards.
+_WATCH_SECONDS = 2.0
+#: The number of a version from which on Roughy has all bytes, if nothing went wrong: claimed, uploading, sent.
+_SENT_VERSION = 3
+
+
+class Shard(Batch):
+    """One try of one shard. Everything happens within :meth:`running`.
+
+    :param manifest: The manifest; ``None`` after a wait in the triggerer, where it is not needed.
+    :param shard: The number of this shard, from 0.
+    :param shards: How many shards there are.
+    :param siblings: The runs of all shards.
+    :param source_conn_id: The Airflow connection of the storage of the recordings.
+    :param options: As of :class:`Batch`.
+    """
+
+    ledger: Ledger
+
+    def __init__(
+        self,
+        *args: Any,
+        manifest: Manifest | None,
+        shard: int,
+        shards: int,
+        siblings: Sequence[ClaimOwner] = (),
+        source_conn_id: str | None = None,
+        **options: Any,
+    ) -> None:
+        owner, ledger = options["owner"], options["ledger"]
+        self.journal = Journal(owner, ledger)
+        super().__init__(*args, recorder=self.journal, planned=True, **options)
+        self.ledger = ledger
+        self._shard = shard
+        self._shards = shards
+        #: The other shards: the n-th task is taken for the n-th shard, as in ``expand(shard=list(range(8)))``.
+        self._numbered = [(n, sibling) for n, sibling in enumerate(siblings) if not sibling.is_same_run(owner)]
+        self._siblings = [sibling for _, sibling in self._numbered]
+        self._of_siblings = {str(sibling) for sibling in self._siblings}
+        self._source_conn_id = source_conn_id
+        self._parts = [array("I") for _ in range(shards)]
+        if manifest is not None:
+            self._manifest = manifest
+            for number in range(len(manifest)):
+                self._parts[shard_of(manifest.key(number), shards)].append(number)
+        self._snapshot = Snapshot(set(), {}, {}, set())
+        self._legacy: LegacyIndex
+        self._listed_at = self._polled_at = self._list_took = 0.0
+        self._logged_at = time.monotonic()
+        #: When the ledger was listed first, and the bytes of all shards by then, from which the rate is computed.
+        self._first: tuple[float, int] | None = None
+        self._work: Iterator[list[UploadItem] | None] = iter(())
+        self._unconfirmed: list[str] = []
+        #: The recordings that this try has uploaded, resumed or reported, or tried to.
+        self._started: set[str] = set()
+        #: The latest version of recordings that was read, and which run holds it.
+        self._holders: dict[str, tuple[int, str]] = {}
+        #: The shards that are not at work: they have ended, or their lease has expired.
+        self._at_rest: set[str] = set()
+        self._is_idle = False
+        self._logged_help = False
+
+    # ---- Uploads
+
+    def ingest(self) -> None:
+        """Upload what is missing. Assets that Roughy is still preparing are in :attr:`waiting`.
+
+        :raises RoughyIngestError: If :meth:`stop` ended it.
+        :raises RoughyError: The error that stopped it, unless the credits are used up.
+        """
+        self.journal.load()
+        self._list()
+        self._legacy = self.ledger.legacy(self._snapshot)
+        own = self._parts[self._shard]
+        self._log.info(
+            "Ingesting shard %s of %s: %s of its own, of %s in the manifest%s",
+            self._shard,
+            self._shards,
+            counted(len(own), "recording"),
+            f"{len(self._manifest):,}",
+            f"; earlier tries have reported {len(self.journal.reported):,}" if self.journal.reported else "",
+        )
+        self._work = self._chunks()
+        not_started = self._transfers.upload_fed(self._tick)
+        self._started.difference_update(item.key for item in not_started)
+        self._poll_all()
+        unconfirmed = [self._waiting[id] for id in self._unconfirmed if id in self._waiting]
+        self._transfers.confirm([item for item in unconfirmed if item.file is not None])
+        for item in self._waiting.values():
+            # Thousands may wait.
+            item.file = None
+        self._sweep()
+        self._leave_failures()
+        self._log_progress()
+        self.journal.store(now=True)
+        if self.fatal is not None and not isinstance(self.fatal, RoughyInsufficientCreditsError):
+            raise self.fatal
+
+    def _tick(self, pool: FedPool[UploadItem]) -> None:
+        """Add recordings to the pool, and now and then poll assets, store results and list the ledger."""
+        self._is_idle = pool.is_idle
+        now = time.monotonic()
+        while len(pool.left) < _CHUNK and not pool.is_closed and time.monotonic() - now < _TICK_SECONDS:
+            try:
+                items = next(self._work)
+            except StopIteration:
+                pool.finish()
+                break
+            if items is None:
+                break
+            pool.add(items)
+        if now - self._polled_at >= _POLL_SECONDS:
+            self._poll_all()
+        self.journal.store()
+        if now - self._logged_at >= _LIST_SECONDS:
+            self._logged_at = now
+            self._list(_LIST_SECONDS / 2)
+            self._log_progress()
+
+    def _chunks(self) -> Iterator[list[UploadItem] | None]:
+        """Yield recordings to upload, in the order of work; ``None`` if there are none right now."""
+        own = self._parts[self._shard]
+        for start in range(0, len(own), _CHUNK):
+            yield self._take(own[start : start + _CHUNK], sent=True)
+        for victim in help_order(self._shard, self._shards):
+            # An earlier try may have claimed some of them.
+            yield from self._help(self._parts[victim], sent=self._is_retry, mine=True)
+        yield from self._watch()
+        # What a shard has held that has ended meanwhile, without a result.
+        self._list()
+        for start in range(0, len(own), _CHUNK):
+            yield self._take(own[start : start + _CHUNK], sent=True)
+
+    def _help(
+        self, part: Sequence[int], *, only: Sequence[int] | None = None, sent: bool = False, mine: bool = False
+    ) -> Iterator[list[UploadItem] | None]:
+        """Yield the recordings of a part, one portion after another, each from its end.
+
+        :param part: The recordings.
+        :param only: The portions; by default all, this shard's own first.
+        :param sent: Whether to look at recordings whose bytes another try has sent.
+        :param mine: Whether to take only those of them that an earlier try of this shard has sent.
+        """
+        by_portion: list[list[int]] = [[] for _ in range(self._shards)]
+        for number in reversed(part):
+            by_portion[portion_of(self._manifest.key(number), self._shards)].append(number)
+        for portion in portions(self._shard, self._shards) if only is None else only:
+            numbers = by_portion[portion]
+            for start in range(0, len(numbers), _CHUNK):
+                chunk = numbers[start : start + _CHUNK]
+                if any(self._is_wanted(number, sent=sent) for number in chunk):
+                    # Others work on them, too.
+                    self._list(_HELP_LIST_SECONDS)
+                    yield self._take(chunk, sent=sent, mine=mine, helping=True)
+
+    def _replace_dead(self) -> Iterator[list[UploadItem] | None]:
+        """Yield what dead shards have left. Each shard that is at work takes its own portion first."""
+        own, *others = portions(self._shard, self._shards)
+        self._list()
+        for part in self._parts:
+            yield from self._help(part, only=[own], sent=True)
+        until = time.monotonic() + _WATCH_SECONDS
+        while time.monotonic() < until:
+            yield None
+        self._list()
+        for part in self._parts:
+            yield from self._help(part, only=others, sent=True)
+
+    def _take(
+        self, numbers: Sequence[int], *, sent: bool, mine: bool = False, helping: bool = False
+    ) -> list[UploadItem]:
+        """Return which recordings of a chunk are to be uploaded; resume or report those that a dead shard has left.
+
+        :param numbers: The recordings.
+        :param sent: As of :meth:`_help`.
+        :param mine: As of :meth:`_help`.
+        :param helping: Whether they belong to another shard.
+        """
+        snapshot, journal = self._snapshot, self.journal
+        items: dict[str, UploadItem] = {}
+        for planned in self._manifest.read([n for n in numbers if self._is_wanted(n, sent=sent)]):
+            items[planned.key] = self._item(planned)
+            journal.reported.discard(planned.key)
+            journal.held.discard(planned.key)
+            self._started.add(planned.key)
+        if not items:
+            return []
+        part = part_of(snapshot, items)
+        versions = read_versions(self.ledger, part.open)
+        standings = compare(self.ledger, self._owner, items, part, self._legacy, versions, is_retry=False)
+        self._act(self.ledger, self._noted(standings, items, mine=mine), items)
+        if helping and items and not self._logged_help:
+            self._logged_help = True
+            self._log.info("Helping the other shards, as the recordings of this one are uploaded or under way")
+        return list(items.values())
+
+    def _noted(self, standings: Iterable[Standing], items: dict[str, UploadItem], *, mine: bool) -> Iterator[Standing]:
+        """Keep who holds a recording, so that a version, which never changes, is not read again."""
+        for standing in standings:
+            version = standing.version
+            if version is not None:
+                self._holders[standing.key] = (version.n, intern(str(version.owner)))
+                if mine and version.n >= _SENT_VERSION and not version.owner.is_same_run(self._owner):
+                    items.pop(standing.key, None)
+                    self.journal.held.add(standing.key)
+                    continue
+            yield standing
+
+    def _is_wanted(self, number: int, *, sent: bool) -> bool:
+        """Return whether something may be left to do about a recording, by the names in the ledger."""
+        key, snapshot = self._manifest.key(number), self._snapshot
+        if key in self._started and key not in self.journal.held:
+            return False
+        n = snapshot.open.get(key, 0)
+        known, holder = self._holders.get(key, (0, ""))
+        if n and n == known and holder in self._of_siblings and holder not in self._at_rest:
+            return False
+        if key in snapshot.done:
+            return bool(n) and sent and key not in self.journal.reported
+        return sent or n < _SENT_VERSION
+
+    def _item(self, planned: Planned) -> UploadItem:
+        identity = planned.identity(self._manifest.header)
+        if identity.key != planned.key:
+            raise RoughyUnusableSourceError(
+                f"Manifest {self._manifest.uri} cannot be used: the key {planned.key} of {planned.uri} does not match "
+                "its other fields: it was edited. Write it again: clear the task that planned it"
+            )
+        conn_id = self._source_conn_id or self._manifest.header.source_conn_id
+        quoted = None if planned.path is None else unquoted_path(planned.path)
+        fs, path = find_again(planned.uri, conn_id, quoted)
+        canonical = planned.uri if planned.name is None else planned.name
+        file = SourceFile(
+            planned.uri,
+            canonical,
+            path,
+            size=planned.size_bytes,
+            versions=planned.versions,
+            storage=planned.storage,
+            fs=fs,
+        )
+        return UploadItem(file, planned.key, identity.to_dict(), planned.uri, credits=planned.credits, log=self._log)
+
+    # ---- Other shards
+
+    def _watch(self) -> Iterator[list[UploadItem] | None]:
+        """Wait until it is known of each other shard whether it is at work, and yield what a dead one has left."""
+        undecided = set(self._siblings)
+        written: dict[ClaimOwner, float] = {}
+        looked_at = float("-inf")
+        # Not while uploads are under way here: what a shard does that dies meanwhile would not be noticed.
+        while undecided or not self._is_idle:
+            if not self._is_idle or not undecided or time.monotonic() - looked_at < _WATCH_SECONDS:
+                yield None
+                continue
+            looked_at = time.monotonic()
+            dead = []
+            owners = list(undecided)
+            for owner, lease in zip(owners, self.ledger.each(self.ledger.read_lease, owners), strict=True):
+                if lease is None or not lease.is_alive(time.time()):
+                    undecided.remove(owner)
+                    self._at_rest.add(str(owner))
+                    # Otherwise it has not started, or it has ended and given its lease up.
+                    if lease is not None and lease.until:
+                        dead.append(owner)
+                elif lease.written > written.setdefault(owner, lease.written):
+                    undecided.remove(owner)
+            if not dead:
+                yield None
+                continue
+            self._log.warning(
+                "Resuming what %s left: the lease expired, so that its worker has died or was stopped",
+                ", ".join(map(str, dead)),
+            )
+            yield from self._replace_dead()
+
+    def _latest(self, key: str) -> Version | None:
+        try:
+            return self.ledger.find_latest(key)
+        except OF_ONE_ENTRY:
+            return None
+
+    def _sweep(self) -> None:
+        """Report what nobody has started, and count what other runs have ingested: of this shard's own part."""
+        journal, ledger = self.journal, self.ledger
+        snapshot = self._snapshot = ledger.snapshot()
+        self.results.already_ingested.clear()
+        own = self._parts[self._shard]
+        mine = (self._started - journal.held) | journal.reported
+        left = [number for number in own if self._manifest.key(number) not in mine]
+        elsewhere = [key for number in left if (key := self._manifest.key(number)) in snapshot.done]
+        self._count_elsewhere(elsewhere)
+        not_started = [number for number in left if self._manifest.key(number) not in snapshot.done]
+        for planned in self._manifest.read(not_started):
+            latest = self._latest(planned.key) if planned.key in snapshot.open else None
+            if latest is not None and str(latest.owner) in self._of_siblings and ledger.is_alive(latest.owner):
+                continue
+            item = UploadItem(None, planned.key, {"size": planned.size_bytes}, planned.uri, credits=planned.credits)
+            if latest is not None and str(latest.owner) not in self._of_siblings:
+                journal.defer(item, ledger.describe_claim(latest.owner))
+            elif self.fatal is not None:
+                journal.defer(item, f"not started: the batch was stopped: {self.fatal}")
+            else:
+                journal.interrupt(item, "another try has held its claim, and no longer does: a retry uploads it")
+
+    def _leave_failures(self) -> None:
+        """Do not report failures on recordings of other shards, which report them.
+
+        A recording is reported here if it has ended here, and an upload that has failed here if the shard to which the
+        recording belongs has ended: all others look at it themselves.
+        """
+        kept = {result.source for result in self.journal.not_final() if result.status == Status.PENDING_PAYMENT}
+        ended = {n for n, owner in self._numbered if (lease := self.ledger.read_lease(owner)) and not lease.until}
+        left = {}
+        for key, (name, was_claimed) in self.journal.noted.items():
+            shard = shard_of(key, self._shards)
+            if shard != self._shard and name not in kept and not (was_claimed and shard in ended):
+                left[key] = name
+        if left:
+            files = counted(len(left), "file")
+            self._log.info("Leaving %s that could not be uploaded here to the shards that they belong to", files)
+            self.journal.drop(left)
+
+    def _count_elsewhere(self, keys: Sequence[str]) -> None:
+        """Count the recordings that other runs have ingested. The other shards report their own."""
+
+        def find(key: str) -> Any:
+            try:
+                return self.ledger.find_result(key)
+            except RoughyLedgerEntryError:
+                return None
+
+        for result in self.ledger.each(find, keys):
+            if result is not None and result.owner not in self._of_siblings and result.owner != str(self._owner):
+                self.results.count_ingested(result.state)
+
+    # ---- Results
+
+    def _poll_all(self) -> None:
+        verdicts = self._poll(list(self._waiting))
+        self._unconfirmed = [id for id, verdict in verdicts.items() if verdict.state == "pending_upload"]
+        self.settle(list(verdicts.values()))
+        self._polled_at = time.monotonic()
+
+    def _store_end(self, item: UploadItem, verdict: Verdict) -> RecordingResult | None:
+        result = super()._store_end(item, verdict)
+        if result is not None and result.status in (Status.PENDING_PAYMENT, Status.INTERRUPTED):
+            self.journal.noted[item.key] = (item.name, True)
+        return result
+
+    def kept(self, ids: Iterable[str]) -> dict[str, Any]:
+        """Return what :meth:`restore` needs after a wait in the triggerer, as plain JSON.
+
+        :param ids: The assets that are waited for.
+        """
+        return {"waiting": {id: _to_keep(self._waiting[id]) for id in ids}}
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        """Wait for the assets that :meth:`kept` returned.
+
+        :param kept: What it returned.
+        """
+        for id, row in kept.get("waiting", {}).items():
+            item = UploadItem.from_dict({**row, "asset_id": id})
+            item.identity = row["identity"]
+            item.version = Version(
+                item.key, row["n"], self._owner, item.name, item.identity, row["state"], id, since=row["since"]
+            )
+            self._waiting[id] = item
+
+    # ---- Progress
+
+    def _list(self, seconds: float = 0.0) -> None:
+        """List the names in the ledger, unless that was done in the last seconds."""
+        started = time.monotonic()
+        if seconds and started - self._listed_at < max(seconds, _LIST_SHARE * self._list_took):
+            return
+        self._snapshot = self.ledger.snapshot()
+        self._listed_at = time.monotonic()
+        self._list_took = self._listed_at - started
+
+    def _log_progress(self) -> None:
+        """Log how far all shards are, by the names in the ledger."""
+        manifest, snapshot = self._manifest, self._snapshot
+        files = sent = total = 0
+        for number in range(len(manifest)):
+            key, size = manifest.key(number), manifest.size(number)
+            total += size
+            if key in snapshot.done or snapshot.open.get(key, 0) >= _SENT_VERSION:
+                files += 1
+                sent += size
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now, sent)
+            return
+        since, sent_before = self._first
+        seconds = max(now - since, 0.001)
+        rate = (sent - sent_before) / seconds
+        left = f"{_in_words((total - sent) / rate)} left" if rate else "no bytes yet"
+        self._log.info(
+            "All shards have uploaded %s of %s, %s of %s (%.0f %%), %s/s, %s",
+            f"{files:,}",
+            counted(len(manifest), "file"),
+            bytes_in_words(sent),
+            bytes_in_words(total),
+            100 * sent / total if total else 100,
+            bytes_in_words(rate),
+            left,
+        )
+
+
+def _in_words(seconds: float) -> str:
+    """Return a time that is left in words, such as ``3.2 h``."""
+    for unit, size in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _to_keep(item: UploadItem) -> dict[str, Any]:
+    version = item.version
+    state, since = (Progress.SENT, None) if version is None else (version.state, version.since)
+    n = 0 if version is None else version.n
+    return {**item.to_dict(), "identity": item.identity, "n": n, "state": state, "since": since}

@@ -1,0 +1,99 @@
+"""The arguments that the operators of a batch and of a plan share."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from airflow_provider_roughy.exceptions import RoughyConfigurationError, RoughyUnusableLedgerError
+from airflow_provider_roughy.ingest.discover import list_of
+from airflow_provider_roughy.ledger import Ledger
+from airflow_provider_roughy.transfer.storage import without_secrets
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from airflow_provider_roughy.ingest.trees import SourceLocation
+
+
+def check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    """Refuse an argument that is none of the known values."""
+    if value not in known:
+        raise ValueError(f"{name} must be one of {tuple(known)}, not {value!r}")
+
+
+def check_bool(name: str, value: object) -> bool:
+    """Refuse text such as ``"False"``, which is true in Python."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, not {value!r}")
+    return value
+
+
+def check_parallel(parallel: object) -> None:
+    """Refuse a number of parallel transfers that is not supported."""
+    if isinstance(parallel, bool) or not isinstance(parallel, int) or not 1 <= parallel <= 64:
+        raise ValueError(f"parallel must be 1 to 64, not {parallel!r}")
+
+
+def check_credits(name: str, value: object) -> None:
+    """Refuse credits that are not a whole number."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise ValueError(f"{name} must be a whole number from 0 on, not {value!r}")
+
+
+def check_shard(shard: object, shards: object) -> None:
+    """Refuse a shard that is not one of so many."""
+    if shards is not None and (isinstance(shards, bool) or not isinstance(shards, int) or not 1 <= shards <= 1000):
+        raise ValueError(f"shards must be 1 to 1,000, not {shards!r}")
+    if shard is not None and (isinstance(shard, bool) or not isinstance(shard, int) or shard < 0):
+        raise ValueError(f"shard must be a whole number from 0 on, not {shard!r}")
+    if isinstance(shard, int) and isinstance(shards, int) and shard >= shards:
+        raise ValueError(f"shard must be less than shards, {shards}, not {shard}")
+
+
+def max_credits_of(value: int | str | None, *, is_priced: bool = False) -> int | None:
+    """Return the most credits that a run may cost.
+
+    :param value: The argument, which may have been a template.
+    :param is_priced: Whether the length of each recording is read in any case.
+    :raises RoughyConfigurationError: If it is no whole number, or what reads lengths is not installed.
+    """
+    if value is None and not is_priced:
+        return None
+    from airflow_provider_roughy import probe
+
+    probe.check_installed()
+    if value is None:
+        return None
+    # int() alone would turn 1.5 into 1.
+    if isinstance(value, bool) or not re.fullmatch(r"\s*\d+\s*", str(value)):
+        raise RoughyConfigurationError(
+            f"`max_credits` must be a whole number from 0 on, not {value!r}; if it is a template, it rendered to that"
+        )
+    return int(value)
+
+
+def ledger_outside(
+    location: str | os.PathLike[str], conn_id: str | None, source: SourceLocation | Sequence[SourceLocation]
+) -> Ledger:
+    """Return a ledger that is not in the source.
+
+    :param location: The ledger.
+    :param conn_id: The Airflow connection of its storage.
+    :param source: The source.
+    :raises RoughyUnusableLedgerError: If it is in the source.
+    """
+    ledger = Ledger(location, conn_id=conn_id)
+    for each in list_of(source):
+        if ledger.is_within(str(each)):
+            raise ledger_in_source(ledger, each)
+    return ledger
+
+
+def ledger_in_source(ledger: Ledger, source: object) -> RoughyUnusableLedgerError:
+    """Return the error about a ledger that is in the source."""
+    return RoughyUnusableLedgerError(
+        f"Ledger {ledger.uri} is in the source, {without_secrets(str(source))}: its objects would be ingested. Put "
+        "it elsewhere"
+    )

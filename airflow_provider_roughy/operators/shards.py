@@ -1,0 +1,337 @@
+"""How :class:`~airflow_provider_roughy.operators.RoughyIngestOperator` runs as one shard of a manifest."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_roughy.compat import AirflowSkipException, AirflowTaskTimeout
+from airflow_provider_roughy.event_loop import run_here
+from airflow_provider_roughy.exceptions import (
+    RoughyApiError,
+    RoughyConfigurationError,
+    RoughyIngestError,
+    RoughyIngestFailedError,
+    api_error,
+)
+from airflow_provider_roughy.ingest import manifest as manifests
+from airflow_provider_roughy.ingest.journal import Tally
+from airflow_provider_roughy.ingest.manifest import Header, Manifest
+from airflow_provider_roughy.ingest.result import RecordingResult, Status
+from airflow_provider_roughy.ingest.shard import Shard
+from airflow_provider_roughy.ingest.upload import FORGET_IMPORT
+from airflow_provider_roughy.ledger import ClaimOwner, Ledger
+from airflow_provider_roughy.lifecycle import ASSET, batch_from_event, end_unpaid
+from airflow_provider_roughy.observability import lineage
+from airflow_provider_roughy.observability.outlets import Product, announce
+from airflow_provider_roughy.observability.report import check_location, write_report
+from airflow_provider_roughy.observability.report_summary import ReportFacts
+from airflow_provider_roughy.polling import wait_for_batch
+from airflow_provider_roughy.transfer.storage import as_text, asset_uri
+from airflow_provider_roughy.triggers import RoughyBatchTrigger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from airflow_provider_roughy.compat import Context
+    from airflow_provider_roughy.operators.ingest import RoughyIngestOperator
+
+#: Assets of one wait in the triggerer, as of a batch.
+_MAX_IDS = 1000
+#: The XCom by which a try keeps its state during the wait in the triggerer. Its size does not depend on the batch.
+XCOM_KEY = "roughy_before_the_wait"
+#: Lines about recordings that are not ready: in one log record, and in an error message.
+_MAX_LINES, _MAX_LINES_OF_ERROR = 100, 10
+
+
+class ShardTask:
+    """One try of a task that ingests a shard.
+
+    :param operator: The operator, whose templates are rendered.
+    :param context: The context of the task.
+    """
+
+    def __init__(self, operator: RoughyIngestOperator, context: Context) -> None:
+        self._operator = operator
+        self._context = context
+        self._log = operator.log
+        self._location = str(operator.source)
+        ti = context["ti"]
+        self._owner = ClaimOwner.of(ti)
+        self._facts = ReportFacts(
+            dag_id=ti.dag_id,
+            task_id=ti.task_id,
+            run_id=str(ti.run_id),
+            map_index=ti.map_index if (ti.map_index or 0) >= 0 else None,
+            try_number=getattr(ti, "try_number", 0),
+            started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        self._shard: Shard
+
+    def execute(self) -> str:
+        """Upload the shard's part of the manifest, help the others, and wait.
+
+        :returns: The URI of the results.
+        """
+        operator = self._operator
+        started = time.time()
+        with (
+            operator._interrupt,
+            operator.hook,
+            manifests.reading(self._location, conn_id=operator.source_conn_id) as manifest,
+        ):
+            self._check(manifest.header)
+            self._report_folder()
+            if manifest.header.dry_run:
+                raise AirflowSkipException(
+                    f"Manifest {manifest.uri} is a price list: it was planned with dry_run=True, and nothing of it is "
+                    "uploaded"
+                )
+            shard = self._open(manifest)
+            try:
+                with shard.running():
+                    operator._running = shard
+                    shard.ingest()
+                    return self._wait_and_report(operator.deadline(started), parts=self._keep_waiting())
+            except (Exception, AirflowTaskTimeout) as error:
+                if not shard.is_reported:
+                    self._report_anyway(error)
+                raise
+            finally:
+                operator._running = None
+
+    def resume(self, before: dict[str, Any], event: dict[str, Any] | None) -> str:
+        """Continue after the wait in the triggerer.
+
+        :param before: What was kept.
+        :param event: The event of the trigger.
+        :returns: The URI of the results.
+        """
+        verdicts = batch_from_event(event)
+        part = before["part"]
+        with self._operator.hook:
+            shard = self._open(None, Header.decode(json.dumps(before["header"]).encode()))
+            with shard.running():
+                shard.journal.load()
+                kept = shard.ledger.read_waiting(self._owner, 0)
+                for row in kept.get("results", ()):
+                    shard.results.add(RecordingResult.from_dict(row))
+                shard.results.already_ingested.update(kept.get("already_ingested", {}))
+                fatal = kept.get("fatal")
+                shard.journal.fatal = api_error(**fatal) if fatal else None
+                shard.restore(shard.ledger.read_waiting(self._owner, part))
+                shard.settle(verdicts)
+                shard.journal.store(now=True)
+                if left := shard.waiting:
+                    # The trigger has no verdict on them.
+                    following = shard.ledger.read_waiting(self._owner, part + 1).get("waiting", {})
+                    more = {"waiting": {**following, **shard.kept(left)["waiting"]}}
+                    if part < before["parts"]:
+                        shard.ledger.write_waiting(self._owner, part + 1, more)
+                shard.ledger.remove_waiting(self._owner, [part])
+                return self._wait_and_report(before["deadline"], part=part + 1, parts=before["parts"])
+
+    # ---- The manifest
+
+    def _check(self, header: Header) -> None:
+        operator = self._operator
+        for name in ("max_credits", "stable_for", "retry", "_dry_run"):
+            if getattr(operator, name):
+                raise RoughyConfigurationError(
+                    f"`{name.strip('_')}` has no effect on a manifest: give it to RoughyPlanIngestOperator, which "
+                    "decides what is uploaded"
+                )
+        ledger = operator.ledger
+        if ledger is not None and Ledger(ledger).uri != Ledger(header.ledger).uri:
+            raise RoughyConfigurationError(
+                f"`ledger` is {Ledger(ledger).uri}, and the manifest was planned with {Ledger(header.ledger).uri}: "
+                "leave `ledger` out, or plan again"
+            )
+        shard, shards = self._numbers(header)
+        if not 0 <= shard < shards:
+            raise RoughyConfigurationError(
+                f"`shard` is {shard}, and there are {shards} `shards`: give 0 to {shards - 1}, such as by "
+                f"expand(shard=list(range({shards})))"
+            )
+
+    def _numbers(self, header: Header) -> tuple[int, int]:
+        operator = self._operator
+        if operator.shard is None:
+            return 0, 1
+        return operator.shard, header.shards if operator.shards is None else operator.shards
+
+    def _open(self, manifest: Manifest | None, header: Header | None = None) -> Shard:
+        operator = self._operator
+        header = manifest.header if manifest is not None else header
+        assert header is not None
+        self._header = header
+        number, shards = self._numbers(header)
+        self._name = f"{number} of {shards}"
+        self._part = f"shard-{number:04}-of-{shards:04}"
+        run_id = self._context["ti"].run_id
+        siblings = [ClaimOwner(self._owner.task_key, f"{run_id}[{index}]") for index in range(shards)]
+        self._shard = Shard(
+            operator.hook,
+            manifest=manifest,
+            shard=number,
+            shards=shards,
+            siblings=siblings,
+            source_conn_id=operator.source_conn_id,
+            owner=self._owner,
+            project_id=header.project_id,
+            language=header.language,
+            on_pending_payment=operator.on_pending_payment,
+            ledger=Ledger(header.ledger, conn_id=operator.ledger_conn_id or header.ledger_conn_id),
+            parallel=operator.parallel,
+            bandwidth_limit=operator.bandwidth_limit,
+            log=self._log,
+        )
+        return self._shard
+
+    # ---- The wait
+
+    def _keep_waiting(self) -> int:
+        """Store what is waited for in the ledger, for the wait in the triggerer; return in how many parts."""
+        shard = self._shard
+        if not self._operator.deferrable:
+            return 0
+        waiting = shard.waiting
+        parts = [waiting[start : start + _MAX_IDS] for start in range(0, len(waiting), _MAX_IDS)]
+        for number, ids in enumerate(parts, start=1):
+            shard.ledger.write_waiting(self._owner, number, shard.kept(ids))
+        return len(parts)
+
+    def _wait_and_report(self, deadline: float, *, part: int = 1, parts: int) -> str:
+        shard, operator = self._shard, self._operator
+        if part <= parts:
+            fatal = shard.fatal.to_dict() if isinstance(shard.fatal, RoughyApiError) else None
+            kept = {
+                "results": [result.to_dict() for result in shard.journal.not_final()],
+                "already_ingested": dict(shard.results.already_ingested),
+                "fatal": fatal,
+            }
+            shard.ledger.write_waiting(self._owner, 0, kept)
+            before = {
+                "header": json.loads(self._header.encode()),
+                "part": part,
+                "parts": parts,
+                "deadline": deadline,
+            }
+            self._context["ti"].xcom_push(XCOM_KEY, before)
+            ids = list(shard.ledger.read_waiting(self._owner, part).get("waiting", ()))
+            RoughyBatchTrigger(
+                kind=ASSET.name,
+                ids=ids,
+                roughy_conn_id=operator.roughy_conn_id,
+                poll_interval=operator.poll_interval,
+                deadline=deadline,
+                on_pending_payment=operator.on_pending_payment,
+                lease=shard.wait_elsewhere(),
+            ).defer(operator)
+        if shard.waiting:
+            verdicts = run_here(
+                lambda: wait_for_batch(
+                    operator.hook,
+                    ASSET,
+                    shard.waiting,
+                    poll_interval=operator.poll_interval,
+                    deadline=deadline,
+                    on_pending_payment=operator.on_pending_payment,
+                    log=self._log,
+                )
+            )
+            shard.settle(verdicts)
+        uri, tally = self._report()
+        self._end(uri, tally)
+        return uri
+
+    # ---- The end
+
+    def _report(self, *, error: str | None = None) -> tuple[str, Tally]:
+        """Write the part of this shard of the report, and log and push what is said of all its recordings.
+
+        :param error: The error that has ended the shard.
+        :returns: The URI of its results.
+        """
+        shard, ti = self._shard, self._context["ti"]
+        shard.finish()
+        tally = Tally(already_ingested=shard.results.already_ingested)
+        folder, conn_id = self._report_folder()
+        summary = write_report(
+            folder,
+            tally.through(shard.journal.rows()),
+            facts=replace(self._facts, already_ingested=dict(tally.already_ingested), error=error),
+            conn_id=conn_id,
+            part=self._part,
+        )
+        uri = f"{folder}results-{self._part}.jsonl"
+        self._log.info("Shard %s: %s. All results: %s", self._name, tally.summary(), as_text(uri))
+        for start in range(0, len(tally.lines), _MAX_LINES):
+            self._log.info("\n%s", "\n".join(tally.lines[start : start + _MAX_LINES]))
+        if tally.not_ready > len(tally.lines):
+            self._log.info("%s more are in %s", f"{tally.not_ready - len(tally.lines):,}", uri)
+        ti.xcom_push("report", folder)
+        ti.xcom_push("summary", summary.text(report=as_text(folder)))
+        ti.xcom_push("counts", {**tally.numbers(), "credits": tally.credits})
+        shard.ledger.remove_waiting(self._owner, [0])
+        return uri, tally
+
+    def _report_anyway(self, error: Exception | AirflowTaskTimeout) -> None:
+        """Report what is done, although an error has ended the shard."""
+        try:
+            self._report(error=as_text(str(error)))
+        except Exception as err:  # The error that has ended it matters more, and is about to be raised.
+            self._log.warning("Reporting the results failed; a retry reports them: %s", err)
+
+    def _report_folder(self) -> tuple[str, str | None]:
+        """Return the folder of the report, and the connection of its storage; by default beside the manifest.
+
+        :raises RoughyTargetError: If no report can be written there.
+        """
+        operator = self._operator
+        report: Any = operator.report
+        if report is None:
+            location = self._location.strip()[: -len(manifests.SUFFIX)] + "-results"
+            return check_location(location, conn_id=operator.source_conn_id), operator.source_conn_id
+        conn_id = operator.report_conn_id or getattr(report, "conn_id", None)
+        return check_location(report, conn_id=conn_id), conn_id
+
+    def _end(self, uri: str, tally: Tally) -> None:
+        operator, shard = self._operator, self._shard
+        lineage.report(operator.hook, read=[asset_uri(self._location)], written=[asset_uri(uri)])
+        numbers = tally.numbers()
+        text = "\n".join([f"{tally.summary()}. All results: {uri}", *tally.lines[:_MAX_LINES_OF_ERROR]])
+        ended = tally.counts[Status.FAILED] + tally.counts[Status.REJECTED]
+        if ended and tally.ended_key:
+            text += (
+                "\nA new plan skips files that failed or were rejected. To ingest one again, replace the file; or "
+                f"forget it by its key, and plan again: {FORGET_IMPORT}; {shard.ledger.forget_call(tally.ended_key)}"
+            )
+        if operator.on_failed == "fail" and (ended or tally.counts[Status.INTERRUPTED]):
+            raise (RoughyIngestError if tally.retryable else RoughyIngestFailedError)(text, outcomes=numbers)
+        if ended:
+            self._log.warning("%s", text)
+        if tally.unpaid or shard.fatal:
+            message = (
+                f"The credits do not cover everything. {text}\nTop up at Roughy within 30 days: uploaded recordings "
+                "then become ready automatically, and a new plan over the same ledger reports them"
+            )
+            error = shard.fatal or RoughyIngestFailedError(message, outcomes=numbers)
+            end_unpaid(operator.on_pending_payment, error, why_skipped=message)
+        if operator.outlets:
+            self._announce(uri, tally)
+
+    def _announce(self, uri: str, tally: Tally) -> None:
+        project_id = self._header.project_id
+
+        def products() -> Iterator[Product]:
+            for result in self._shard.journal.rows():
+                if result.status == Status.READY and result.asset_id:
+                    extra = {"asset_id": result.asset_id, "project_id": project_id, "source": result.source}
+                    yield Product(lineage.resource_uri(ASSET.name, result.asset_id), extra)
+
+        summary = {"project_id": project_id, "counts": tally.numbers(), "report": uri}
+        announce(self._operator, self._context, products(), summary)

@@ -1,0 +1,524 @@
+"""An archive that several tasks share: a plan, and shards of its manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_roughy.emulator import Emulator, Fault
+from airflow_provider_roughy.ingest import shard as shards_module
+from airflow_provider_roughy.ingest.manifest import Header, Manifest, Planned
+from airflow_provider_roughy.ingest.result import RecordingResult
+from airflow_provider_roughy.ingest.shares import help_order, portions, shard_of
+from airflow_provider_roughy.ledger import ClaimOwner, Ledger, lease
+from airflow_provider_roughy.observability.report import read_report
+from airflow_provider_roughy.operators import RoughyIngestOperator, RoughyPlanIngestOperator
+from airflow_provider_roughy.transfer.throttle import Throttle
+from tests.running import Ended, TaskInstance, run_task
+from tests.uploading import asked
+from tests.zygote import Zygote
+
+pytestmark = pytest.mark.usefixtures("patient")
+
+SHARDS = 3
+COUNT = 30
+
+
+class Backlog:
+    """A plan and its shards, as tasks of one DAG.
+
+    :param folder: The archive.
+    """
+
+    def __init__(self, folder: Path, home: Path) -> None:
+        self.folder = folder
+        self.ledger = Ledger(home / "ledger")
+        self.manifest = home / "plan.jsonl"
+        self.results = home / "plan-results"
+        self.xcoms: dict[str, Any] = {}
+
+    def plan(self, run: str = "run 1", **options: Any) -> Ended:
+        """Plan; what was pushed is in ``xcoms``."""
+        ti = self._ti("plan", run, -1)
+        places = {"source": str(self.folder), "ledger": self.ledger.uri, "manifest": str(self.manifest)}
+        task = RoughyPlanIngestOperator(task_id="plan", **{**places, "shards": SHARDS, **options})
+        return self._run(task, ti)
+
+    def shard(self, number: int, run: str = "run 1", **options: Any) -> Ended:
+        """Ingest one shard."""
+        ti = self._ti("ingest", run, number)
+        options = {"source": str(self.manifest), "poll_interval": 0.1, "timeout": 60, **options}
+        task = RoughyIngestOperator(task_id="ingest", shard=number, **options)
+        return self._run(task, ti)
+
+    def lines(self, status: str = "planned") -> list[dict[str, Any]]:
+        """Return the lines of the manifest with a status."""
+        _, *lines = map(json.loads, self.manifest.read_text().splitlines())
+        return [line for line in lines if line["status"] == status]
+
+    def rows(self) -> list[RecordingResult]:
+        """Return the results of all shards."""
+        return list(read_report(self.results))
+
+    def _ti(self, task_id: str, run: str, map_index: int) -> TaskInstance:
+        ti = TaskInstance(run_id=run)
+        ti.task_id, ti.map_index = task_id, map_index
+        return ti
+
+    def _run(self, task: Any, ti: TaskInstance) -> Ended:
+        ended = run_task(task, context={"ti": ti})
+        self.xcoms = {name: json.loads(value) for name, value in ti.xcoms.items()}
+        return ended
+
+
+@pytest.fixture
+def backlog(tmp_path: Path, recordings: dict[str, Path]) -> Backlog:
+    """Thirty recordings, no two of the same bytes, the oldest first."""
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    audio = recordings["audio"].read_bytes()
+    for number in range(COUNT):
+        file = folder / f"{number:02}.mp3"
+        file.write_bytes(audio + bytes(number))
+        os.utime(file, (1_770_000_000 + number,) * 2)
+    return Backlog(folder, tmp_path)
+
+
+def assert_each_once(backlog: Backlog, roughy: Emulator) -> None:
+    """Judge by the bytes that Roughy has, and by the report."""
+    wanted = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in backlog.folder.iterdir())
+    assert sorted(asset["sha256"] for asset in roughy.assets if asset["stored_bytes"]) == wanted
+    assert sorted(row.source for row in backlog.rows()) == sorted(map(str, backlog.folder.iterdir()))
+    ready = {row.asset_id for row in backlog.rows() if row.status == "ready"}
+    assert ready == {asset["id"] for asset in roughy.assets if asset["stored_bytes"]}
+
+
+# ---- Pure functions
+
+
+KEYS = st.lists(st.binary(min_size=20, max_size=20).map(bytes.hex), unique=True, max_size=200)
+
+
+@pytest.mark.once
+@given(KEYS, st.integers(1, 64))
+def test_each_recording_belongs_to_one_shard(keys: list[str], shards: int) -> None:
+    parts = [[key for key in keys if shard_of(key, shards) == shard] for shard in range(shards)]
+    assert sorted(key for part in parts for key in part) == sorted(keys)
+
+
+@pytest.mark.once
+@given(st.integers(1, 64).flatmap(lambda shards: st.tuples(st.integers(0, shards - 1), st.just(shards))))
+def test_a_shard_helps_all_others_and_starts_after_itself(numbers: tuple[int, int]) -> None:
+    shard, shards = numbers
+    assert sorted([shard, *help_order(shard, shards)]) == list(range(shards))
+    assert sorted(portions(shard, shards)) == list(range(shards))
+    assert portions(shard, shards)[0] == shard
+    assert all((one + 1) % shards == other for one, other in pairwise([shard, *help_order(shard, shards)]))
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40)
+PLANNED = st.builds(
+    Planned,
+    key=st.binary(min_size=20, max_size=20).map(bytes.hex),
+    status=st.sampled_from(["planned", "deferred", "rejected"]),
+    uri=TEXTS.filter(bool),
+    size_bytes=st.integers(0, 2**40),
+    version=TEXTS,
+    credits=st.none() | st.integers(0, 10**6),
+    seconds=st.none() | st.floats(0, 10**6),
+    reason=st.none() | TEXTS.filter(bool),
+    name=st.none() | TEXTS.filter(bool),
+    storage=TEXTS,
+    versions=st.dictionaries(TEXTS, TEXTS, max_size=3),
+    path=st.none() | TEXTS.filter(bool),
+    resumes=st.booleans(),
+)
+HEADER = Header("2026-01-01T00:00:00+00:00", "d", "t", "r", ["/a"], ["*"], True, "/ledger", "p", balance=7, spent=3)
+
+
+@pytest.mark.once
+@given(st.lists(PLANNED, max_size=20))
+def test_a_manifest_is_read_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, lines: list[Planned]) -> None:
+    assert [Planned.decode(line.encode()) for line in lines] == lines
+    assert all(line.encode().count(b"\n") == 1 for line in lines)
+    assert Header.decode(HEADER.encode()) == HEADER
+
+
+@pytest.mark.once
+def test_bandwidth_is_shared_by_all_transfers() -> None:
+    now, lock = [0.0], threading.Lock()
+
+    def sleep(seconds: float) -> None:
+        with lock:
+            now[0] += seconds
+
+    throttle = Throttle(1_000_000, clock=lambda: now[0], sleep=sleep)
+    one, other = (throttle.limiting(lambda done, total: None) for _ in range(2))
+    for block in range(1, 6):
+        one(block * 1_000_000, 5_000_000)
+        other(block * 1_000_000, 5_000_000)
+    assert now[0] == pytest.approx(10.0)
+    # A transfer that resumes in its middle has sent one block, and not all before it.
+    throttle.limiting(lambda done, total: None)(50_000_000, 60_000_000)
+    assert now[0] == pytest.approx(10.0 + 1.048576)
+
+
+# ---- The plan
+
+
+def test_plan_leaves_out_what_the_ledger_has(backlog: Backlog, roughy: Emulator) -> None:
+    backlog.plan()
+    assert [ended.state for ended in map(backlog.shard, range(SHARDS))] == ["success"] * SHARDS
+    (backlog.folder / "new.mp3").write_bytes((backlog.folder / "00.mp3").read_bytes() + b"new")
+    backlog.plan("run 2")
+    assert [Path(line["uri"]).name for line in backlog.lines()] == ["new.mp3"]
+    assert backlog.xcoms["counts"] == {
+        "planned": 1,
+        "size_bytes": (backlog.folder / "new.mp3").stat().st_size,
+        "deferred": 0,
+        "rejected": 0,
+        "already_ingested": COUNT,
+    }
+
+
+def test_plan_names_what_cannot_be_uploaded_again_on_a_retry(backlog: Backlog, log: Callable[[], str]) -> None:
+    (backlog.folder / "tiny.mp3").write_bytes(b"x")
+    (backlog.folder / "empty.mp3").touch()
+    for _ in range(2):
+        backlog.plan()
+        rejected = {Path(line["uri"]).name: line["reason"] for line in backlog.lines("rejected")}
+        assert rejected.keys() == {"tiny.mp3", "empty.mp3"}
+        assert rejected["tiny.mp3"].startswith("it has 1 bytes")
+        assert "tiny.mp3" in log()
+    assert backlog.plan("run 2", stable_for=3600).state == "success"
+    assert backlog.lines("rejected") == []
+    assert len(backlog.lines("deferred")) == COUNT
+    assert all("it may still be written to" in line["reason"] for line in backlog.lines("deferred"))
+
+
+def test_budget_is_spent_by_the_oldest_over_all_plans_of_a_run(backlog: Backlog, roughy: Emulator) -> None:
+    backlog.plan(max_credits=10)
+    first = [line["uri"] for line in backlog.lines()]
+    assert first == [str(backlog.folder / f"{number:02}.mp3") for number in range(10)]
+    assert {line["reason"] for line in backlog.lines("deferred")} == {"it costs 1 credit, and `max_credits` leaves 0"}
+    assert backlog.shard(1).state == "success"
+    assert len(roughy.assets) == 10, "a shard helps the others, and uploads nothing that is not planned"
+
+    # In the same run, what was planned before counts as spent, also where an older file has come since.
+    older = backlog.folder / "older.mp3"
+    shutil.copyfile(backlog.folder / "00.mp3", older)
+    older.write_bytes(older.read_bytes() + b"older")
+    os.utime(older, (1_600_000_000,) * 2)
+    for again in (1, 2):
+        backlog.plan(max_credits=12)
+        assert len(backlog.lines()) == 2, again
+        assert str(older) == backlog.lines()[0]["uri"]
+        assert json.loads(backlog.manifest.read_text().splitlines()[0])["spent"] == 10
+    backlog.shard(0)
+    assert sum(asset["state"] == "ready" for asset in roughy.assets) == 12
+    backlog.plan(max_credits=12)
+    assert backlog.lines() == []
+    # The next run has a budget of its own.
+    backlog.plan("run 2", max_credits=5)
+    assert len(backlog.lines()) == 5
+
+
+def test_what_a_run_has_planned_stays_planned_until_it_is_done(backlog: Backlog, roughy: Emulator) -> None:
+    backlog.plan(max_credits=10)
+    planned = {line["key"] for line in backlog.lines()}
+    older = backlog.folder / "older.mp3"
+    older.write_bytes((backlog.folder / "00.mp3").read_bytes() + b"older")
+    os.utime(older, (1_600_000_000,) * 2)
+    backlog.plan(max_credits=10)
+    assert {line["key"] for line in backlog.lines()} == planned
+
+
+def test_budget_never_exceeds_the_balance(backlog: Backlog, roughy: Emulator) -> None:
+    roughy.balance = 4
+    backlog.plan(max_credits=10)
+    assert len(backlog.lines()) == 4
+    assert {line["reason"] for line in backlog.lines("deferred")} == {"it costs 1 credit, and the balance leaves 0"}
+
+
+def test_price_list_is_a_manifest_of_which_nothing_is_uploaded(
+    backlog: Backlog, roughy: Emulator, log: Callable[[], str]
+) -> None:
+    assert backlog.plan(dry_run=True).result == str(backlog.manifest)
+    assert backlog.xcoms["counts"]["credits"] == COUNT
+    assert {line["credits"] for line in backlog.lines()} == {1}
+    assert "recording\n        1     0:00:03" in log()
+    ended = backlog.shard(0)
+    assert (ended.state, "price list" in str(ended.error)) == ("skipped", True)
+    assert roughy.assets == []
+
+
+def test_two_plans_at_once_leave_one_whole_manifest(backlog: Backlog) -> None:
+    ended: list[Ended] = []
+    threads = [threading.Thread(target=lambda run=run: ended.append(backlog.plan(run))) for run in ("run 1", "run 2")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [each.state for each in ended] == ["success"] * 2
+    assert len(backlog.lines()) == COUNT
+
+
+def test_plan_does_not_replace_another_file(backlog: Backlog) -> None:
+    backlog.manifest.write_text("a list of mine\n")
+    ended = backlog.plan()
+    assert (ended.state, "is not replaced" in str(ended.error)) == ("failed", True)
+    assert backlog.manifest.read_text() == "a list of mine\n"
+
+
+@pytest.mark.parametrize("manifest", ["plan.jsonl", "/plans/None", "None"])
+def test_plan_refuses_a_place_that_others_cannot_find(backlog: Backlog, manifest: str) -> None:
+    ended = backlog.plan(manifest=manifest)
+    assert (ended.state, "`manifest`" in str(ended.error)) == ("failed", True)
+
+
+# ---- Shards
+
+
+def test_shards_upload_each_planned_recording_once(backlog: Backlog, roughy: Emulator) -> None:
+    planned = backlog.plan()
+    assert (planned.state, planned.result) == ("success", str(backlog.manifest))
+    assert backlog.xcoms["counts"]["planned"] == len(backlog.lines()) == COUNT
+    results = [backlog.shard(number) for number in range(SHARDS)]
+    assert [ended.state for ended in results] == ["success"] * SHARDS, [ended.error for ended in results]
+    assert sorted(Path(ended.result) for ended in results) == sorted(backlog.results.glob("results-*.jsonl"))
+    assert_each_once(backlog, roughy)
+    assert len(roughy.assets) == COUNT
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_shards_wait_and_a_cleared_one_reports_the_same(backlog: Backlog, roughy: Emulator, deferrable: bool) -> None:
+    roughy.progression = "seconds=1"
+    backlog.plan()
+    ended = backlog.shard(1, deferrable=deferrable)
+    assert (ended.state, ended.waited) == ("success", "triggerer" if deferrable else "")
+    first = sorted(backlog.rows(), key=lambda row: row.source)
+    assert [row.status for row in first] == ["ready"] * COUNT
+    # Whatever there is to keep is in the ledger.
+    assert all(len(json.dumps(value)) < 1500 for value in backlog.xcoms.values()), backlog.xcoms
+    assert not [name for name in os.listdir(Path(backlog.ledger.uri) / "runs") if "waiting" in name]
+
+    roughy.clear_requests()
+    again = backlog.shard(1, deferrable=deferrable)
+    assert (again.state, again.result) == ("success", ended.result)
+    assert sorted(backlog.rows(), key=lambda row: row.source) == first
+    assert {request.method for request in roughy.requests} <= {"GET"}
+    # A shard that starts late has nothing to do.
+    assert backlog.shard(0).state == "success"
+    assert_each_once(backlog, roughy)
+
+
+def test_a_file_that_changed_since_the_plan_is_left_to_a_new_one(backlog: Backlog, roughy: Emulator) -> None:
+    backlog.plan()
+    changed, gone = backlog.folder / "03.mp3", backlog.folder / "04.mp3"
+    changed.write_bytes(changed.read_bytes() + b"more")
+    gone.unlink()
+    assert [ended.state for ended in map(backlog.shard, range(SHARDS))] == ["success"] * SHARDS
+    left = {row.source: row.reason for row in backlog.rows() if row.status == "deferred"}
+    assert left.keys() == {str(changed), str(gone)}
+    assert all("a new plan" in str(reason) for reason in left.values())
+    assert len(backlog.rows()) == COUNT
+    assert len(roughy.assets) == COUNT - 2
+    backlog.plan("run 2")
+    assert [line["uri"] for line in backlog.lines()] == [str(changed)]
+
+
+def test_a_failed_recording_fails_its_shard_only(backlog: Backlog, roughy: Emulator) -> None:
+    (backlog.folder / "05.mp3").write_text("These are notes, whatever the name says. " * 50)
+    backlog.plan()
+    ended = [backlog.shard(number) for number in range(SHARDS)]
+    assert sorted(each.state for each in ended) == ["failed", "success", "success"]
+    [error] = [str(each.error) for each in ended if each.error]
+    assert "05.mp3" in error
+    assert "results-shard-" in error
+    assert len(backlog.rows()) == COUNT
+    assert [row.status for row in backlog.rows()].count("ready") == COUNT - 1
+
+
+def test_a_shard_that_cannot_upload_says_what_it_has_not_started(backlog: Backlog, roughy: Emulator) -> None:
+    backlog.plan()
+    roughy.inject(Fault(method="POST", path="/v1/assets", status=401, times=None))
+    ended = backlog.shard(0)
+    assert ended.error is not None
+    assert "401" in str(ended.error)
+    own = {line["uri"] for line in backlog.lines() if shard_of(line["key"], SHARDS) == 0}
+    assert {row.source for row in backlog.rows()} == own
+    roughy.clear_faults()
+    assert [each.state for each in map(backlog.shard, range(SHARDS))] == ["success"] * SHARDS
+    assert_each_once(backlog, roughy)
+
+
+BROKEN: dict[str, tuple[Callable[[str], str | None], str]] = {
+    "missing": (lambda text: None, "does not exist"),
+    "empty": (lambda text: "", "it is empty"),
+    "something else": (lambda text: "id,name\n1,a\n", "it is not JSON"),
+    "no header": (lambda text: text.partition("\n")[2], "not the header of a manifest"),
+    "newer": (lambda text: text.replace('"roughy_manifest": 1', '"roughy_manifest": 2'), "schema version 2"),
+    "cut": (lambda text: text[:-20], "the line is cut off"),
+    "line missing": (lambda text: "".join(text.splitlines(keepends=True)[:-1]), "it was cut off or edited"),
+    "damaged": (lambda text: text.replace('"size_bytes"', '"size"', 2), "`size_bytes` is missing"),
+    "edited": (lambda text: text.replace('"version": "mtime=17', '"version": "mtime=18'), "it was edited"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_damaged_manifest_uploads_nothing(backlog: Backlog, roughy: Emulator, name: str) -> None:
+    backlog.plan()
+    break_it, why = BROKEN[name]
+    text = break_it(backlog.manifest.read_text())
+    backlog.manifest.unlink()
+    if text is not None:
+        backlog.manifest.write_text(text)
+    ended = backlog.shard(0)
+    assert ended.state == "failed"
+    assert why in str(ended.error)
+    assert roughy.assets == []
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"max_credits": 5}, "`max_credits` has no effect on a manifest"),
+        ({"ledger": "/data/other"}, "the manifest was planned with"),
+        ({"shards": 2, "number": 1, "ledger": None}, ""),
+        ({"number": 5}, "`shard` is 5, and there are 3 `shards`"),
+    ],
+)
+def test_arguments_that_contradict_the_manifest_are_refused(
+    backlog: Backlog, roughy: Emulator, options: dict[str, Any], why: str
+) -> None:
+    backlog.plan()
+    ended = backlog.shard(options.pop("number", 0), **options)
+    assert (ended.state == "failed") == bool(why), ended.error
+    assert why in str(ended.error)
+
+
+def test_a_folder_is_not_ingested_by_shards(backlog: Backlog, roughy: Emulator) -> None:
+    task = RoughyIngestOperator(task_id="ingest", source=str(backlog.folder), shard=0, ledger=backlog.ledger.uri)
+    ended = run_task(task)
+    assert "`source` is no manifest" in str(ended.error)
+    assert roughy.requests == []
+
+
+# ---- Several processes
+
+
+@pytest.mark.timeout(180)
+def test_others_finish_what_a_killed_shard_has_left(
+    backlog: Backlog, roughy: Emulator, recordings: dict[str, Path], tmp_path: Path
+) -> None:
+    warm_up = {"source": str(recordings["audio"]), "ledger": str(tmp_path / "warm-up")}
+    options = {"source": str(backlog.manifest), "poll_interval": 0.2}
+
+    with Zygote(tmp_path, json.dumps(roughy.airflow_connection), **warm_up) as zygote:
+
+        def start(*numbers: int, **more: Any) -> list[str | None]:
+            children = [zygote.start("run 1", map_index=n, shard=n, **options, **more) for n in numbers]
+            return [zygote.wait(child).state for child in children]
+
+        # Claimed and not created, uploading, sent and not reported.
+        for dies_at in (40, 130, 260):
+            shutil.rmtree(backlog.ledger.uri, ignore_errors=True)
+            shutil.rmtree(backlog.results, ignore_errors=True)
+            roughy.reset()
+            backlog.manifest.unlink(missing_ok=True)
+            backlog.plan()
+            assert start(1, dies_at=dies_at) == [None]
+            assert start(0, 2) == ["success", "success"], dies_at
+            assert_each_once(backlog, roughy)
+            # Its retry finds nothing left to upload.
+            roughy.clear_requests()
+            assert start(1) == ["success"]
+            assert asked(roughy, "POST") == asked(roughy, "PATCH") == 0
+            assert_each_once(backlog, roughy)
+
+
+@pytest.mark.timeout(180)
+def test_shards_at_once_meet_rarely(
+    backlog: Backlog, roughy: Emulator, recordings: dict[str, Path], tmp_path: Path
+) -> None:
+    warm_up = {"source": str(recordings["audio"]), "ledger": str(tmp_path / "warm-up")}
+    options = {"source": str(backlog.manifest), "poll_interval": 0.2}
+    with Zygote(tmp_path, json.dumps(roughy.airflow_connection), **warm_up) as zygote:
+        roughy.reset()
+        backlog.plan()
+        first = [zygote.start("run 1", map_index=n, shard=n, **options) for n in range(SHARDS)]
+        # One of them a second time, as where a scheduler has lost its heartbeat only.
+        second = zygote.start("run 1", map_index=1, shard=1, **options)
+        states = [zygote.wait(child).state for child in [*first, second]]
+        assert states.count("success") >= SHARDS, states
+        assert zygote.wait(zygote.start("run 1", map_index=1, shard=1, **options)).state == "success"
+    assert_each_once(backlog, roughy)
+    assert len(roughy.assets) <= COUNT + 4
+
+
+def test_a_shard_leaves_what_an_active_run_uploads(
+    backlog: Backlog, roughy: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backlog.plan()
+    line = backlog.lines()[7]
+    planned = Planned.decode(json.dumps(line).encode())
+    with backlog.manifest.open("rb") as file:
+        header = Manifest("plan", file).header
+    other = ClaimOwner("other.ingest", "night", "1")
+    from airflow_provider_roughy.ledger.entries import Version
+
+    identity = planned.identity(header).to_dict()
+    assert backlog.ledger.create_version(Version(planned.key, 1, other, planned.uri, identity))
+    backlog.ledger.write_lease(other, time.time() + lease.LEASE_SECONDS)
+    assert [ended.state for ended in map(backlog.shard, range(SHARDS))] == ["success"] * SHARDS
+    [left] = [row for row in backlog.rows() if row.status != "ready"]
+    assert (left.source, left.status) == (planned.uri, "deferred")
+    assert "other.ingest, run night holds the claim" in str(left.reason)
+    assert len(backlog.rows()) == COUNT
+    # Its own shard is alive: it reports the recording.
+    sibling = ClaimOwner("dag.ingest", "run 2[1]", "1")
+    backlog.ledger.write_lease(sibling, time.time() + lease.LEASE_SECONDS)
+    monkeypatch.setattr(shards_module, "_WATCH_SECONDS", 0.05)
+    renew = threading.Timer(1.0, backlog.ledger.write_lease, [sibling, time.time() + lease.LEASE_SECONDS + 1])
+    renew.start()
+    assert backlog.shard(0, "run 2").state == "success"
+    renew.join()
+
+
+def test_archive_manifest_ledger_and_report_are_in_a_storage(
+    backlog: Backlog, roughy: Emulator, s3: Any, recordings: dict[str, Path]
+) -> None:
+    audio = recordings["audio"].read_bytes()
+    names = [f"in/{number}/a b{number}.mp3" for number in range(6)]
+    for number, name in enumerate(names):
+        s3.put_object(Bucket="recordings", Key=name, Body=audio + bytes(number))
+    planned = backlog.plan(
+        source="s3://recordings/in/",
+        source_conn_id="s3",
+        recursive=True,
+        ledger="s3://recordings/ledger",
+        ledger_conn_id="s3",
+        manifest="s3://recordings/plans/one.jsonl",
+        manifest_conn_id="s3",
+    )
+    # The connection of the manifest is a part of its URI, so that the shards need no other argument.
+    assert planned.result == "s3://s3@recordings/plans/one.jsonl"
+    s3.put_object(Bucket="recordings", Key=names[2], Body=audio + b"changed")
+    ended = [backlog.shard(number, source=planned.result) for number in range(SHARDS)]
+    assert [each.state for each in ended] == ["success"] * SHARDS, [each.error for each in ended]
+    assert len(roughy.assets) == 5
+    rows = [row for each in ended for row in read_report(each.result)]
+    assert sorted(row.source for row in rows) == sorted(f"s3://recordings/{name}" for name in names)
+    assert [row.source for row in rows if row.status == "deferred"] == [f"s3://recordings/{names[2]}"]
