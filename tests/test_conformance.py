@@ -34,7 +34,7 @@ from airflow_provider_roughy.emulator import __main__ as emulator
 from airflow_provider_roughy.settings import Address, Settings
 
 #: A value of each option of the emulator that is not its default, and that the kit notices.
-FLIPS = {
+FLIPS: dict[str, list[Any]] = {
     "archived_project_accepts_assets": [False],
     "asset_event_entity": ["none"],
     "audio_has_video_renders": [True],
@@ -160,6 +160,17 @@ def test_nothing_is_spent_unless_credits_are_allowed(tmp_path: Path, monkeypatch
         assert not any(each.body_bytes >= 16_044 for each in roughy.requests if each.method == "PATCH")
     assert {each["seen"] for each in found["facts"] if each["id"].startswith(("ready.", "finished."))} == {
         "it needs --max-credits 1"
+    }
+
+
+def test_refused_url_of_webhooks_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Emulator(progression="polls=2", choices=Choices(webhook_http="refused")) as roughy:
+        connect(roughy, monkeypatch)
+        url = f"http://127.0.0.1:{free_port()}/"
+        status, found = verify(tmp_path, "--max-credits", "1", "--public-url", url)
+    assert (status, of(found, "differs"), found["stopped"]) == (1, ["webhooks.loopback"], None)
+    assert {each["seen"] for each in found["facts"] if each["id"].startswith("events.")} == {
+        "the endpoint could not be created: 422 validation_error"
     }
 
 

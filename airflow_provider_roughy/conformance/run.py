@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -83,7 +84,9 @@ def run(
                 result = Result(fact, fact.expected, "not testable", "it needs --max-credits 1")
             else:
                 if fact.needs == "finished":
-                    subscribe(workspace)
+                    # Before the recording is made. The checks of events say why it failed.
+                    with suppress(NotTestable, Unclear):
+                        subscribe(workspace)
                 result = check(fact, workspace, (recorded or {}).get(fact.id))
             report.results.append(result)
             on_result(result)

@@ -13,6 +13,7 @@ from typing import Any, get_args
 from airflow_provider_roughy import exceptions, ingest
 from airflow_provider_roughy.cli.definition import COMMANDS
 from airflow_provider_roughy.compat import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
+from airflow_provider_roughy.conformance.fact import Mark
 from airflow_provider_roughy.conformance.facts import FACTS
 from airflow_provider_roughy.emulator import Emulator
 from airflow_provider_roughy.emulator.__main__ import _parser
@@ -352,8 +353,8 @@ def unchecked_facts() -> str:
 
 def fact_counts() -> str:
     """Count the facts by how reliably they are known."""
-    marks = ("documented", "inferred", "unknown")
-    counts = Counter((each.mark, bool(each.unchecked)) for each in FACTS)
+    marks = get_args(Mark)
+    counts = Counter((str(each.mark), bool(each.unchecked)) for each in FACTS)
     rows = [(mark, str(counts[mark, False]), str(counts[mark, True])) for mark in marks]
     total = [str(sum(counts[mark, missing] for mark in marks)) for missing in (False, True)]
     return table(("Known", "Checked", "Not checked"), [*rows, ("all", *total)])
