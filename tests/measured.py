@@ -17,7 +17,7 @@ from tests.running import TaskInstance, run_task
 class Ingest(RoughyIngestOperator):
     """Continues after the wait as in another process, in which nothing has started the metrics."""
 
-    def execute_complete(self, context: Any, event: dict[str, Any] | None = None) -> list[str]:
+    def execute_complete(self, context: Any, event: dict[str, Any] | None = None) -> list[str] | str:
         """Continue."""
         metrics.stop()
         return super().execute_complete(context, event)

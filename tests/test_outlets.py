@@ -541,7 +541,7 @@ def test_openlineage_has_a_facet_of_a_batch_beside_its_lineage(
     executed: list[BaseOperator] = []
 
     class Ingest(RoughyIngestOperator):
-        def execute(self, context: Any) -> list[str]:
+        def execute(self, context: Any) -> list[str] | str:
             executed.append(self)
             return super().execute(context)
 
