@@ -29,6 +29,9 @@ pythons_3.2  := 3.12 3.13 3.11 3.14
 pythons_3.3  := 3.11 3.12 3.13 3.14
 pythons_3.4  := 3.13 3.12 3.14 3.11
 
+# Further dependency groups of an environment. Those of the storages are large, so one Python has them.
+groups = $(if $(filter $(MAIN),$(1)),s3 exports postgres celery bench docs) $(if $(filter 3.4,$(1)),openlineage $(if $(PYTHON),,s3 storages))
+
 # The environment of each minor version.
 venv = .venv$(if $(filter $(MAIN),$(1)),,-$(1))$(if $(PYTHON),-$(notdir $(PYTHON)))
 VENV := $(call venv,$(MAIN))
@@ -138,8 +141,7 @@ $(call venv,$(1))/.installed: tests/constraints/airflow-$(1).txt pyproject.toml 
 	@test -x $(call venv,$(1))/bin/python || { python=$$$$($$(call python,$(1))) && \
 		$(UV) venv --quiet --python "$$$$python" $(call venv,$(1)); }
 	$(UV) pip install --quiet --compile-bytecode --python $(call venv,$(1))/bin/python --constraint $$< \
-		--editable '.[emulator]' --group test --group lint $(if $(filter $(MAIN),$(1)),$(addprefix --group=,s3 exports postgres celery bench docs)) \
-		$(if $(filter $(lastword $(AIRFLOWS)),$(1)),--group=openlineage)
+		--editable '.[emulator]' --group test --group lint $(addprefix --group=,$(call groups,$(1)))
 	touch $$@
 endef
 $(foreach line,$(AIRFLOWS),$(eval $(call line_rules,$(line))))

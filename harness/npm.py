@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _ROOT = Path(__file__).parent.parent
@@ -17,6 +19,12 @@ def has_node() -> bool:
     return shutil.which("node") is not None and shutil.which("npm") is not None
 
 
+def installed_packages() -> Path:
+    """Return the folder with ``node_modules``, in which the packages are installed."""
+    with _locked():
+        return _CACHE
+
+
 def beside_packages(programs: Path, folder: str) -> Path:
     """Copy programs next to the packages that they import.
 
@@ -24,8 +32,18 @@ def beside_packages(programs: Path, folder: str) -> Path:
     :param folder: The name of the target folder beside the packages.
     :returns: The target folder.
     """
+    with _locked():
+        target = _CACHE / folder
+        target.mkdir(exist_ok=True)
+        for program in programs.glob("*.mjs"):
+            shutil.copy(program, target)
+    return target
+
+
+@contextmanager
+def _locked() -> Iterator[None]:
+    """Install the packages unless that was done before, and keep other test processes waiting meanwhile."""
     _CACHE.mkdir(parents=True, exist_ok=True)
-    # Several test processes may start at the same time.
     with (_CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         wanted, done = _PACKAGES.read_bytes(), _CACHE / "installed.json"
@@ -34,8 +52,4 @@ def beside_packages(programs: Path, folder: str) -> Path:
             command = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"]
             subprocess.run(command, cwd=_CACHE, check=True, stdout=subprocess.DEVNULL, timeout=300)
             done.write_bytes(wanted)
-        target = _CACHE / folder
-        target.mkdir(exist_ok=True)
-        for program in programs.glob("*.mjs"):
-            shutil.copy(program, target)
-    return target
+        yield

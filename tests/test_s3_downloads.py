@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_roughy.emulator import Emulator
-from airflow_provider_roughy.exceptions import RoughyDownloadError, RoughyTargetError, RoughyTargetExistsError
+from airflow_provider_roughy.exceptions import RoughyDownloadError, RoughyTargetExistsError, RoughyUnusableTargetError
 from airflow_provider_roughy.operators import RoughyDownloadOperator
 from airflow_provider_roughy.transfer.target import Target
 from tests.running import Ended, run_task
@@ -170,13 +170,13 @@ def test_object_that_comes_meanwhile_is_not_replaced(
 
 
 @pytest.mark.parametrize("size", [1000, SIZE])
-def test_a_bucket_that_is_not_there_may_come(roughy: Emulator, storage: Storage, out: Out, size: int) -> None:
+def test_a_missing_bucket_fails_for_good(roughy: Emulator, storage: Storage, out: Out, size: int) -> None:
     storage.content = storage.content[:size]
     asset_id = roughy.seed_asset(size_bytes=size)
     lead(roughy, asset_id, storage)
     target = "s3://no-such-bucket/talk.mp3"
     ended = run_task(RoughyDownloadOperator(task_id="download", target=target, asset_id=asset_id, target_conn_id="s3"))
-    assert (ended.state, type(ended.error)) == ("up_for_retry", RoughyTargetError)
+    assert (ended.state, type(ended.error)) == ("failed", RoughyUnusableTargetError)
     assert target in str(ended.error)
 
 

@@ -458,7 +458,7 @@ def test_failed_cleanup_does_not_hide_the_error(
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError("Forbidden")
 
-    monkeypatch.setattr(MemoryFileSystem, "rm", refuse)
+    monkeypatch.setattr(MemoryFileSystem, "rm_file", refuse)
     with pytest.raises(RuntimeError, match=r"^it$"), find_target("memory://out/talk.mp3", name="x").open() as sink:
         sink.write(NEW)
         raise RuntimeError("it")

@@ -39,7 +39,7 @@ does not exist, and a list of sources names it   ``rejected``     looks for it a
 changed or vanished after it was listed          ``interrupted``  uploads it if it exists; a    transfers._on_error
                                                                   retry of the task does so
                                                                   first
-is in a storage that does not answer             ``interrupted``  uploads it; a retry of the    trees.is_passing,
+is in a storage that does not answer             ``interrupted``  uploads it; a retry of the    trees.errors_of,
                                                                   task does so first            batch.take_stock
 has an object in the ledger that cannot be read  ``interrupted``  leaves it out until you       compare.read_versions
                                                                   remove that object

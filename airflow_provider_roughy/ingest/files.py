@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from airflow_provider_roughy.exceptions import RoughySourceError
 from airflow_provider_roughy.ingest.identity import Identity, canonical_project, normal, version_of
 from airflow_provider_roughy.transfer.source import LocalSource, StoredSource
 
 if TYPE_CHECKING:
+    from airflow_provider_roughy.transfer.filesystem import FileSystem
     from airflow_provider_roughy.transfer.source import Source
 
 
@@ -41,7 +42,7 @@ class SourceFile:
     :param modified: When its content was written, in seconds since the epoch; ``None`` if the storage does not say.
     :param changed: When its content or metadata was changed last, likewise.
     :param storage: The endpoint or account that keeps it; empty for a local file.
-    :param fs: Its fsspec file system; ``None`` for a local file.
+    :param fs: Its file system; ``None`` for a local file.
     :param problem: The kind of problem, if it cannot be uploaded.
     :param reason: Why it cannot be uploaded, in words.
     :param other_names: Canonical names of the same file, by hard links.
@@ -55,7 +56,7 @@ class SourceFile:
     modified: float | None = None
     changed: float | None = None
     storage: str = ""
-    fs: Any = None
+    fs: FileSystem | None = None
     problem: Problem | None = None
     reason: str = ""
     other_names: tuple[str, ...] = ()

@@ -24,7 +24,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy.ledger.entries import canonical_project
-from airflow_provider_roughy.transfer.storage import canonical_location, canonical_uri, name_of_path
+from airflow_provider_roughy.transfer.storage import (
+    VERSION_NAMES,
+    canonical_location,
+    canonical_uri,
+    name_of_path,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,20 +44,6 @@ __all__ = [
     "normal",
     "version_of",
 ]
-
-#: Names by which storages return the version of an object, the best first: content before metadata.
-VERSION_NAMES = (
-    "md5hash",
-    "content_md5",
-    "generation",
-    "etag",
-    "e_tag",
-    "mtime",
-    "lastmodified",
-    "last_modified",
-    "updated",
-    "created",
-)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from airflow_provider_roughy.logs import Log, Quiet, counted
 from airflow_provider_roughy.transfer.pool import FedPool, Stopped, TransferPool
 from airflow_provider_roughy.transfer.progress import Newest, bytes_in_words
 from airflow_provider_roughy.transfer.resumable import DurableUpload
+from airflow_provider_roughy.transfer.storage import ErrorKind, kind_of
 from airflow_provider_roughy.transfer.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -239,7 +240,7 @@ class Transfers:
 
         :param failed_in_a_row: Recordings with errors that may pass since the last success, this one included.
         """
-        gone = isinstance(error, RoughyUnusableSourceError) and not isinstance(error.__context__, PermissionError)
+        gone = isinstance(error, RoughyUnusableSourceError) and not _is_forbidden(error)
         if self._planned and (gone or isinstance(error, ChangedSinceFoundError)):
             reason = "it was changed or removed since it was planned: a new plan takes the file as it is then"
             self._recorder.add(item, Status.DEFERRED, reason, credits=item.credits)
@@ -271,3 +272,8 @@ class Transfers:
             )
             self._recorder.fatal = error
         return True
+
+
+def _is_forbidden(error: RoughyError) -> bool:
+    cause = error.__context__
+    return cause is not None and kind_of(cause) is ErrorKind.FORBIDDEN

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_provider_roughy.exceptions import RoughySourceError, RoughyUnusableSourceError
 from airflow_provider_roughy.ingest.files import Problem, SourceFile
-from airflow_provider_roughy.ingest.identity import VERSION_NAMES, canonical_uri, name_of_path
+from airflow_provider_roughy.ingest.identity import canonical_uri, name_of_path
+from airflow_provider_roughy.transfer.filesystem import FileSystem
 from airflow_provider_roughy.transfer.storage import (
     as_line,
     cause_of,
@@ -23,8 +24,7 @@ from airflow_provider_roughy.transfer.storage import (
     may_pass,
     storage_errors,
     storage_id,
-    stored_path,
-    unchanged_path,
+    stored_versions,
     without_secrets,
     words_of,
 )
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 #: Seconds that the clock of a file system may be ahead of this worker's.
 _MAX_CLOCK_LEAD = 3600.0
-#: Storages in which folders are only parts of names, so that an empty one does not exist.
-_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl"}
 #: Tiers in which an object cannot be read until it was restored.
 _ARCHIVES = {"GLACIER", "DEEP_ARCHIVE", "Archive"}
 #: Names by which storages return the tier of an object, and the time of its last change.
@@ -90,9 +88,6 @@ class Tree(Protocol):
     def unreadable_folder(self, path: str, error: Exception) -> SourceFile:
         """Return a file with a problem, for a folder that cannot be listed."""
 
-    def is_passing(self, error: Exception) -> bool:
-        """Return whether a retry may succeed."""
-
 
 @contextmanager
 def errors_of(tree: Tree, path: str) -> Iterator[None]:
@@ -107,7 +102,6 @@ def errors_of(tree: Tree, path: str) -> Iterator[None]:
             f"Source {uri} cannot be read",
             RoughySourceError,
             RoughyUnusableSourceError,
-            is_final=lambda error: not tree.is_passing(error),
             through=(FileNotFoundError,),
         ):
             yield
@@ -208,44 +202,38 @@ class _LocalTree:
         )
 
     def unreadable_folder(self, path: str, error: Exception) -> SourceFile:
-        return self._problem(path, error, Problem.PASSING if self.is_passing(error) else Problem.UNUSABLE)
+        return self._problem(path, error, Problem.PASSING if may_pass(error) else Problem.UNUSABLE)
 
     def _problem(self, path: str, error: Exception, problem: Problem) -> SourceFile:
         name = name_of_path(path)
         return SourceFile(self.uri(path), name, path, problem=problem, reason=words_of(error))
 
-    def is_passing(self, error: Exception) -> bool:
-        return may_pass(error)
-
 
 class _StoredTree:
     """An object storage, or any other storage that Airflow knows.
 
-    :param fs: Its fsspec file system.
+    :param fs: Its file system.
     :param head: The part of URIs before the names of ``fs``, such as ``s3://`` or ``sftp://user@host/``.
     """
 
-    def __init__(self, fs: Any, head: str) -> None:
+    def __init__(self, fs: FileSystem, head: str) -> None:
         self._fs = fs
         self._head = head
-        self._storage = storage_id(fs)
-        protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
-        self._has_folders = not protocols & _OBJECT_STORES
+        self._storage = storage_id(fs.fs)
 
     @classmethod
     def of(cls, uri: str, conn_id: str | None) -> tuple[_StoredTree, str]:
         """Open the storage of a URI, and return it with the path in it. A slash at the end marks a folder.
 
         :raises RoughyUnusableSourceError: If Airflow has no such storage, or would take the URI for another one.
+        :raises RoughySourceError: If the storage is down.
         """
-        try:
-            path = stored_path(uri, conn_id)
-            bare = unchanged_path(path, uri)
-            path.fs.invalidate_cache()
-        except (ValueError, ImportError) as err:
-            raise RoughyUnusableSourceError(f"Source {without_secrets(uri)}: {err}") from err
+        with storage_errors(
+            f"Source {as_line(without_secrets(uri))} cannot be read", RoughySourceError, RoughyUnusableSourceError
+        ):
+            fs, bare = FileSystem.of(uri, conn_id)
         head = uri.rstrip("/").removesuffix(bare.lstrip("/"))
-        return cls(path.fs, head), bare + ("/" if uri.endswith("/") else "")
+        return cls(fs, head), bare + ("/" if uri.endswith("/") else "")
 
     def uri(self, path: str) -> str:
         return as_line(without_secrets(self._head + path.lstrip("/")))
@@ -258,24 +246,22 @@ class _StoredTree:
             if info.get("type") == "directory":
                 return True
             # An empty object of the same name may represent a folder.
-            return info.get("size") == 0 and not self._has_folders and bool(self.children(path))
+            return info.get("size") == 0 and not self._fs.has_folders and bool(self.children(path))
         return False
 
     def exists(self, path: str) -> bool:
-        return bool(self._fs.exists(path))
+        return self._fs.exists(path)
 
     def children(self, path: str) -> list[Child]:
         bare = path.rstrip("/")
         try:
-            infos = self._fs.ls(bare, detail=True)
+            infos = self._fs.children(bare)
         except FileNotFoundError:
-            if self._has_folders:
+            if self._fs.has_folders:
                 raise
             # A prefix without objects is empty, if the bucket exists.
-            self._fs.ls(bare.strip("/").partition("/")[0], detail=False)
+            self._fs.children(bare.strip("/").partition("/")[0])
             return []
-        finally:
-            self._fs.invalidate_cache()
         folders = {info["name"].rstrip("/") for info in infos if info.get("type") == "directory"}
         children = [
             Child(name.rpartition("/")[2], name, info.get("type") == "directory", bool(info.get("islink")), info)
@@ -303,7 +289,9 @@ class _StoredTree:
         changed = _changed(info)
         has_size = isinstance(info.get("size"), int)
         tier = next((info[name] for name in _TIERS if info.get(name) in _ARCHIVES), None)
-        reason = "" if has_size else "the storage does not return its size"
+        reason = self._fs.why_not_addressed(path)
+        if not has_size:
+            reason = "the storage does not return its size"
         if tier:
             reason = f"it is archived ({tier}): restore it to a tier that can be read"
         versions = stored_versions(info)
@@ -323,12 +311,9 @@ class _StoredTree:
         )
 
     def unreadable_folder(self, path: str, error: Exception) -> SourceFile:
-        problem = Problem.PASSING if self.is_passing(error) else Problem.UNUSABLE
+        problem = Problem.PASSING if may_pass(error) else Problem.UNUSABLE
         name = canonical_uri(self._head + path.lstrip("/"))
         return SourceFile(self.uri(path), name, path, storage=self._storage, problem=problem, reason=words_of(error))
-
-    def is_passing(self, error: Exception) -> bool:
-        return not isinstance(error, (FileNotFoundError, PermissionError, ValueError, ImportError))
 
 
 def open_tree(source: SourceLocation, conn_id: str | None) -> tuple[Tree, str]:
@@ -379,18 +364,6 @@ def check_no_rendered_value(name: str, text: str) -> None:
             f"`{name}` is the text {text[:200]!r}: a template has rendered a value as text. Set "
             "render_template_as_native_obj=True on the DAG, or pass the value itself, such as an XComArg"
         )
-
-
-def stored_versions(info: dict[str, Any]) -> dict[str, str]:
-    """Return the version of an object, by names of :data:`VERSION_NAMES`.
-
-    :param info: Its metadata, as its fsspec file system returns them.
-    """
-    properties = {name.lower(): value for name, value in info.items() if isinstance(name, str)}
-    settings = properties.get("content_settings")
-    if isinstance(settings, dict) and settings.get("content_md5"):
-        properties["content_md5"] = bytes(settings["content_md5"]).hex()
-    return {name: str(properties[name]) for name in VERSION_NAMES if properties.get(name)}
 
 
 def _local_versions(found: os.stat_result) -> dict[str, str]:

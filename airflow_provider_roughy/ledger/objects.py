@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from airflow_provider_roughy.exceptions import RoughyLedgerError, RoughyUnusableLedgerError
 from airflow_provider_roughy.ledger.entries import LEGACY_NAME, RESULT_NAME, utc_now
-from airflow_provider_roughy.ledger.folder import Folder, LocalFolder, StoredFolder, for_each, is_final
+from airflow_provider_roughy.ledger.folder import Folder, LocalFolder, StoredFolder, for_each
 from airflow_provider_roughy.ledger.legacy import STOP_CONTENT, STOP_KEY
 from airflow_provider_roughy.transfer.storage import (
     as_text,
@@ -176,7 +176,6 @@ class LedgerObjects:
             f"Ledger {self.uri} cannot be used",
             RoughyLedgerError,
             RoughyUnusableLedgerError,
-            is_final=is_final,
             through=(NotImplementedError,),
         )
 

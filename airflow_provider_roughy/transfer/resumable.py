@@ -35,6 +35,7 @@ from airflow_provider_roughy.instruments import UPLOAD_DURATION
 from airflow_provider_roughy.lifecycle import ASSET, Arrival, Outcome, Verdict
 from airflow_provider_roughy.logs import Log
 from airflow_provider_roughy.transfer.progress import Progress, bytes_in_words
+from airflow_provider_roughy.transfer.storage import VERSION_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -279,7 +280,7 @@ class DurableUpload:
             )
             return None
         arrival = Arrival.of(asset)
-        if state.identity != identity:
+        if not self._is_same(state.identity, identity):
             changed = _differing(state.identity, identity)
             self._log.info(
                 "Uploading %s to a new asset: asset %s of an earlier try is of another recording (other %s)",
@@ -303,6 +304,19 @@ class DurableUpload:
         if changed and arrival is not Arrival.ARRIVED:
             return self._replace(asset, changed)
         return asset
+
+    def _is_same(self, earlier: dict[str, Any], identity: dict[str, Any]) -> bool:
+        """Return whether an identity of an earlier try, maybe of an earlier release, is that of this source.
+
+        :param earlier: The identity that the earlier try left.
+        :param identity: The identity of this source.
+        """
+        if earlier == identity:
+            return True
+        versions = self._source.versions
+        old, new = ({n: v for n, v in each.items() if n not in VERSION_NAMES} for each in (earlier, identity))
+        named = [name for name in VERSION_NAMES if name in earlier]
+        return old == new and bool(named) and all(earlier[name] == versions.get(name) for name in named)
 
     def _replace(self, asset: RoughyAsset, changed: str) -> RoughyAsset | None:
         """Discard an asset that must not be resumed: the source is the same recording, but may have other bytes.

@@ -11,22 +11,24 @@ import socket
 import stat
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any
 
 from airflow_provider_roughy.api import MAX_UPLOAD_BYTES, MIN_UPLOAD_BYTES
 from airflow_provider_roughy.exceptions import RoughySourceError, RoughyUnusableSourceError
+from airflow_provider_roughy.transfer.filesystem import FileSystem
 from airflow_provider_roughy.transfer.storage import (
+    ErrorKind,
     as_line,
-    is_unusable,
+    kind_of,
     local_path,
     storage_errors,
-    stored_path,
-    unchanged_path,
+    stored_versions,
     without_secrets,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from airflow_provider_roughy.compat import ObjectStoragePath
 
@@ -34,21 +36,6 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 1024 * 1024
 #: Bytes that a storage reads ahead. It takes about three times as much memory. The default of s3fs is 50 MiB.
 READ_AHEAD_BYTES = 8 * 1024 * 1024
-
-#: The fields of storages that identify a version of an object, the ones that depend on the content first: the
-#: resolution of a time differs between storages.
-_VERSIONS = (
-    "ETag",
-    "etag",
-    "e_tag",
-    "md5Hash",
-    "generation",
-    "LastModified",
-    "last_modified",
-    "mtime",
-    "updated",
-    "created",
-)
 
 
 def find_source(source: str | os.PathLike[str] | ObjectStoragePath, *, conn_id: str | None = None) -> Source:
@@ -76,8 +63,10 @@ class Source(ABC):
 
     def __init__(self, uri: str) -> None:
         self.uri = as_line(uri)
-        #: What identifies this version: ``uri``, ``size`` in bytes, and a version.
+        #: What identifies this version: ``uri``, ``size`` in bytes, and the best version that the storage has.
         self.fingerprint: dict[str, Any]
+        #: All versions that the storage has, by name. Earlier releases have put another one into a fingerprint.
+        self.versions: dict[str, str] = {}
         #: What else changes if the bytes may have changed, such as the inode of a local file. It decides whether an
         #: upload may be resumed. It does not identify the recording, as a chmod or a hard link changes it, too.
         self.revision: dict[str, Any]
@@ -103,7 +92,7 @@ class Source(ABC):
 
         :raises RoughySourceError: If it cannot be opened.
         """
-        with storage_errors(f"Source {self.uri} cannot be opened", RoughySourceError):
+        with _read_errors(f"Source {self.uri} cannot be opened"):
             file = self._open()
         with file:
             yield Reader(self, file)
@@ -167,7 +156,7 @@ class Reader:
             yield block
 
     def _read(self, position: int | None, length: int) -> bytes:
-        with storage_errors(f"Source {self.source.uri} cannot be read", RoughySourceError):
+        with _read_errors(f"Source {self.source.uri} cannot be read"):
             if position is not None:
                 self.file.seek(position)
             return self.file.read(length)
@@ -217,11 +206,11 @@ class StoredSource(Source):
     """An object in any storage that Airflow knows.
 
     :param uri: ``scheme://…``
-    :param fs: The fsspec file system.
+    :param fs: The file system.
     :param path: The object's name in that file system.
     """
 
-    def __init__(self, uri: str, *, fs: Any, path: str) -> None:
+    def __init__(self, uri: str, *, fs: FileSystem, path: str) -> None:
         self._fs = fs
         self._path = path
         super().__init__(without_secrets(uri))
@@ -234,11 +223,10 @@ class StoredSource(Source):
         :param conn_id: The Airflow connection of that storage.
         :raises RoughyUnusableSourceError: As of :func:`find_source`.
         """
-        try:
-            path = stored_path(uri, conn_id)
-            return cls(uri, fs=path.fs, path=unchanged_path(path, uri))
-        except (ValueError, ImportError) as err:
-            raise RoughyUnusableSourceError(f"Source {as_line(without_secrets(uri))} cannot be read: {err}") from err
+        what = f"Source {as_line(without_secrets(uri))} cannot be read"
+        with storage_errors(what, RoughySourceError, RoughyUnusableSourceError):
+            fs, path = FileSystem.of(uri, conn_id)
+        return cls(uri, fs=fs, path=path)
 
     def _stat(self) -> tuple[dict[str, Any], dict[str, Any]]:
         try:
@@ -246,10 +234,8 @@ class StoredSource(Source):
                 f"Source {self.uri} cannot be read",
                 RoughySourceError,
                 RoughyUnusableSourceError,
-                is_final=is_unusable,
                 through=(FileNotFoundError,),
             ):
-                self._fs.invalidate_cache()
                 info = self._fs.info(self._path)
         except FileNotFoundError:
             raise RoughyUnusableSourceError(f"Source {self.uri} does not exist") from None
@@ -257,11 +243,21 @@ class StoredSource(Source):
             raise RoughyUnusableSourceError(f"Source {self.uri} is a directory, not a file")
         if not isinstance(info.get("size"), int):
             raise RoughyUnusableSourceError(f"Source {self.uri} has no size that its storage reports")
+        self.versions = stored_versions(info)
         return stored_fingerprint(self.uri, info), {}
 
     def _open(self) -> IO[bytes]:
-        # ObjectStoragePath.open() would report each block, and the credentials, to Airflow's lineage.
-        return cast("IO[bytes]", self._fs.open(self._path, "rb", block_size=READ_AHEAD_BYTES))
+        return self._fs.open(self._path, READ_AHEAD_BYTES)
+
+
+def _read_errors(what: str) -> AbstractContextManager[None]:
+    """Raise the errors of reading a file that was found: only missing permissions are lasting."""
+    return storage_errors(
+        what,
+        RoughySourceError,
+        RoughyUnusableSourceError,
+        is_final=lambda error: kind_of(error) is ErrorKind.FORBIDDEN,
+    )
 
 
 def local_fingerprint(uri: str, found: os.stat_result) -> dict[str, Any]:
@@ -279,5 +275,5 @@ def stored_fingerprint(uri: str, info: dict[str, Any]) -> dict[str, Any]:
     :param uri: Its name.
     :param info: Its fsspec ``info``, with a ``size`` in bytes.
     """
-    version = next((name for name in _VERSIONS if info.get(name)), None)
-    return {"uri": uri, "size": info["size"], **({version.lower(): str(info[version])} if version else {})}
+    version = next(iter(stored_versions(info).items()), None)
+    return {"uri": uri, "size": info["size"], **(dict([version]) if version else {})}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -33,25 +34,106 @@ _PROVIDERS = {
     "sftp": "apache-airflow-providers-sftp[sshfs]",
 }
 
-#: Errors of a path that no retry can fix: it is missing, forbidden, of another type, or not a path.
-_LASTING = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ValueError)
-_LASTING_NUMBERS = (errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
+#: Names by which storages return the version of an object, the best first: content before metadata.
+VERSION_NAMES = (
+    "md5hash",
+    "content_md5",
+    "generation",
+    "etag",
+    "e_tag",
+    "mtime",
+    "lastmodified",
+    "last_modified",
+    "updated",
+    "created",
+)
 
 
-def may_pass(error: Exception) -> bool:
-    """Return whether a retry may fix an error of a path, such as a network file system that is down or a full disk.
+class ErrorKind(StrEnum):
+    """What an error of a storage means, whatever its library has raised."""
 
-    :param error: The error that the file system raised.
+    #: There is no such file, folder, bucket or container.
+    MISSING = "missing"
+    #: The credentials were rejected, or do not permit it.
+    FORBIDDEN = "forbidden"
+    #: The location or the storage cannot be used for this: not a path, another type of file, no provider installed.
+    UNUSABLE = "unusable"
+    #: The storage or the network is down, or the disk is full: a retry may succeed.
+    AWAY = "away"
+
+
+#: Errors of a path that no retry can fix, beside those that are missing or forbidden.
+_UNUSABLE = (FileExistsError, IsADirectoryError, NotADirectoryError, ValueError, ImportError)
+_UNUSABLE_NUMBERS = (errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
+#: What HTTP statuses mean. Of all others, a retry may succeed.
+_BY_STATUS = {
+    401: ErrorKind.FORBIDDEN,
+    403: ErrorKind.FORBIDDEN,
+    404: ErrorKind.MISSING,
+    501: ErrorKind.UNUSABLE,
+}
+#: The classes of errors of the storages' libraries that have no HTTP status.
+_BY_NAME = {
+    "SFTPNoSuchFile": ErrorKind.MISSING,
+    "SFTPNoSuchPath": ErrorKind.MISSING,
+    "SFTPPermissionDenied": ErrorKind.FORBIDDEN,
+    "PermissionDenied": ErrorKind.FORBIDDEN,  # asyncssh: the login was rejected.
+    "HostKeyNotVerifiable": ErrorKind.FORBIDDEN,
+    "NoCredentialsError": ErrorKind.FORBIDDEN,  # botocore
+    "PartialCredentialsError": ErrorKind.FORBIDDEN,
+    "DefaultCredentialsError": ErrorKind.FORBIDDEN,  # google-auth
+    "ClientAuthenticationError": ErrorKind.FORBIDDEN,  # azure-core
+}
+#: The most characters of a storage's own words in a message.
+_MAX_WORDS = 300
+
+
+def kind_of(error: BaseException) -> ErrorKind:
+    """Return what an error of a storage means. Only this function decides that, for every use of every storage.
+
+    :param error: The error that the storage raised.
     """
-    return not (isinstance(error, _LASTING) or getattr(error, "errno", None) in _LASTING_NUMBERS)
+    if isinstance(error, FileNotFoundError):
+        return ErrorKind.MISSING
+    # gcsfs raises plain text for a 403.
+    if isinstance(error, PermissionError) or (type(error) is OSError and str(error).startswith("Forbidden")):
+        return ErrorKind.FORBIDDEN
+    by_name = next((_BY_NAME[cls.__name__] for cls in type(error).__mro__ if cls.__name__ in _BY_NAME), None)
+    by_status = _BY_STATUS.get(http_status(error) or 0)
+    if by_name or by_status:
+        return by_name or by_status or ErrorKind.AWAY
+    if isinstance(error, _UNUSABLE) or getattr(error, "errno", None) in _UNUSABLE_NUMBERS:
+        return ErrorKind.UNUSABLE
+    return ErrorKind.AWAY
 
 
-def is_unusable(error: Exception) -> bool:
-    """Return whether a URI cannot be used: it is malformed, or the Airflow provider of its storage is not installed.
+def may_pass(error: BaseException) -> bool:
+    """Return whether a retry may fix an error of a storage, such as one that is down or a full disk.
 
-    :param error: The error that Airflow's object storage raised.
+    :param error: The error that the storage raised.
     """
-    return isinstance(error, (ValueError, ImportError))
+    return kind_of(error) is ErrorKind.AWAY
+
+
+def http_status(error: BaseException) -> int | None:
+    """Return the HTTP status of the reply that caused an error, or ``None`` if no reply did.
+
+    :param error: What a storage raised.
+    """
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        response = getattr(cause, "response", None)
+        if isinstance(response, dict):  # botocore
+            response = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        for status in (response, getattr(cause, "status_code", None), getattr(cause, "code", None)):
+            with suppress(TypeError, ValueError):
+                if 400 <= int(str(status)) < 600:
+                    return int(str(status))
+        # Not what was being handled: a storage may go down while a library handles that a file is missing.
+        cause = cause.__cause__
+    return None
 
 
 @contextmanager
@@ -85,13 +167,14 @@ def storage_errors(
 
 
 def words_of(error: BaseException) -> str:
-    """Return the text of a storage's error as logs and databases accept it.
+    """Return the text of a storage's error as logs and databases accept it, in one line.
 
-    The queries of URLs are left out, as they may be signatures.
+    The queries of URLs are left out, as they may be signatures, and so is the XML that Azure appends.
 
     :param error: The error.
     """
-    return as_text(re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1?…", str(error)))
+    words = " ".join(_shown(error).partition("\nContent: ")[0].split("\n"))
+    return words if len(words) <= _MAX_WORDS else f"{words[:_MAX_WORDS]}…"
 
 
 def cause_of(error: Exception) -> Exception | None:
@@ -99,7 +182,11 @@ def cause_of(error: Exception) -> Exception | None:
 
     :param error: The error of a storage.
     """
-    return error if words_of(error) == str(error) else None
+    return error if _shown(error) == str(error) else None
+
+
+def _shown(error: BaseException) -> str:
+    return as_text(re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1?…", str(error)))
 
 
 def local_path(location: str) -> str | None:
@@ -282,3 +369,16 @@ def storage_id(fs: Any) -> str:
     host = host.rstrip("/").removesuffix({"http": ":80", "https": ":443"}.get(scheme, "/"))
     # All endpoints of AWS, and no endpoint, lead to the same bucket.
     return "" if re.search(r"(\A|\.)s3[.-].*amazonaws\.com(\.cn)?\Z", host) else host
+
+
+def stored_versions(info: dict[str, Any]) -> dict[str, str]:
+    """Return the version of an object, by names of :data:`VERSION_NAMES`.
+
+    :param info: Its metadata, as its fsspec file system returns them.
+    """
+    properties = {name.lower(): value for name, value in info.items() if isinstance(name, str)}
+    # A class of Azure's library that is like a mapping, and is none.
+    settings: Any = properties.get("content_settings")
+    if hasattr(settings, "get") and settings.get("content_md5"):
+        properties["content_md5"] = bytes(settings["content_md5"]).hex()
+    return {name: str(properties[name]) for name in VERSION_NAMES if properties.get(name)}

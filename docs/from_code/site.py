@@ -26,7 +26,8 @@ CONTENTS: dict[str, dict[str, str]] = {
     "index": {
         "Start": "quickstart installing connection",
         "Guides": "guides/index",
-        "Know": "outcomes errors cli how-it-works ledger metrics scale emulator facts security compatibility glossary",
+        "Know": "outcomes errors cli how-it-works ledger storages metrics scale emulator facts security compatibility "
+        "glossary",
         "Look up": "api/index changelog architecture contributing",
     },
     "guides/index": {

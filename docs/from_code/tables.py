@@ -26,6 +26,9 @@ from airflow_provider_roughy.ingest.result import BatchResults, Status
 from airflow_provider_roughy.instruments import INSTRUMENTS
 from airflow_provider_roughy.lifecycle import KINDS, Kind, OnPendingPayment, Outcome, Verdict
 from airflow_provider_roughy.operators import RoughyIngestOperator
+from harness.storages.kinds import ERRORS, USES, Guarantee
+from harness.storages.kinds import KINDS as STORAGES
+from harness.storages.kinds import Kind as StorageKind
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -470,6 +473,36 @@ def metrics() -> str:
 
 
 #: By the names that pages know.
+def storages() -> str:
+    """List what each storage guarantees for each use. `tests/storages` proves each cell on a server of that storage."""
+    notes: list[str] = []
+
+    def cell(kind: StorageKind, guarantee: Guarantee) -> str:
+        differs, untested = kind.differs.get(guarantee), kind.untested.get(guarantee)
+        if guarantee is Guarantee.NAMES and kind.odd_names:
+            differs = "; ".join(kind.odd_names.values())
+        if differs is None and untested is None:
+            return "yes"
+        notes.append(f"{len(notes) + 1}. {kind.title}: {differs or untested}.")
+        return f"{'except' if differs else 'not tested'} ({len(notes)})"
+
+    head = ("For", "Guarantee", *(f"{kind.title} `{kind.scheme}://`" for kind in STORAGES))
+    used = [*USES.items(), ("all", ERRORS)]
+    rows = [
+        (use if not number else "", guarantee.value, *(cell(kind, guarantee) for kind in STORAGES))
+        for use, guarantees in used
+        for number, guarantee in enumerate(guarantees)
+    ]
+    rows.append(("", "tested with", *(kind.tested_with for kind in STORAGES)))
+    return f"{table(head, rows)}\n\n" + "\n".join(notes)
+
+
+def storage_connections() -> str:
+    """List how each storage is connected."""
+    rows = [(kind.title, f"`{kind.provider}`", f"`{kind.uri}`", f"`{kind.connection}`") for kind in STORAGES]
+    return table(("Storage", "Install", "URI", "Connection, as JSON"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "errors": errors,
     "outcomes": outcomes,
@@ -485,6 +518,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "media-names": media_names,
     "metrics": metrics,
     "statuses": statuses,
+    "storages": storages,
+    "storage-connections": storage_connections,
     "versions": versions,
     "emulator-options": emulator_options,
     "facts": facts,
