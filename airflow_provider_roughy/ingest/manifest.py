@@ -25,12 +25,11 @@ from urllib.parse import quote, unquote_to_bytes
 from airflow_provider_roughy.api import decode
 from airflow_provider_roughy.exceptions import RoughySourceError, RoughyUnusableSourceError
 from airflow_provider_roughy.ingest.identity import Identity
+from airflow_provider_roughy.transfer.filesystem import FileSystem
 from airflow_provider_roughy.transfer.storage import (
     as_text,
-    is_unusable,
     local_path,
     storage_errors,
-    stored_path,
     without_secrets,
 )
 from airflow_provider_roughy.transfer.target import find_target
@@ -466,7 +465,6 @@ def reading(location: str, *, conn_id: str | None = None) -> Iterator[Manifest]:
             f"Manifest {uri} cannot be read",
             RoughySourceError,
             RoughyUnusableSourceError,
-            is_final=is_unusable,
             through=(FileNotFoundError,),
         ):
             file = _open(location, conn_id)
@@ -483,11 +481,10 @@ def _open(location: str, conn_id: str | None) -> IO[bytes]:
     path = local_path(location)
     if path is not None:
         return open(path, "rb")
-    stored = stored_path(location, conn_id)
-    stored.fs.invalidate_cache()
+    fs, stored = FileSystem.of(location, conn_id)
     copy: IO[bytes] = tempfile.TemporaryFile(prefix="roughy-manifest-")  # noqa: SIM115 - the caller closes it.
     try:
-        with stored.fs.open(stored.path, "rb") as reader:
+        with fs.open(stored, _MAX_LINE) as reader:
             shutil.copyfileobj(reader, copy, _MAX_LINE)
     except BaseException:
         copy.close()

@@ -335,7 +335,7 @@ def open_tree(source: SourceLocation, conn_id: str | None) -> tuple[Tree, str]:
     return _StoredTree.of(text, conn_id or getattr(source, "conn_id", None))
 
 
-def find_again(uri: str, conn_id: str | None, path: str | None = None) -> tuple[Any, str]:
+def find_again(uri: str, conn_id: str | None, path: str | None = None) -> tuple[FileSystem | None, str]:
     """Return the file system of a file that was found before, and its path there, without asking the storage.
 
     :param uri: Its name in messages, as :class:`SourceFile` has it.
@@ -348,8 +348,7 @@ def find_again(uri: str, conn_id: str | None, path: str | None = None) -> tuple[
     if local is not None:
         return None, local
     try:
-        stored = stored_path(uri, conn_id)
-        return stored.fs, unchanged_path(stored, uri)
+        return FileSystem.of(uri, conn_id)
     except (ValueError, ImportError) as err:
         raise RoughyUnusableSourceError(f"Source {without_secrets(uri)}: {err}") from err
 

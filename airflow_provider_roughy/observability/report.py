@@ -25,7 +25,7 @@ import re
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING
 
 from airflow_provider_roughy.api import decode
 from airflow_provider_roughy.exceptions import (
@@ -36,11 +36,11 @@ from airflow_provider_roughy.exceptions import (
 from airflow_provider_roughy.ingest.result import RecordingResult
 from airflow_provider_roughy.observability.report_page import ImportantRows, page
 from airflow_provider_roughy.observability.report_summary import ReportFacts, ReportSummary, combine_facts
+from airflow_provider_roughy.transfer.filesystem import FileSystem
 from airflow_provider_roughy.transfer.storage import (
     as_text,
     local_path,
     storage_errors,
-    stored_path,
     without_secrets,
 )
 from airflow_provider_roughy.transfer.target import find_target
@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     #: The folder of a report: a path or a URI.
     ReportLocation = str | os.PathLike[str] | ObjectStoragePath
 
-#: Bytes that are gathered before they are written.
-_BLOCK_BYTES = 256 * 1024
+#: Bytes that are gathered before they are written, and that a storage reads ahead.
+_BLOCK_BYTES, _READ_BYTES = 256 * 1024, 8 * 1024 * 1024
 #: The names of results in a folder, and those of the totals of a part.
 _RESULTS = re.compile(r"results(-[A-Za-z0-9._-]+)?\.jsonl")
 _SUMMARY_OF_PART = re.compile(r"summary-[A-Za-z0-9._-]+\.json")
@@ -286,10 +286,8 @@ def _names(folder: str, conn_id: str | None) -> list[str]:
         with _reading(as_text(without_secrets(folder)), through=(FileNotFoundError,)):
             if path is not None:
                 return os.listdir(path)
-            stored = stored_path(folder, conn_id)
-            stored.fs.invalidate_cache()
-            listed = stored.fs.ls(stored.path, detail=False)
-            return [str(each).rstrip("/").rpartition("/")[2] for each in listed]
+            fs, stored = FileSystem.of(folder, conn_id)
+            return [str(each["name"]).rstrip("/").rpartition("/")[2] for each in fs.children(stored)]
     except FileNotFoundError:
         return []
 
@@ -298,6 +296,5 @@ def _open(uri: str, conn_id: str | None) -> IO[bytes]:
     path = local_path(uri)
     if path is not None:
         return open(path, "rb")
-    stored = stored_path(uri, conn_id)
-    # ObjectStoragePath.open() would report each block to Airflow's lineage.
-    return cast("IO[bytes]", stored.fs.open(stored.path, "rb"))
+    fs, stored = FileSystem.of(uri, conn_id)
+    return fs.open(stored, _READ_BYTES)
