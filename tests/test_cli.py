@@ -252,8 +252,12 @@ def test_names_with_control_characters_and_markup_are_printed_harmlessly(
     assert [line for line in text.splitlines() if line.startswith("\x1b[31mb")] == []
     for output in ("table", "plain"):
         out = run("ledger", "list", "--ledger", ledger, "-o", output).out
-        # The table wraps the path, which is long.
-        assert ("[bold]c:smile:.mp3" if output == "table" else shown) in out
+        if output == "table":
+            # The path is long, so that its column wraps.
+            cells = [line.split(" | ") for line in out.splitlines()[2:]]
+            assert "".join(row[2].strip() for row in cells if len(row) > 2).endswith(f"/{shown}")
+        else:
+            assert shown in out
         assert not {"\x1b", "\x07", "\u202e"} & set(out)
     (row,) = run("ledger", "list", "--ledger", ledger, "-o", "json").rows
     assert run("ledger", "show", row["source"], "--ledger", ledger).status == 0
