@@ -290,7 +290,7 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         #: Whether this try has reported its results.
         self._is_reported = False
 
-    def execute(self, context: Context) -> Any:
+    def execute(self, context: Context) -> list[str] | str:
         """Upload the new recordings, and wait for them.
 
         :returns: The assets that are ready; with a manifest, the URI of the results.
@@ -405,7 +405,7 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
             lease=lease,
         ).defer(self)
 
-    def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> Any:
+    def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> list[str] | str:
         """Continue after the wait in the triggerer.
 
         :returns: The assets that are ready; with a manifest, the URI of the results.
