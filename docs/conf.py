@@ -47,7 +47,7 @@ nitpick_ignore_regex = [
     # Sphinx cuts long hints in two.
     (r"py:class", r".*\[str"),
     # Type variables and what else a hint of a public name may name.
-    (r"py:(class|obj)", r"(.*\.)?(R|T|U|Log|Overwrite|ReportLocation|SourceLocation|Trust|Wait|_\w+)"),
+    (r"py:(class|obj)", r"(.*\.)?(R|T|U|FileSystem|Log|Overwrite|ReportLocation|SourceLocation|Trust|Wait|_\w+)"),
 ]
 
 # ---- The look

@@ -622,6 +622,13 @@ class _Files(LocalFileSystem):  # type: ignore[misc]  # fsspec is untyped.
         super().pipe_file(path, value, mode="overwrite", **kwargs)
 
 
+class _OverwritingFiles(_Files):
+    """And as a storage without any exclusive create has them."""
+
+    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
+        return super()._open(path, mode.replace("x", "w"), **kwargs)
+
+
 class _LaggingFiles(_Files):
     """And as a network file system that remembers lists for a while has them."""
 
@@ -668,8 +675,8 @@ def test_a_batch_and_its_retry_keep_their_ledger_on_another_host(
     assert len(roughy.assets) == 3
 
 
-def test_a_storage_that_overwrites_is_refused_with_the_reason(files: Callable[[str], None], tmp_path: Path) -> None:
-    files("smb")
+def test_a_storage_that_overwrites_is_refused_with_the_reason(files: Callable[..., None], tmp_path: Path) -> None:
+    files("smb", _OverwritingFiles())
     with pytest.raises(RoughyUnusableLedgerError, match="its storage overwrites an object"):
         Ledger(f"smb://host{tmp_path}/ledger").check()
 

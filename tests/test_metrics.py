@@ -105,12 +105,17 @@ def test_retry_does_not_count_results_of_earlier_tries_again(
     assert recorded.sums("credits") == {"ready": 3}
 
 
-@pytest.mark.roughy(balance=1)
 def test_unpaid_recordings_count_each_night_and_their_credits_once(
     roughy: Emulator, nights: Nights, recorded: Recorded
 ) -> None:
-    for _ in range(2):
-        nights.run(on_pending_payment="return")
+    roughy.progression = "manual"
+
+    def spend() -> None:
+        roughy.balance = 1
+        roughy.settle()
+
+    nights.run(deferrable=True, before_resuming=spend, on_pending_payment="return")
+    nights.run(on_pending_payment="return")
     assert recorded.sums("files") == {"ready": 1, "pending_payment": 4, "already_ingested": 1}
     assert recorded.sums("credits") == {"ready": 1, "pending_payment": 2}
 

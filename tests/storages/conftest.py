@@ -138,7 +138,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         server = request.getfixturevalue("servers").get(kind.server)
     except NoServer as error:
         pytest.skip(f"{kind.title}: {error}")
-    conn_id = kind.name.replace("-", "_")
+    # Airflow keeps the file system of each connection id for the whole process.
+    conn_id = f"contract_{kind.name.replace('-', '_')}"
     monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(server.connection))
     place = Place(kind, server, server.root, name, conn_id)
     if server.folder:
