@@ -133,7 +133,7 @@ def test_a_name_that_is_nothing_is_an_error(a_night: None, run: Run, ledger: str
     before = run("ledger", "export", "--ledger", ledger).out
     ran = run("ledger", command, "a.mp3", "nothing.mp3", "--ledger", ledger, *(["--yes"] if command != "show" else []))
     assert (ran.status, ran.out) == (1, "")
-    assert ran.err == f"Error: nothing.mp3 is nothing in ledger {ledger}: `ledger list` shows what is there\n"
+    assert ran.err == f"Error: Ledger {ledger} has no recording nothing.mp3: `ledger list` shows those that it has\n"
     assert run("ledger", "export", "--ledger", ledger).out == before
 
 
@@ -396,7 +396,7 @@ def test_wrong_arguments_end_with_status_2(run: Run, argv: list[str]) -> None:
 def test_an_unknown_state_is_an_error_that_names_the_states(a_night: None, run: Run, ledger: str) -> None:
     ran = run("ledger", "list", "--ledger", ledger, "--state", "unpaid")
     assert ran.status == 1
-    assert "--state unpaid is none of claimed, uploading, sent, pending_payment, failed" in ran.err
+    assert "--state unpaid is not a state: give one of claimed, uploading, sent, pending_payment, failed" in ran.err
 
 
 # ---- As processes

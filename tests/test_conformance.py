@@ -1,4 +1,4 @@
-"""The conformance kit: `verify` against the emulator, with every option of it, and with faults."""
+"""The command `verify` against the emulator, with every option of it, and with faults."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from airflow_provider_roughy.emulator import Choices, Emulator, Fault
 from airflow_provider_roughy.emulator import __main__ as emulator
 from airflow_provider_roughy.settings import Address, Settings
 
-#: A value of each option of the emulator that is not its default, and that the kit notices.
+#: A value of each option of the emulator that is not its default, and that `verify` notices.
 FLIPS: dict[str, list[Any]] = {
     "archived_project_accepts_assets": [False],
     "asset_event_entity": ["none"],
@@ -385,7 +385,7 @@ def test_nothing_is_sent_without_consent(
         (["--rate", "3"], "--rate must be above 0 and at most 2"),
         (["--public-url", "https://tunnel.example/"], "--listen"),
         (["--file", "/no/such/folder/verify.json"], "the folder of --file does not exist"),
-        (["--against", "/no/such/file"], "is no result of `verify`"),
+        (["--against", "/no/such/file"], "is not a result of `verify`"),
     ],
 )
 def test_arguments_that_cannot_be_used_are_refused(

@@ -162,7 +162,7 @@ def test_a_missing_connection(run: Run, airflow_db: None) -> None:
     found = findings(ran)
     assert found["connection"]["found"].startswith("Airflow has no connection 'nowhere'")
     assert found["connection"]["do"].startswith("airflow connections add nowhere --conn-type roughy")
-    assert found["key"]["found"] == "it needs the check `connection` to pass"
+    assert found["key"]["found"] == "the check `connection` has to pass first"
     assert ran.status == 1
 
 

@@ -19,21 +19,21 @@ _UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 def age(text: str) -> float:
     """Return the seconds of an age such as ``90m``, ``12h``, ``7d`` or ``2w``.
 
-    :raises argparse.ArgumentTypeError: If it is none.
+    :raises argparse.ArgumentTypeError: If the text is not an age.
     """
     found = re.fullmatch(r"(\d{1,6})([mhdw])", text.strip().lower())
     if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no age: give a number and m, h, d or w, such as 12h or 7d")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an age: give a number and m, h, d or w, such as 12h or 7d")
     return float(int(found[1]) * _UNITS[found[2]])
 
 
 def whole(text: str) -> int:
     """Return a whole number from 0 on.
 
-    :raises argparse.ArgumentTypeError: If it is none.
+    :raises argparse.ArgumentTypeError: If the text is not such a number.
     """
     if not re.fullmatch(r"\d{1,9}", text.strip()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
     return int(text)
 
 

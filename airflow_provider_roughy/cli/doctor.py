@@ -1,8 +1,7 @@
 """``doctor``: check what a batch, its wait and webhooks need, and say what to do.
 
-Each check is a function that returns a :class:`Finding`, and is independent of the others where that makes sense: a
-check that needs what an earlier one has not found is skipped, and the rest goes on. Nothing is created: the storage of
-a ledger is only tested if the ledger exists.
+Each check is a function that yields instances of :class:`Finding`. A check that needs the result of a failed check is
+skipped, and the other checks run. Nothing is created, except a test object in the storage of a ledger that exists.
 """
 
 from __future__ import annotations
@@ -69,13 +68,14 @@ class Finding:
 
 
 @dataclass
-class Patient:
-    """What the checks know so far.
+class Setup:
+    """The set-up that is checked, and what earlier checks have read of it.
 
     :param args: The parsed arguments.
     :param hook: The hook of the connection.
     :param settings: The settings of the connection, once they are read.
     :param reply: Roughy's reply to the first request.
+    :param ledgers: The ledger, once its check has passed.
     """
 
     args: argparse.Namespace
@@ -87,11 +87,11 @@ class Patient:
 
 def doctor(args: argparse.Namespace) -> int:
     """Run all checks."""
-    patient = Patient(args, open_hook(args))
+    setup = Setup(args, open_hook(args))
     rows, statuses = [], []
-    with patient.hook:
+    with setup.hook:
         for name, check in CHECKS.items():
-            for finding in _findings(check, patient):
+            for finding in _findings(check, setup):
                 statuses.append(finding.status)
                 rows.append({"check": name, "status": str(finding.status), "found": finding.found, "do": finding.do})
     print_rows(args, rows)
@@ -103,10 +103,10 @@ def doctor(args: argparse.Namespace) -> int:
     return int(bool(failed))
 
 
-def _findings(check: Callable[[Patient], Iterator[Finding]], patient: Patient) -> Iterator[Finding]:
-    """Yield what a check finds; an error of this package that it does not expect is a finding, too."""
+def _findings(check: Callable[[Setup], Iterator[Finding]], setup: Setup) -> Iterator[Finding]:
+    """Yield the findings of a check. An error of this package that the check does not handle is a finding, too."""
     try:
-        yield from check(patient)
+        yield from check(setup)
     except (RoughyError, CommandError) as error:
         yield Finding(Status.FAILED, str(error))
 
@@ -114,10 +114,10 @@ def _findings(check: Callable[[Patient], Iterator[Finding]], patient: Patient) -
 # ---- The connection
 
 
-def _connection(patient: Patient) -> Iterator[Finding]:
-    conn_id = patient.args.conn_id
+def _connection(setup: Setup) -> Iterator[Finding]:
+    conn_id = setup.args.conn_id
     try:
-        patient.settings = patient.hook.settings
+        setup.settings = setup.hook.settings
     except RoughyConfigurationError as error:
         yield Finding(Status.FAILED, str(error), f"correct connection {conn_id!r}")
         return
@@ -129,11 +129,11 @@ def _connection(patient: Patient) -> Iterator[Finding]:
         )
         yield Finding(Status.FAILED, str(error), create if missing else "see whether the secrets backend answers")
         return
-    yield Finding(Status.OK, f"{conn_id}, of type roughy, leads to {patient.settings.base_url}")
+    yield Finding(Status.OK, f"{conn_id}, of type roughy, leads to {setup.settings.base_url}")
 
 
-def _extra(patient: Patient) -> Iterator[Finding]:
-    if (settings := patient.settings) is None:
+def _extra(setup: Setup) -> Iterator[Finding]:
+    if (settings := setup.settings) is None:
         yield _skipped("connection")
         return
     if settings.misspelled:
@@ -145,14 +145,14 @@ def _extra(patient: Patient) -> Iterator[Finding]:
         yield Finding(Status.OK, "every field has a meaning")
 
 
-def _key(patient: Patient) -> Iterator[Finding]:
-    if patient.settings is None:
+def _key(setup: Setup) -> Iterator[Finding]:
+    if setup.settings is None:
         yield _skipped("connection")
         return
     call = api.get_credit_balance()
     try:
-        patient.reply = patient.hook.client.send(call.request)
-        balance = api.decipher(call, patient.reply, conn_id=patient.settings.conn_id)
+        setup.reply = setup.hook.client.send(call.request)
+        balance = api.decipher(call, setup.reply, conn_id=setup.settings.conn_id)
     except RoughyAuthenticationError as error:
         yield Finding(Status.FAILED, str(error), "copy the key (sk_…) from Roughy's dashboard into the password")
         return
@@ -172,11 +172,11 @@ def _key(patient: Patient) -> Iterator[Finding]:
         yield Finding(Status.OK, f"Roughy accepts the key; {counted(balance, 'credit')} left")
 
 
-def _project(patient: Patient) -> Iterator[Finding]:
-    if patient.settings is None or patient.reply is None or patient.reply.status >= 400:
+def _project(setup: Setup) -> Iterator[Finding]:
+    if setup.settings is None or setup.reply is None or setup.reply.status >= 400:
         yield _skipped("key")
         return
-    if patient.settings.project_id is None:
+    if setup.settings.project_id is None:
         yield Finding(
             Status.WARNING,
             "the connection names no project",
@@ -184,11 +184,11 @@ def _project(patient: Patient) -> Iterator[Finding]:
         )
         return
     try:
-        project = patient.hook.get_project(patient.hook.get_project_id())
+        project = setup.hook.get_project(setup.hook.get_project_id())
     except RoughyNotFoundError:
         yield Finding(
             Status.FAILED,
-            f"the account has no project {patient.settings.project_id}",
+            f"the account has no project {setup.settings.project_id}",
             "correct `project_id` in the extra; `projects list` shows the projects of this key",
         )
         return
@@ -198,8 +198,8 @@ def _project(patient: Patient) -> Iterator[Finding]:
     yield Finding(Status.OK, f"{project.name} ({project.id})")
 
 
-def _clock(patient: Patient) -> Iterator[Finding]:
-    there = decode.http_date(patient.reply.headers.get("date")) if patient.reply is not None else None
+def _clock(setup: Setup) -> Iterator[Finding]:
+    there = decode.http_date(setup.reply.headers.get("date")) if setup.reply is not None else None
     if there is None:
         yield Finding(Status.SKIPPED, "no reply has a Date")
         return
@@ -214,8 +214,8 @@ def _clock(patient: Patient) -> Iterator[Finding]:
         yield Finding(Status.OK, f"{text}")
 
 
-def _proxy(patient: Patient) -> Iterator[Finding]:
-    own = Address.of(patient.settings.base_url) if patient.settings is not None else None
+def _proxy(setup: Setup) -> Iterator[Finding]:
+    own = Address.of(setup.settings.base_url) if setup.settings is not None else None
     if own is None:
         yield _skipped("connection")
         return
@@ -227,7 +227,7 @@ def _proxy(patient: Patient) -> Iterator[Finding]:
         return
     shown = without_secrets(proxy if "://" in proxy else f"http://{proxy}")
     # The check of the key has used it.
-    works = patient.reply is not None and patient.reply.headers.get("x-request-id") is not None
+    works = setup.reply is not None and setup.reply.headers.get("x-request-id") is not None
     if works:
         yield Finding(Status.OK, f"{shown} leads to {own.host}")
     else:
@@ -241,13 +241,13 @@ def _proxy(patient: Patient) -> Iterator[Finding]:
 # ---- Storages
 
 
-def _source(patient: Patient) -> Iterator[Finding]:
-    if not patient.args.source:
+def _source(setup: Setup) -> Iterator[Finding]:
+    if not setup.args.source:
         yield Finding(Status.SKIPPED, "no --source is given")
-    for source in patient.args.source or ():
+    for source in setup.args.source or ():
         shown = without_secrets(source)
         try:
-            found = discover(source, conn_id=patient.args.source_conn_id)
+            found = discover(source, conn_id=setup.args.source_conn_id)
         except RoughyError as error:
             yield Finding(Status.FAILED, str(error), "correct the source, its connection, or what it may read")
             continue
@@ -268,13 +268,13 @@ def _source(patient: Patient) -> Iterator[Finding]:
             yield Finding(Status.OK, text)
 
 
-def _ledger(patient: Patient) -> Iterator[Finding]:
-    if patient.args.ledger is None:
+def _ledger(setup: Setup) -> Iterator[Finding]:
+    if setup.args.ledger is None:
         yield Finding(Status.SKIPPED, "no --ledger is given")
         return
     try:
-        ledger = Ledger(patient.args.ledger, conn_id=patient.args.ledger_conn_id)
-        inside = [source for source in patient.args.source or () if ledger.is_within(source)]
+        ledger = Ledger(setup.args.ledger, conn_id=setup.args.ledger_conn_id)
+        inside = [source for source in setup.args.source or () if ledger.is_within(source)]
         if inside:
             yield Finding(
                 Status.FAILED, f"{ledger.uri} is in the source {without_secrets(inside[0])}", "put it elsewhere"
@@ -291,15 +291,15 @@ def _ledger(patient: Patient) -> Iterator[Finding]:
     except RoughyError as error:
         yield Finding(Status.FAILED, str(error), "correct the ledger's location, its connection, or its permissions")
         return
-    patient.ledgers.append(ledger)
+    setup.ledgers.append(ledger)
     yield Finding(Status.OK, f"{ledger.uri}: an object that exists is not overwritten")
 
 
-def _ledger_size(patient: Patient) -> Iterator[Finding]:
-    if not patient.ledgers:
+def _ledger_size(setup: Setup) -> Iterator[Finding]:
+    if not setup.ledgers:
         yield _skipped("ledger")
         return
-    ledger = patient.ledgers[0]
+    ledger = setup.ledgers[0]
     snapshot = ledger.snapshot()
     problems = len(snapshot.problems)
     open_keys = snapshot.open.keys() - snapshot.done
@@ -316,7 +316,7 @@ def _ledger_size(patient: Patient) -> Iterator[Finding]:
 # ---- This machine and Airflow
 
 
-def _extras(patient: Patient) -> Iterator[Finding]:
+def _extras(setup: Setup) -> Iterator[Finding]:
     try:
         probe.check_installed()
     except RoughyConfigurationError:
@@ -329,7 +329,7 @@ def _extras(patient: Patient) -> Iterator[Finding]:
     yield Finding(Status.OK, "probe (PyAV), for `max_credits` and `plan`")
 
 
-def _triggerer(patient: Patient) -> Iterator[Finding]:
+def _triggerer(setup: Setup) -> Iterator[Finding]:
     try:
         found = airflow_db.newest_triggerer()
     except Exception as error:  # SQLAlchemy and drivers raise errors of their own.
@@ -359,31 +359,31 @@ def _triggerer(patient: Patient) -> Iterator[Finding]:
 # ---- Webhooks
 
 
-def _webhook_secret(patient: Patient) -> Iterator[Finding]:
-    if patient.settings is None:
+def _webhook_secret(setup: Setup) -> Iterator[Finding]:
+    if setup.settings is None:
         yield _skipped("connection")
         return
-    if not patient.settings.webhook_secret:
+    if not setup.settings.webhook_secret:
         yield Finding(Status.SKIPPED, "the connection has no `webhook_secret`: it takes no webhooks")
         return
     try:
-        number = len(signing_secrets(patient.settings.webhook_secret))
+        number = len(signing_secrets(setup.settings.webhook_secret))
     except RoughyConfigurationError as error:
         yield Finding(Status.FAILED, str(error), "copy the whole value from Roughy's dashboard")
         return
     named = webhook_conn_ids()
-    if patient.args.conn_id not in named:
+    if setup.args.conn_id not in named:
         yield Finding(
             Status.FAILED,
-            f"[roughy] webhook_conn_ids is {', '.join(named)}, without {patient.args.conn_id}",
+            f"[roughy] webhook_conn_ids is {', '.join(named)}, without {setup.args.conn_id}",
             "add the connection there, and restart the API server",
         )
         return
     yield Finding(Status.OK, f"{counted(number, 'signing secret')}; the connection is in [roughy] webhook_conn_ids")
 
 
-def _webhook_route(patient: Patient) -> Iterator[Finding]:
-    settings = patient.settings
+def _webhook_route(setup: Setup) -> Iterator[Finding]:
+    settings = setup.settings
     try:
         has_secret = settings is not None and bool(signing_secrets(settings.webhook_secret or ""))
     except RoughyConfigurationError:
@@ -392,17 +392,19 @@ def _webhook_route(patient: Patient) -> Iterator[Finding]:
         yield _skipped("webhook secret")
         return
     if AIRFLOW_VERSION.startswith("2."):
-        yield Finding(Status.FAILED, "Airflow 2 has no route for webhooks", "use RoughyNewAssetTrigger, or Airflow 3")
+        yield Finding(
+            Status.FAILED, "Airflow 2 has no route for webhooks", "wait with RoughyAssetSensor, or upgrade to Airflow 3"
+        )
         return
-    answer = send_test(settings, patient.args.webhook_url or route())
+    answer = send_test(settings, setup.args.webhook_url or route())
     if answer.ok:
         yield Finding(Status.OK, f"{answer.words}: {answer.meaning}")
     else:
         yield Finding(Status.FAILED, answer.words, answer.meaning)
 
 
-def _webhook_asset(patient: Patient) -> Iterator[Finding]:
-    settings = patient.settings
+def _webhook_asset(setup: Setup) -> Iterator[Finding]:
+    settings = setup.settings
     if settings is None or not settings.webhook_secret or AIRFLOW_VERSION.startswith("2."):
         yield _skipped("webhook secret")
         return
@@ -419,19 +421,19 @@ def _webhook_asset(patient: Patient) -> Iterator[Finding]:
             f"give a DAG `schedule=[Asset({name!r})]`, or name its asset in `webhook_asset` of the extra",
         )
         return
-    awake = [dag_id for dag_id, is_paused in dags.items() if not is_paused]
-    if dags and not awake:
+    active = [dag_id for dag_id, is_paused in dags.items() if not is_paused]
+    if dags and not active:
         yield Finding(
             Status.FAILED, f"all DAGs that {name!r} starts are paused: {', '.join(dags)}", "unpause one of them"
         )
     elif not dags:
         yield Finding(Status.WARNING, f"{name!r} starts no DAG", f"give a DAG `schedule=[Asset({name!r})]`")
     else:
-        yield Finding(Status.OK, f"{name!r} starts {', '.join(awake)}")
+        yield Finding(Status.OK, f"{name!r} starts {', '.join(active)}")
 
 
 def _skipped(needs: str) -> Finding:
-    return Finding(Status.SKIPPED, f"it needs the check `{needs}` to pass")
+    return Finding(Status.SKIPPED, f"the check `{needs}` has to pass first")
 
 
 def _first_line(error: Exception) -> str:
@@ -440,7 +442,7 @@ def _first_line(error: Exception) -> str:
 
 
 #: The checks, in this order.
-CHECKS: dict[str, Callable[[Patient], Iterator[Finding]]] = {
+CHECKS: dict[str, Callable[[Setup], Iterator[Finding]]] = {
     "connection": _connection,
     "extra": _extra,
     "key": _key,

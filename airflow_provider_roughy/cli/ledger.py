@@ -185,7 +185,7 @@ def find(ledger: Ledger, names: list[str]) -> list[Entry]:
 
     :param ledger: The ledger.
     :param names: The names.
-    :raises CommandError: If one is nothing, or the beginning of several keys.
+    :raises CommandError: If a name matches no entry, or is the beginning of several keys.
     """
     everything: list[Entry] | None = None
     found: dict[str, Entry] = {}
@@ -203,7 +203,7 @@ def find(ledger: Ledger, names: list[str]) -> list[Entry]:
                 everything = list(ledger.entries(on_error=lambda error: None))
             entries = [entry for entry in everything if entry.key == name] or _named(everything, name)
         if not entries:
-            raise CommandError(f"{name} is nothing in ledger {ledger.uri}: `ledger list` shows what is there")
+            raise CommandError(f"Ledger {ledger.uri} has no recording {name}: `ledger list` shows those that it has")
         if _BEGINNING.fullmatch(name) and len({entry.key for entry in entries}) > 1:
             keys = ", ".join(sorted(entry.key for entry in entries))
             raise CommandError(f"{name} is the beginning of several keys: {keys}")
@@ -234,7 +234,7 @@ def _states(named: list[str] | None) -> frozenset[str] | None:
         return None
     states = {state.strip() for each in named for state in each.split(",")}
     if unknown := states - set(_STATES):
-        raise CommandError(f"--state {sorted(unknown)[0]} is none of {', '.join(_STATES)}")
+        raise CommandError(f"--state {sorted(unknown)[0]} is not a state: give one of {', '.join(_STATES)}")
     # 0.2 wrote `refused`.
     return frozenset(states | ({"refused"} if "rejected" in states else set()))
 

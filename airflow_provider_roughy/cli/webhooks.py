@@ -121,7 +121,7 @@ def send_test(settings: Settings, url: str) -> Answer:
     :param settings: The connection, whose secret signs it. The secret itself is not sent.
     :param url: The route.
     :raises CommandError: If there is no secret, or the address is malformed.
-    :raises RoughyConfigurationError: If the secret is none.
+    :raises RoughyConfigurationError: If the secret is malformed.
     """
     secrets = signing_secrets(settings.webhook_secret or "")
     if not secrets:
@@ -130,7 +130,9 @@ def send_test(settings: Settings, url: str) -> Answer:
             "endpoint from Roughy's dashboard"
         )
     if Address.of(url) is None:
-        raise CommandError("The address of the route is no http or https URL")
+        raise CommandError(
+            "The address of the route is not an http or https URL: correct --url, or Airflow's [api] base_url"
+        )
     from standardwebhooks import Webhook
 
     id, now = f"msg_test_{uuid4().hex}", datetime.now(UTC)
@@ -182,7 +184,7 @@ def _meaning(status: int, conn_id: str | None) -> str:
                 "connection in [roughy] webhook_conn_ids, install the package where the API server runs, and restart it"
             )
         case 429 | 503:
-            return "the API server is overloaded, or cannot read the connection now: try again, and look at its log"
+            return "the API server is overloaded, or cannot read the connection now: try again, and read its log"
         case 301 | 302 | 303 | 307 | 308:
             return "it redirects, which Roughy does not follow: give the address that it leads to, with https"
         case _:

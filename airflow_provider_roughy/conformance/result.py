@@ -225,7 +225,7 @@ def summary(results: Sequence[Result]) -> Iterator[str]:
 def read_record(path: str | Path) -> dict[str, dict[str, Any]]:
     """Return the facts of an earlier run's JSON, by id.
 
-    :raises ValueError: If the file is none.
+    :raises ValueError: If the file is not a result of ``verify``.
     """
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -233,4 +233,4 @@ def read_record(path: str | Path) -> dict[str, dict[str, Any]]:
             raise ValueError(f"its schema is {found['schema']!r}, not {SCHEMA!r}")
         return {str(each["id"]): dict(each) for each in found["facts"]}
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no result of `verify`: {error}") from None
+        raise ValueError(f"{path} is not a result of `verify`: {error}") from None

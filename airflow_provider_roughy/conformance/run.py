@@ -95,7 +95,7 @@ def run(
     except KeyboardInterrupt:
         report.stopped = "interrupted"
     except Exception as error:
-        report.stopped = f"an error of the kit: {type(error).__name__}: {error}"
+        report.stopped = f"an error in verify: {type(error).__name__}: {error}"
     finally:
         report.left_behind = _clean_up(session, workspace)
     report.seconds = time.monotonic() - began

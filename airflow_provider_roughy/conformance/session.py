@@ -70,7 +70,7 @@ class BreakOff(Exception):
 
 @dataclasses.dataclass
 class Notes:
-    """What the replies of a run had beside what their checks look at.
+    """What the replies of a run had, besides what the checks observe.
 
     :param answered: The number of replies.
     :param throttled: The number of 429s.
@@ -233,10 +233,10 @@ class Session:
 
 
 def body_of(reply: Reply) -> Any:
-    """Return the JSON of a reply; ``None`` if it is none."""
+    """Return the JSON of a reply; ``None`` if the body is not JSON."""
     try:
         return decode.loads(reply.body)
-    except Exception:  # Whatever it is, it is no JSON.
+    except Exception:  # Whatever the error is, the body is not JSON.
         return None
 
 

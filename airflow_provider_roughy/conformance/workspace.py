@@ -26,7 +26,7 @@ from airflow_provider_roughy.exceptions import RoughyError
 
 T = TypeVar("T")
 
-#: The start of the names of all projects, and of the descriptions of all webhook endpoints, that the kit makes.
+#: The start of the names of all projects, and of the descriptions of all webhook endpoints, that ``verify`` makes.
 PREFIX = "airflow-provider-roughy verify"
 #: A UUID that no resource has.
 NOBODY = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"

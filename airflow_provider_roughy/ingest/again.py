@@ -90,7 +90,7 @@ def ingest_again(
     :param legacy: The entries of 0.2.
     :param dry_run: Whether to store nothing.
     :param log: Logs events.
-    :raises RoughyConfigurationError: If a name is nothing; nothing was created.
+    :raises RoughyConfigurationError: If a name matches no recording; nothing was created.
     :raises RoughyLedgerError: If the ledger cannot be used.
     """
     if not names:
@@ -138,7 +138,7 @@ def _find(
 ) -> UploadItem | None:
     """Return the recording that a name means; ``None`` for a file that this run reports as unreadable.
 
-    :raises RoughyConfigurationError: If there is none, or several.
+    :raises RoughyConfigurationError: If the name matches no recording, or several.
     """
     by_key = [item for item in items.values() if name in (item.key, original_key(item.identity))]
     if by_key:

@@ -180,8 +180,8 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         only if one may fix any of them, or ``"return"``.
     :param retry: Recordings that are done and that this run ingests again, by their key in the ledger, their name, path
         or URI; Roughy charges each again. They must be in the source. All tries of the run ingest each once more, and
-        later runs skip them as before. A name that is nothing fails the task before anything is created; one that a
-        template rendered to nothing is left out. So a parameter of a run can name them:
+        later runs skip them as before. A name that matches no recording fails the task before anything is created; one
+        that a template rendered to nothing is left out. So a parameter of a run can name them:
         ``retry="{{ params.retry }}"``. (templated)
     :param bandwidth_limit: The bytes a second that all uploads of this task together may send, at least 65,536;
         ``None`` for no limit. Each shard of a manifest has a limit of its own.

@@ -32,7 +32,7 @@ _PROJECT = "archived_at, created_at, id, name, state, updated_at"
 
 
 def body(reply: Reply) -> dict[str, Any]:
-    """Return the JSON object of a reply; empty if it is none."""
+    """Return the JSON object of a reply; empty if the body is not an object."""
     found = body_of(reply)
     return found if isinstance(found, dict) else {}
 

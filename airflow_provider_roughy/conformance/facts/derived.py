@@ -277,7 +277,7 @@ DERIVED = (
         SEEN,
         "render",
         "Resolutions, bitrates and frame rates of videos; nothing is scaled up.",
-        unchecked="It needs a video, which the kit cannot make; the options are passed on as they are.",
+        unchecked="It needs a video, which `verify` cannot make. The package passes the options on unchanged.",
     ),
     # ---- Events
     fact(

@@ -84,7 +84,7 @@ GENERAL = (
         UNKNOWN,
         "errors",
         "How many requests are allowed, and with which headers a 429 comes.",
-        unchecked="The kit stays far below any limit on purpose. The run says how many 429s it met.",
+        unchecked="`verify` stays far below any limit on purpose, and reports how many 429s it got.",
     ),
     fact(
         "replies.request-id",
@@ -183,7 +183,7 @@ GENERAL = (
         "project",
         "`DELETE` of a project removes its assets at once.",
         "404 not_found",
-        promise="The kit leaves nothing behind.",
+        promise="`verify` removes all that it made.",
     ),
     choice(
         "archived_project_accepts_assets",

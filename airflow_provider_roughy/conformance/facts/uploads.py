@@ -319,7 +319,7 @@ UPLOADS = (
         INFERRED,
         "errors",
         "The error code of rejected media.",
-        promise="A rejected file is told from other conflicts by reading its asset.",
+        promise="After a conflict, the asset is read, to see whether the file was rejected.",
     ),
     choice(
         "rejected_upload",
