@@ -101,7 +101,8 @@ BYTES_UPLOADED = Counter(
     "roughy.bytes_uploaded", "Bytes of recordings that were sent to Roughy, those that were sent again included"
 )
 BYTES_DOWNLOADED = Counter(
-    "roughy.bytes_downloaded", "Bytes of files that were received from Roughy's storage, likewise"
+    "roughy.bytes_downloaded",
+    "Bytes of files that were received from Roughy's storage, those that were received again included",
 )
 UPLOAD_DURATION = Timer("roughy.upload_duration", "How long the transfer of a recording took in the try that ended it")
 DOWNLOAD_DURATION = Timer("roughy.download_duration", "How long the transfer of a file took")
@@ -161,13 +162,13 @@ WAITERS = Gauge(
 )
 POLL_LAG = Timer(
     "roughy.poll_lag",
-    "How much later than planned a round of polls has answered all waits that were due, if only with an error",
+    "How much later than planned a round of polls ended, in which each wait that was due got an answer or an error",
     {"kind": _KINDS},
 )
 FEED_LAG = Timer(
     "roughy.feed_lag",
-    "How old the knowledge of `RoughyAssetsReadyTrigger` is when a round of its lists ends: the time since the "
-    "start of the last round that succeeded. Without errors, about one `poll_interval`",
+    "Time since the start of the last round of lists of `RoughyAssetsReadyTrigger` that succeeded, when a round "
+    "ends. Without errors, about one `poll_interval`",
 )
 WEBHOOKS = Counter(
     "roughy.webhooks",

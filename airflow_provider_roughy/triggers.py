@@ -140,7 +140,7 @@ class RoughyTrigger(_WaitingTrigger):
 
     :param id: The resource's id.
     :param not_before: When to poll first, in seconds since the epoch.
-    :param options: As of :class:`_WaitingTrigger`: ``kind``, ``deadline``, ``roughy_conn_id``, ``poll_interval`` and
+    :param options: See :class:`_WaitingTrigger`: ``kind``, ``deadline``, ``roughy_conn_id``, ``poll_interval`` and
         ``on_pending_payment``.
     """
 
@@ -189,9 +189,9 @@ class RoughyBatchTrigger(_WaitingTrigger):
     one event, which :func:`~airflow_provider_roughy.lifecycle.batch_from_event` reads.
 
     :param ids: The resources' ids.
-    :param lease: The lease to renew during the wait, as of :func:`~airflow_provider_roughy.ledger.renewing`: no other
+    :param lease: The lease to renew during the wait, see :func:`~airflow_provider_roughy.ledger.renewing`: no other
         run supersedes the claims on these recordings until it expires.
-    :param options: As of :class:`_WaitingTrigger`.
+    :param options: See :class:`_WaitingTrigger`.
     """
 
     def __init__(self, *, ids: list[str], lease: dict[str, Any] | None = None, **options: Any) -> None:
@@ -237,7 +237,7 @@ class RoughyProduceTrigger(_WaitingTrigger):
 
     :param ids: The ids of the resources, by the name of their kind.
     :param go_on_after: Seconds after which it is enough that some resources are in a final state.
-    :param options: As of :class:`_WaitingTrigger`, without ``kind``.
+    :param options: See :class:`_WaitingTrigger`, without ``kind``.
     """
 
     def __init__(self, *, ids: dict[str, list[str]], go_on_after: float, **options: Any) -> None:
@@ -276,7 +276,7 @@ class RoughyAssetTrigger(RoughyTrigger):
     """Waits in a triggerer until an asset is ready, failed or, unless ``on_pending_payment`` is ``"wait"``, unpaid.
 
     :param asset_id: The asset.
-    :param options: As of :class:`RoughyTrigger`.
+    :param options: See :class:`RoughyTrigger`.
     """
 
     def __init__(self, *, asset_id: str, **options: Any) -> None:
@@ -294,7 +294,7 @@ class RoughyRenderTrigger(RoughyTrigger):
     :param cancel_on_kill: Whether to cancel the render when a user marks the waiting task as failed or as a success.
         It stays if the task is cleared, as the next start finds it, if the triggerer stops, and if another task of the
         triggerer waits for it.
-    :param options: As of :class:`RoughyTrigger`.
+    :param options: See :class:`RoughyTrigger`.
     """
 
     def __init__(self, *, render_id: str, cancel_on_kill: bool = False, **options: Any) -> None:

@@ -252,7 +252,7 @@ class Steering:
         """Put an asset, cut or render into a given state: nothing is charged, no work is done.
 
         :param state: Any word, also one that the API does not know.
-        :param fields: As of :meth:`seed_asset`, :meth:`seed_cut`, :meth:`seed_render`: those that describe the media
+        :param fields: See :meth:`seed_asset`, :meth:`seed_cut`, :meth:`seed_render`: those that describe the media
             or the error.
         :raises KeyError: If there is no resource of that id.
         :raises ValueError: If there is another field, or a value has the wrong type.

@@ -144,8 +144,8 @@ def _find(
     if by_key:
         return by_key[0]
     by_file = {id(item.file): item for item in items.values()}
-    places = _places(name, ledger, legacy)
-    found = [file for file in files if not places.isdisjoint((file.canonical, file.uri, *file.other_names))]
+    locations = _locations(name, ledger, legacy)
+    found = [file for file in files if not locations.isdisjoint((file.canonical, file.uri, *file.other_names))]
     if not found and "/" not in name:
         found = [file for file in files if name in _base_names(file)]
     if len(found) > 1:
@@ -163,10 +163,10 @@ def _find(
     return by_file.get(id(found[0]))
 
 
-def _places(name: str, ledger: Ledger, legacy: LegacyIndex) -> set[str]:
-    """Return where the recording of a key was, or the place itself.
+def _locations(name: str, ledger: Ledger, legacy: LegacyIndex) -> set[str]:
+    """Return the locations of the recording with a key, or the name itself if it is not a key.
 
-    :raises RoughyConfigurationError: If the ledger has the key, and its recording has no place.
+    :raises RoughyConfigurationError: If the ledger has the key, and its recording has no location.
     """
     if KEY.fullmatch(name):
         about = ledger.find_result(name) or ledger.find_latest(name)

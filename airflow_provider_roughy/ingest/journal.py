@@ -1,4 +1,4 @@
-"""What a shard of a manifest has done, in the ledger and not in memory: its results, and what it waits for.
+"""The results of a shard of a manifest, which are stored in the ledger and not kept in memory.
 
 A shard may have tens of thousands of recordings. Each result is stored once, with others, in a record of its run
 (``runs/<run>.<n>.json``), before the versions of its recordings are removed. A later try of the shard reads the
@@ -181,7 +181,7 @@ def row_of(result: Result) -> RecordingResult:
 
 @dataclass
 class Tally:
-    """What a task says of many results, without keeping them.
+    """Counts many results without keeping them, for the log, the XComs and the error of a task.
 
     :param most_lines: How many lines about recordings that are not ready are kept.
     """

@@ -261,7 +261,7 @@ class Planner:
             identity = file.identity(project_id=self.project_id, language=self.language)
             item = UploadItem(file, identity.key, identity.to_dict(), file.uri, log=self._log)
             if file.problem in (Problem.PASSING, Problem.UNREADABLE):
-                # Nothing is remembered of them: a later plan looks again.
+                # The ledger gets no result of these: a later plan lists them again.
                 self._write(item, writer, DEFERRED if file.problem is Problem.PASSING else REJECTED, file.reason)
             else:
                 items[item.key] = item
@@ -278,8 +278,8 @@ class Planner:
         def may_read(item: UploadItem) -> bool:
             return why_not(item, stable_for) is None and not has_legacy(item, legacy)
 
-        by_place = snapshot.done | snapshot.open.keys()
-        copies = identify_all(self._ledger, items, by_place, contents, may_read, self._transfers)
+        by_location = snapshot.done | snapshot.open.keys()
+        copies = identify_all(self._ledger, items, by_location, contents, may_read, self._transfers)
         for key in [key for key in items if bytes.fromhex(key) in self._seen]:
             copies.append(items.pop(key).name)
         self.known["duplicate"] += len(copies)
@@ -326,7 +326,7 @@ class Planner:
 
     def _add(self, item: UploadItem, writer: ManifestWriter, earlier: EarlierPlan, budget: Budget) -> None:
         if item.key in earlier.credits:
-            # It is reserved: the budget was reduced by it.
+            # The budget was reduced by these credits when it was created.
             item.credits = earlier.credits[item.key] if self.balance is not None else None
         elif (problem := budget.take(item.credits or 0)) is not None:
             self._write(item, writer, DEFERRED, problem)

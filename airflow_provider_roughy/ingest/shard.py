@@ -54,11 +54,11 @@ _TICK_SECONDS = 1.0
 _CHUNK = 200
 #: Seconds between two lists of the ledger's names, which show how far all shards are.
 _LIST_SECONDS = 60.0
-#: The same while other shards are helped; and how much longer than a list takes the pause between two is, at least.
-_HELP_LIST_SECONDS, _LIST_SHARE = 1.0, 10
+#: The same while other shards are helped. The pause between two lists is at least this many times as long as a list.
+_HELP_LIST_SECONDS, _MIN_PAUSE_FACTOR = 1.0, 10
 #: Seconds between two polls of the assets that are processed, while others are uploaded.
 _POLL_SECONDS = 10.0
-#: Seconds between two looks at the leases of the other shards.
+#: Seconds between two checks of the leases of the other shards.
 _WATCH_SECONDS = 2.0
 #: The number of a version from which on Roughy has all bytes, if nothing went wrong: claimed, uploading, sent.
 _SENT_VERSION = 3
@@ -72,7 +72,7 @@ class Shard(Batch):
     :param shards: How many shards there are.
     :param siblings: The runs of all shards.
     :param source_conn_id: The Airflow connection of the storage of the recordings.
-    :param options: As of :class:`Batch`.
+    :param options: See :class:`Batch`.
     """
 
     ledger: Ledger
@@ -116,7 +116,7 @@ class Shard(Batch):
         #: The latest version of recordings that was read, and which run holds it.
         self._holders: dict[str, tuple[int, str]] = {}
         #: The shards that are not at work: they have ended, or their lease has expired.
-        self._at_rest: set[str] = set()
+        self._not_at_work: set[str] = set()
         self._is_idle = False
         self._logged_help = False
 
@@ -182,11 +182,11 @@ class Shard(Batch):
         own = self._parts[self._shard]
         for start in range(0, len(own), _CHUNK):
             yield self._take(own[start : start + _CHUNK], sent=True)
-        for victim in help_order(self._shard, self._shards):
+        for other in help_order(self._shard, self._shards):
             # An earlier try may have claimed some of them.
-            yield from self._help(self._parts[victim], sent=self._is_retry, mine=True)
+            yield from self._help(self._parts[other], sent=self._is_retry, mine=True)
         yield from self._watch()
-        # What a shard has held that has ended meanwhile, without a result.
+        # Recordings that another shard held, and that it has released without a result.
         self._list()
         for start in range(0, len(own), _CHUNK):
             yield self._take(own[start : start + _CHUNK], sent=True)
@@ -198,7 +198,7 @@ class Shard(Batch):
 
         :param part: The recordings.
         :param only: The portions; by default all, this shard's own first.
-        :param sent: Whether to look at recordings whose bytes another try has sent.
+        :param sent: Whether to include recordings whose bytes another try has sent.
         :param mine: Whether to take only those of them that an earlier try of this shard has sent.
         """
         by_portion: list[list[int]] = [[] for _ in range(self._shards)]
@@ -232,8 +232,8 @@ class Shard(Batch):
         """Return which recordings of a chunk are to be uploaded; resume or report those that a dead shard has left.
 
         :param numbers: The recordings.
-        :param sent: As of :meth:`_help`.
-        :param mine: As of :meth:`_help`.
+        :param sent: See :meth:`_help`.
+        :param mine: See :meth:`_help`.
         :param helping: Whether they belong to another shard.
         """
         snapshot, journal = self._snapshot, self.journal
@@ -255,7 +255,7 @@ class Shard(Batch):
         return list(items.values())
 
     def _noted(self, standings: Iterable[Standing], items: dict[str, UploadItem], *, mine: bool) -> Iterator[Standing]:
-        """Keep who holds a recording, so that a version, which never changes, is not read again."""
+        """Remember the holder of each recording, so that its version, which never changes, is read once."""
         for standing in standings:
             version = standing.version
             if version is not None:
@@ -273,7 +273,7 @@ class Shard(Batch):
             return False
         n = snapshot.open.get(key, 0)
         known, holder = self._holders.get(key, (0, ""))
-        if n and n == known and holder in self._of_siblings and holder not in self._at_rest:
+        if n and n == known and holder in self._of_siblings and holder not in self._not_at_work:
             return False
         if key in snapshot.done:
             return bool(n) and sent and key not in self.journal.reported
@@ -307,19 +307,19 @@ class Shard(Batch):
         """Wait until it is known of each other shard whether it is at work, and yield what a dead one has left."""
         undecided = set(self._siblings)
         written: dict[ClaimOwner, float] = {}
-        looked_at = float("-inf")
-        # Not while uploads are under way here: what a shard does that dies meanwhile would not be noticed.
+        checked_at = float("-inf")
+        # Not while uploads are under way here: a shard that dies during them must still be noticed.
         while undecided or not self._is_idle:
-            if not self._is_idle or not undecided or time.monotonic() - looked_at < _WATCH_SECONDS:
+            if not self._is_idle or not undecided or time.monotonic() - checked_at < _WATCH_SECONDS:
                 yield None
                 continue
-            looked_at = time.monotonic()
+            checked_at = time.monotonic()
             dead = []
             owners = list(undecided)
             for owner, lease in zip(owners, self.ledger.each(self.ledger.read_lease, owners), strict=True):
                 if lease is None or not lease.is_alive(time.time()):
                     undecided.remove(owner)
-                    self._at_rest.add(str(owner))
+                    self._not_at_work.add(str(owner))
                     # Otherwise it has not started, or it has ended and given its lease up.
                     if lease is not None and lease.until:
                         dead.append(owner)
@@ -329,7 +329,7 @@ class Shard(Batch):
                 yield None
                 continue
             self._log.warning(
-                "Resuming what %s left: the lease expired, so that its worker has died or was stopped",
+                "Resuming the uploads of %s: the lease expired, because the worker died or was stopped",
                 ", ".join(map(str, dead)),
             )
             yield from self._replace_dead()
@@ -341,7 +341,7 @@ class Shard(Batch):
             return None
 
     def _sweep(self) -> None:
-        """Report what nobody has started, and count what other runs have ingested: of this shard's own part."""
+        """Report the recordings of this shard's own part that nobody has started, and count those of other runs."""
         journal, ledger = self.journal, self.ledger
         snapshot = self._snapshot = ledger.snapshot()
         self.results.already_ingested.clear()
@@ -367,7 +367,7 @@ class Shard(Batch):
         """Do not report failures on recordings of other shards, which report them.
 
         A recording is reported here if it has ended here, and an upload that has failed here if the shard to which the
-        recording belongs has ended: all others look at it themselves.
+        recording belongs has ended. A shard that has not ended tries the recording itself.
         """
         kept = {result.source for result in self.journal.not_final() if result.status == Status.PENDING_PAYMENT}
         ended = {n for n, owner in self._numbered if (lease := self.ledger.read_lease(owner)) and not lease.until}
@@ -433,7 +433,7 @@ class Shard(Batch):
     def _list(self, seconds: float = 0.0) -> None:
         """List the names in the ledger, unless that was done in the last seconds."""
         started = time.monotonic()
-        if seconds and started - self._listed_at < max(seconds, _LIST_SHARE * self._list_took):
+        if seconds and started - self._listed_at < max(seconds, _MIN_PAUSE_FACTOR * self._list_took):
             return
         self._snapshot = self.ledger.snapshot()
         self._listed_at = time.monotonic()

@@ -14,9 +14,10 @@ def shard_of(key: str, shards: int) -> int:
 
 
 def portion_of(key: str, shards: int) -> int:
-    """Return the shard that helps with a recording of another shard first, so that two helpers rarely meet.
+    """Return the portion of a recording: the number of the shard that helps with it first.
 
-    It does not depend on :func:`shard_of`, so that each part has a portion for every shard.
+    So two helpers rarely upload the same recordings. A portion does not depend on :func:`shard_of`: each part has one
+    for every shard.
 
     :param key: The recording's key in the ledger.
     :param shards: How many shards there are.

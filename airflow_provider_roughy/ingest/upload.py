@@ -147,7 +147,7 @@ class ClaimedUpload(DurableUpload):
     :param ledger: The ledger.
     :param owner: The try that claims the recording.
     :param item: The recording.
-    :param options: As of :class:`DurableUpload`.
+    :param options: See :class:`DurableUpload`.
     """
 
     def __init__(

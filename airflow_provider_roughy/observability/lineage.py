@@ -152,7 +152,7 @@ def _reduced(hook: BaseHook, direction: str, uris: list[str], *, room: int, proj
     :param direction: ``"input"`` or ``"output"``.
     :param uris: The URIs, each once.
     :param room: How many more Airflow keeps.
-    :param project_id: As of :func:`report`.
+    :param project_id: See :func:`report`.
     """
     if len(uris) <= room:
         return uris

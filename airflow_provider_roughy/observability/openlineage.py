@@ -1,4 +1,4 @@
-"""The run facet ``roughy`` of OpenLineage: what became of the resources of a task, how long they are, what they cost.
+"""The run facet ``roughy`` of OpenLineage: the results of a task, the length of its media and their cost.
 
 Airflow's OpenLineage provider asks an operator for its facets when the task ends. Without it, nothing here is called.
 The datasets that were read and written come from Airflow's lineage (``lineage.py``).
@@ -23,7 +23,7 @@ class RunFacts:
 
     :param resources: How many resources there are, by what became of them.
     :param credits: What they cost, in credits; ``None`` if that is not known.
-    :param media_seconds: How long they are, in seconds; likewise.
+    :param media_seconds: How long they are, in seconds; ``None`` if that is not known.
     :param request_ids: The ``X-Request-Id`` of Roughy's replies about them, for Roughy's support.
     """
 
@@ -34,7 +34,7 @@ class RunFacts:
 
 
 def lineage_of_run(facts: RunFacts) -> Any:
-    """Return what an operator tells Airflow's OpenLineage provider about its run: an ``OperatorLineage``.
+    """Return the ``OperatorLineage`` of a run, which Airflow's OpenLineage provider asks the operator for.
 
     :param facts: What the task has done.
     :raises ImportError: If that provider is not installed.

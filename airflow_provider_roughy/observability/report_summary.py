@@ -37,7 +37,7 @@ WHAT_TO_DO: Mapping[str, str] = {
         "These are uploaded. Top up at Roughy: they then become ready automatically, the oldest first, and the next "
         "run reports them."
     ),
-    Status.DEFERRED: "Nothing: a later run uploads these. The reasons say what this run waited for.",
+    Status.DEFERRED: "Nothing: a later run uploads these. The reasons say why this run did not.",
 }
 #: The same for a task that makes outputs of recordings.
 _WHAT_TO_DO_OF_OUTPUTS: Mapping[str, str] = {

@@ -28,7 +28,7 @@ class DerivedResourceOperator(WaitingOperator):
     A subclass holds the asset's id in ``asset_id``, and that of the cut to render by, if there is one, in ``cut_id``.
 
     :param wait_for_completion: Whether to wait until the resource is completed.
-    :param options: As of :class:`~airflow_provider_roughy.operators.waiting.WaitingOperator`.
+    :param options: See :class:`~airflow_provider_roughy.operators.waiting.WaitingOperator`.
     """
 
     operator_extra_links = asset_links()

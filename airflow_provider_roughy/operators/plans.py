@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 #: Sources and patterns that a header names.
 _MAX_NAMED = 20
-#: Lines of the price list in the log, and lines about files that are left out.
+#: The most lines of the price list in the log, and of files that are not planned.
 _MAX_LINES, _MAX_LEFT_OUT = 100, 20
 
 
@@ -68,35 +68,36 @@ class RoughyPlanIngestOperator(InterruptibleOperator):
     The result is the URI of the manifest. The XCom ``counts`` says how many recordings are planned, deferred and
     rejected, and their bytes and credits.
 
-    The manifest has a line of JSON for each recording, the oldest first, after a header with the totals. A file that
-    the ledger has is left out, so that a new plan over the same ledger contains only what is missing. A file that is
-    changed after the plan is not uploaded: a new plan takes it as it is then.
+    The manifest is a header with the totals, and then a line of JSON for each recording, the oldest first. It has no
+    line for a recording that the ledger has, so a new plan over the same ledger contains only what is missing. A file
+    that is changed after the plan is not uploaded: a new plan contains the changed file.
 
     ``max_credits`` is spent here: the oldest recordings that fit are planned, the others are ``deferred`` in the
     manifest, with the reason. All shards and all their tries together cannot exceed it. A plan that is repeated in the
     same run, such as a retry or a cleared task, keeps what it has planned before, and counts it.
 
-    :param source: As of :class:`RoughyIngestOperator`. (templated)
-    :param pattern: Likewise. (templated)
-    :param recursive: Likewise.
-    :param source_conn_id: Likewise. (templated)
-    :param ledger: Likewise; it is required. (templated)
-    :param ledger_conn_id: Likewise. (templated)
+    :param source: The archive: a folder, a prefix, a glob, a file or a list of them. (templated)
+    :param pattern: Which files of a folder are planned, by their names; by default audio and video. (templated)
+    :param recursive: Whether to plan subfolders, too.
+    :param source_conn_id: The Airflow connection of the source's storage. (templated)
+    :param ledger: The folder of the ledger: an absolute path or a URI. (templated)
+    :param ledger_conn_id: The Airflow connection of the ledger's storage. (templated)
     :param manifest: Where the manifest is written: a path or a URI that ends with ``.jsonl``, which all workers reach.
         It appears completely or not at all, and replaces an earlier manifest. (templated)
     :param manifest_conn_id: The Airflow connection of its storage. (templated)
     :param shards: How many tasks are to share it.
-    :param identity: As of :class:`RoughyIngestOperator`. With ``"content"``, the plan reads each new file completely.
-    :param project_id: Likewise. (templated)
-    :param language: Likewise. (templated)
+    :param identity: See :class:`RoughyIngestOperator`. With ``"content"``, the plan reads each new file completely.
+    :param project_id: The project of the new assets; by default the one in the connection's extra. (templated)
+    :param language: The language spoken, two letters of ISO 639-1; by default Roughy detects it. (templated)
     :param parallel: How many files are read at once, 1 to 64, for their length or content.
     :param max_credits: The most credits that the run may cost, and never more than the balance. (templated)
-    :param credits_if_unknown: As of :class:`RoughyIngestOperator`.
+    :param credits_if_unknown: The credits to count for a recording of unknown length; by default the most that its size
+        can hold.
     :param prices: Whether to read the length of each recording and to write what it costs, also without
         ``max_credits``. It needs the extra ``probe``.
     :param dry_run: Whether to write a price list only: a manifest with prices, of which no task uploads anything. The
         log shows it as a table.
-    :param stable_for: As of :class:`RoughyIngestOperator`.
+    :param stable_for: Seconds, or a ``timedelta``: files that were changed more recently are deferred.
     :param on_empty: What to do if there is no file at all: ``"return"`` an empty manifest, ``"skip"`` or ``"fail"``.
     :param roughy_conn_id: The Airflow connection. (templated)
     :raises RoughyUnusableSourceError: If the source is missing or unreadable.
@@ -221,7 +222,7 @@ class RoughyPlanIngestOperator(InterruptibleOperator):
         return uri
 
     def _uri(self) -> str:
-        """Return the location of the manifest; of one in a storage, with its connection, as Airflow writes it."""
+        """Return the location of the manifest, with the connection of its storage in the URI, as Airflow writes it."""
         text = str(self.manifest).strip()
         if not manifests.is_manifest(text):
             raise RoughyConfigurationError(
@@ -345,6 +346,10 @@ class RoughyPlanIngestOperator(InterruptibleOperator):
                 left_out.append(f"{planned.status:<10}{planned.uri}  {planned.reason}")
         if prices:
             title = f"{'credits':>9}  {'length':>10}  {'size':>11}  recording"
-            self.log.info("The first of the price list; all of it is in %s\n%s", name, "\n".join([title, *prices]))
+            self.log.info(
+                "Price list, at most %s lines; all of it is in %s\n%s", _MAX_LINES, name, "\n".join([title, *prices])
+            )
         if left_out:
-            self.log.warning("Not planned, the first of them; all are in %s\n%s", name, "\n".join(left_out))
+            self.log.warning(
+                "Not planned, at most %s lines; all are in %s\n%s", _MAX_LEFT_OUT, name, "\n".join(left_out)
+            )

@@ -103,7 +103,7 @@ class TaskReport:
             self.facts = ReportFacts.from_dict(facts)
 
     def balance(self) -> int | None:
-        """Return the balance in credits; ``None`` if there is no report, or Roughy does not tell it."""
+        """Return the balance in credits; ``None`` if there is no report, or the balance cannot be read."""
         if self._location is None:
             return None
         try:

@@ -29,10 +29,10 @@ async def wait_for_some(
     :param hook: Names the connection.
     :param ids: The ids of the resources, by the name of their kind.
     :param go_on_after: Seconds after which it is enough that some resources have ended.
-    :param poll_interval: As of :func:`~airflow_provider_roughy.polling.wait_until_all_final`.
-    :param deadline: Likewise. Afterwards, there is a verdict on each.
+    :param poll_interval: See :func:`~airflow_provider_roughy.polling.wait_until_all_final`.
+    :param deadline: See the same function. Afterwards, there is a verdict on each resource.
     :param not_before: When to poll first, in seconds since the epoch.
-    :param on_pending_payment: As of :class:`~airflow_provider_roughy.polling.ResourcePoller`.
+    :param on_pending_payment: See :class:`~airflow_provider_roughy.polling.ResourcePoller`.
     :param log: Logs the progress.
     :returns: The final verdicts.
     """

@@ -105,9 +105,9 @@ async def wait_for_batch(
     :param hook: Names the connection.
     :param kind: The kind of the resources.
     :param ids: Their ids.
-    :param poll_interval: As of :func:`wait_until_all_final`.
-    :param deadline: Likewise.
-    :param on_pending_payment: As of :class:`ResourcePoller`.
+    :param poll_interval: See :func:`wait_until_all_final`.
+    :param deadline: See :func:`wait_until_all_final`.
+    :param on_pending_payment: See :class:`ResourcePoller`.
     :param log: Where to log progress, each time that states have changed, but at most every ten seconds.
     :returns: Their verdicts, in the order of ``ids``.
     """
@@ -127,7 +127,7 @@ def pollers_of_batch(
 
     :param kind: The kind of the resources.
     :param ids: Their ids.
-    :param on_pending_payment: As of :class:`ResourcePoller`.
+    :param on_pending_payment: See :class:`ResourcePoller`.
     """
     return [ResourcePoller(kind, id, on_pending_payment=on_pending_payment, log=SILENT, one_of_many=True) for id in ids]
 

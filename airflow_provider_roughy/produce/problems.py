@@ -21,13 +21,13 @@ from airflow_provider_roughy.produce.recording import Problem
 if TYPE_CHECKING:
     from airflow_provider_roughy.exceptions import RoughyError
 
-#: Errors with which every other recording would fail, too.
-_OF_ALL = (RoughyLedgerError, RoughyUntrustedUrlError)
+#: Errors that stop the batch: every other recording would fail with them, too.
+_FATAL_TO_BATCH = (RoughyLedgerError, RoughyUntrustedUrlError)
 #: What to do about unpaid recordings, once for each.
 UNPAID = "the credits do not cover it; top up at Roughy within 30 days, then it becomes ready automatically"
 
 
-def stops_all(error: RoughyError) -> bool:
+def stops_batch(error: RoughyError) -> bool:
     """Return whether every other recording would fail with the same error.
 
     :param error: The error of one output.
@@ -35,7 +35,7 @@ def stops_all(error: RoughyError) -> bool:
     if isinstance(error, RoughyAuthenticationError):
         # A 403 concerns one resource.
         return error.status != 403
-    return isinstance(error, _OF_ALL)
+    return isinstance(error, _FATAL_TO_BATCH)
 
 
 def may_pass(error: RoughyError) -> bool:
@@ -53,12 +53,12 @@ def problem_of(error: RoughyError) -> Problem:
     """
     request_id = error.request_id if isinstance(error, (RoughyApiError, RoughyFailedError)) else None
     if isinstance(error, RoughyFailedError):
-        # The batch says what to do, once for all of its recordings.
+        # The report says what to do, once for all recordings of a status.
         return Problem(Status.FAILED, error.summary, request_id=request_id)
     if isinstance(error, (RoughyTargetExistsError, RoughyUnusableTargetError)):
         return Problem(Status.REJECTED, str(error))
     if isinstance(error, RoughyNotFoundError):
         return Problem(Status.FAILED, f"Roughy no longer has it: {error}", request_id=request_id)
-    if stops_all(error) or not error.final:
+    if stops_batch(error) or not error.final:
         return Problem(Status.INTERRUPTED, str(error), retryable=may_pass(error), request_id=request_id)
     return Problem(Status.FAILED, str(error), request_id=request_id)

@@ -1,7 +1,7 @@
 """The outputs of many recordings in one task: request cuts and renders, wait, and write what is completed.
 
-Roughy returns the same cut and the same render for the same request. So nothing is remembered of requests: a later try
-sends them again, and finds what exists.
+Roughy returns the same cut and the same render for the same request. So requests are not stored: a later try sends them
+again, and gets the cuts and renders that exist.
 
 An error of one output does not affect the others. An error that affects all of them (rejected key, full target, Roughy
 down) stops the batch.
@@ -32,7 +32,7 @@ from airflow_provider_roughy.lifecycle import ASSET, CUT, KINDS, RENDER, Outcome
 from airflow_provider_roughy.logs import Log, counted
 from airflow_provider_roughy.polling import poll_batch, read_batch
 from airflow_provider_roughy.produce.plan import find_collisions, find_written, plan
-from airflow_provider_roughy.produce.problems import UNPAID, problem_of, stops_all
+from airflow_provider_roughy.produce.problems import UNPAID, problem_of, stops_batch
 from airflow_provider_roughy.produce.recording import Problem, Recording
 from airflow_provider_roughy.transfer.pool import Stopped, TransferPool
 from airflow_provider_roughy.transfer.progress import bytes_in_words
@@ -136,7 +136,7 @@ class Production:
         """Continue after the wait in the triggerer.
 
         :param rows: What :meth:`to_dict` returned.
-        :param scripts: As of :meth:`begin`.
+        :param scripts: See :meth:`begin`.
         """
         self.recordings = [Recording.from_dict(row) for row in rows]
         for recording in self.recordings:
@@ -154,10 +154,10 @@ class Production:
         answers = run_here(lambda: read_batch(self._hook, ASSET, ids))
         errors = [answer for answer in answers.values() if isinstance(answer, RoughyError)]
         for error in errors:
-            if isinstance(error, RoughyAuthenticationError) and stops_all(error):
+            if isinstance(error, RoughyAuthenticationError) and stops_batch(error):
                 raise error
         if len(errors) == len(recordings) and all(error.transient for error in errors):
-            # Roughy is down. A retry finds out more than a table of one line repeated.
+            # Roughy is down: fail with its error, instead of a table that repeats it for each recording.
             raise errors[0]
         for recording in recordings:
             self._take_asset(recording, answers.get(recording.asset_id))
@@ -393,7 +393,7 @@ class Production:
             else:
                 recording.give_up(problem, *kinds)
             self._failed_in_a_row += problem.retryable
-            if self.fatal is None and (stops_all(error) or self._failed_in_a_row >= _MAX_FAILED_IN_A_ROW):
+            if self.fatal is None and (stops_batch(error) or self._failed_in_a_row >= _MAX_FAILED_IN_A_ROW):
                 self.fatal = error
                 self._log.error("Stopping the batch at %s: %s", recording.source, error)
 
@@ -451,7 +451,7 @@ class Production:
         try:
             verdict.raise_for_failure()
         except RoughyError as error:
-            if stops_all(error) and self.fatal is None:
+            if stops_batch(error) and self.fatal is None:
                 self.fatal = error
                 self._log.error("Stopping the batch: %s", error)
             return problem_of(error)

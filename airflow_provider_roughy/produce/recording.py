@@ -84,7 +84,7 @@ class Recording:
         return self.asset_state == "ready"
 
     def missing(self, *kinds: str) -> list[Output]:
-        """Return the outputs that are neither written nor given up.
+        """Return the outputs that are not written and have no problem.
 
         :param kinds: Only these kinds; by default all.
         """
@@ -112,7 +112,7 @@ class Recording:
         problems = {"": self.problem} if self.problem is not None else self.problems
         unfinished = self.missing()
         status, reasons = Status.READY.value, []
-        # The worst problem decides: one that a retry may mend is not the last word.
+        # Statuses that can still change come first: a retry or a top-up may help.
         order = (Status.INTERRUPTED, Status.PENDING_PAYMENT, Status.DEFERRED, Status.REJECTED, Status.FAILED)
         for each in order:
             if any(problem.status == each for problem in problems.values()):

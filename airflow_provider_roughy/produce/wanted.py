@@ -109,7 +109,7 @@ def formats_of(name: str, value: object) -> tuple[str, ...]:
         raise ValueError(f"{name} must be a format or a list of formats, not {value!r}")
     for each in values:
         if "{" not in each and not _FORMAT.fullmatch(each):
-            raise ValueError(f"{name} has {each!r}, which is no format")
+            raise ValueError(f"{name} has {each!r}, which is not the name of a format")
     return tuple(dict.fromkeys(values))
 
 

@@ -89,7 +89,7 @@ class Writer:
         try:
             target = self._target(recording, output, record.cut_id)
         except RoughyTargetError:
-            # Whatever it is, writing the file says it.
+            # Writing the file raises the same error, and it is reported then.
             return False
         return target.size == record.size_bytes
 

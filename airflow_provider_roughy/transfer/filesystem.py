@@ -1,8 +1,8 @@
 """The file system of a storage, with the same meaning of each operation on every storage.
 
-fsspec's file systems differ where it matters: sshfs ignores ``mode="create"``, the range of a read and a connection
-that was lost, an S3 of others has error codes of its own, and some have folders. Only this module knows how each one
-does it. Errors are raised as they are: :func:`~airflow_provider_roughy.transfer.storage.kind_of` classifies them.
+fsspec's file systems differ: sshfs ignores ``mode="create"`` and the range of a read, and does not connect again;
+storages that are compatible with S3 have other error codes; some storages have folders. Only this module handles these
+differences. Errors are raised unchanged: :func:`~airflow_provider_roughy.transfer.storage.kind_of` classifies them.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ class FileSystem:
         """Create a small file, completely, if there is none of that name.
 
         If a reply was lost, the client of a storage repeats the request and is answered that the file exists. The
-        caller reads it then: its content tells who has created it.
+        caller then reads the file: its content names the try that has created it.
 
         :param path: Its path.
         :param content: Its content.
@@ -321,7 +321,7 @@ class FileSystem:
         try:
             return self.call(self._create_by_open, path, content)
         except (NotImplementedError, ValueError):
-            # A file system that has no exclusive open: `Ledger.check()` finds out what its own way is worth.
+            # A file system without an exclusive open: `Ledger.check()` tests whether its `mode="create"` works.
             try:
                 self.fs.pipe_file(path, content, mode="create")
             except FileExistsError:
@@ -384,7 +384,7 @@ class FileSystem:
         if isinstance(error, FileExistsError):
             return True
         return not isinstance(error, (NotImplementedError, ValueError)) and (
-            kind_of(error) is ErrorKind.AWAY and not _is_lost(error) and self.exists(path)
+            kind_of(error) is ErrorKind.TRANSIENT and not _is_lost(error) and self.exists(path)
         )
 
 

@@ -168,8 +168,8 @@ class TransferPool(Generic[T]):
 class FedPool(TransferPool[T]):
     """A pool that gets its items while it works, so that a slow item does not delay the ones after it.
 
-    :param transfer: As of :class:`TransferPool`.
-    :param on_error: As of :class:`TransferPool`.
+    :param transfer: See :class:`TransferPool`.
+    :param on_error: See :class:`TransferPool`.
     """
 
     def __init__(

@@ -221,7 +221,7 @@ class StoredSource(Source):
 
         :param uri: ``scheme://…``
         :param conn_id: The Airflow connection of that storage.
-        :raises RoughyUnusableSourceError: As of :func:`find_source`.
+        :raises RoughyUnusableSourceError: See :func:`find_source`.
         """
         what = f"Source {as_line(without_secrets(uri))} cannot be read"
         with storage_errors(what, RoughySourceError, RoughyUnusableSourceError):

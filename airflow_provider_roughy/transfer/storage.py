@@ -59,7 +59,7 @@ class ErrorKind(StrEnum):
     #: The location or the storage cannot be used for this: not a path, another type of file, no provider installed.
     UNUSABLE = "unusable"
     #: The storage or the network is down, or the disk is full: a retry may succeed.
-    AWAY = "away"
+    TRANSIENT = "transient"
 
 
 #: Errors of a path that no retry can fix, beside those that are missing or forbidden.
@@ -101,10 +101,10 @@ def kind_of(error: BaseException) -> ErrorKind:
     by_name = next((_BY_NAME[cls.__name__] for cls in type(error).__mro__ if cls.__name__ in _BY_NAME), None)
     by_status = _BY_STATUS.get(http_status(error) or 0)
     if by_name or by_status:
-        return by_name or by_status or ErrorKind.AWAY
+        return by_name or by_status or ErrorKind.TRANSIENT
     if isinstance(error, _UNUSABLE) or getattr(error, "errno", None) in _UNUSABLE_NUMBERS:
         return ErrorKind.UNUSABLE
-    return ErrorKind.AWAY
+    return ErrorKind.TRANSIENT
 
 
 def may_pass(error: BaseException) -> bool:
@@ -112,7 +112,7 @@ def may_pass(error: BaseException) -> bool:
 
     :param error: The error that the storage raised.
     """
-    return kind_of(error) is ErrorKind.AWAY
+    return kind_of(error) is ErrorKind.TRANSIENT
 
 
 def http_status(error: BaseException) -> int | None:
@@ -377,7 +377,7 @@ def stored_versions(info: dict[str, Any]) -> dict[str, str]:
     :param info: Its metadata, as its fsspec file system returns them.
     """
     properties = {name.lower(): value for name, value in info.items() if isinstance(name, str)}
-    # A class of Azure's library that is like a mapping, and is none.
+    # A class of Azure's library with the methods of a mapping.
     settings: Any = properties.get("content_settings")
     if hasattr(settings, "get") and settings.get("content_md5"):
         properties["content_md5"] = bytes(settings["content_md5"]).hex()

@@ -12,7 +12,7 @@ from airflow_provider_roughy.transfer.source import BLOCK_BYTES
 #: The lowest limit, in bytes a second. A block of 1 MiB then keeps its connection quiet for 16 seconds at most for each
 #: transfer under way.
 MIN_BYTES_A_SECOND = 64 * 1024
-#: Seconds of a pause after which a transfer looks whether it was stopped.
+#: Seconds between two checks, during a pause, whether the transfer was stopped.
 _SLICE_SECONDS = 0.2
 
 

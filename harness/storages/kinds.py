@@ -16,7 +16,7 @@ class Guarantee(StrEnum):
     METADATA = "an edit of metadata makes no new version, which Roughy would charge"
     RESUMED = "an upload resumes at its offset, and reads only what is missing"
     CHANGED = "a file that changes while it is read is never completed"
-    ONE_WINNER = "of tries that create the same object at once, one succeeds, and the others are told"
+    ONE_WINNER = "of tries that create the same object at once, one succeeds, and the others do not"
     LOST_REPLY = "a create whose reply is lost belongs to the try that sent it"
     BATCHES = "two batches at the same time upload each file once, and neither fails"
     CHECK = "`Ledger.check()` finds that the storage overwrites"
@@ -77,8 +77,8 @@ KINDS = (
         "a local folder",
         "file",
         "/data/incoming",
-        "nothing",
-        "none",
+        "",
+        "",
         untested={
             Guarantee.LOST_REPLY: "no request",
             Guarantee.CHECK: "a local folder does not overwrite",

@@ -129,7 +129,7 @@ class Cuts(Jobs[Cut]):
         """Create a cut in a given state.
 
         :param state: Any word; a state of the API sets the fields that belong to it.
-        :param fields: As of :meth:`set_state`.
+        :param fields: See :meth:`set_state`.
         :param asset_id: The asset; by default a new one that is ready.
         :param script: The script of the cut.
         :raises UnknownId: If there is no such asset.

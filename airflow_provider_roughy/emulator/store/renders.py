@@ -212,7 +212,7 @@ class Renders(Jobs[Render]):
         """Create a render in a given state.
 
         :param state: Any word; a state of the API sets the fields that belong to it.
-        :param fields: As of :meth:`set_state`.
+        :param fields: See :meth:`set_state`.
         :param asset_id: The asset; by default that of the cut, or a new one that is ready.
         :param cut_id: The cut.
         :param output: The output options.
