@@ -499,7 +499,10 @@ def storages() -> str:
 
 def storage_connections() -> str:
     """List how each storage is connected."""
-    rows = [(kind.title, f"`{kind.provider}`", f"`{kind.uri}`", f"`{kind.connection}`") for kind in STORAGES]
+    rows = [
+        (kind.title, *(f"`{text}`" if text else "" for text in (kind.provider, kind.uri, kind.connection)))
+        for kind in STORAGES
+    ]
     return table(("Storage", "Install", "URI", "Connection, as JSON"), rows)
 
 
