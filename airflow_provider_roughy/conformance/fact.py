@@ -15,7 +15,7 @@ Mark = Literal["documented", "inferred", "unknown"]
 #: recording that is processed and paid for; a URL that receives webhooks.
 Needs = Literal["free", "finished", "paid", "webhook"]
 
-SEEN: Mark = "documented"
+DOCUMENTED: Mark = "documented"
 INFERRED: Mark = "inferred"
 UNKNOWN: Mark = "unknown"
 

@@ -180,7 +180,7 @@ def row_of(result: Result) -> RecordingResult:
 
 
 @dataclass
-class Tally:
+class ShardTotals:
     """Counts many results without keeping them, for the log, the XComs and the error of a task.
 
     :param most_lines: How many lines about recordings that are not ready are kept.

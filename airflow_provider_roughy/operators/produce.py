@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 _MAX_LINES, _MAX_LINES_OF_ERROR = 100, 10
 #: Resources of one wait in the triggerer. On MySQL, a trigger's row in Airflow's database has room for about 1,200.
 _MAX_IDS = 1000
-#: Seconds after which a wait goes on with those recordings whose cut or render is completed. Each time costs the start
-#: of a process.
+#: Seconds after which a wait ends as soon as a cut or render is completed, so that its files are written. Each such
+#: wait costs the start of a process.
 _GO_ON_AFTER = 60.0
 #: The XCom by which a try keeps its state during the wait in the triggerer.
 _XCOM_KEY = "roughy_before_the_wait"
@@ -115,7 +115,7 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
     ================== =================================================================================================
 
     If it ends with a slash, a file is named ``{kind}.{format}`` in it. Two recordings whose outputs would have the same
-    name are rejected before anything is made. A name leads never out of the target: slashes and control characters in a
+    name are rejected before anything is made. A name never leads out of the target: slashes and control characters in a
     value are replaced.
 
     The result is the list of assets whose outputs are all written. XComs have the rest, also if the task fails:
@@ -127,7 +127,7 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
     ``pending_payment`` asset ids that the credits do not cover
     ``failed``          the reason, by asset id: a cut or a render failed, or a format is unknown
     ``rejected``        the reason, by recording: its name collides, or ``overwrite="fail"`` and another file exists
-    ``deferred``        the reason, by recording: not made, as the batch was stopped
+    ``deferred``        the reason, by recording: not made, because the batch was stopped
     ``interrupted``     the reason, by recording: an error that a retry may fix, or ``timeout`` was over
     ``sources``         the recording of each asset id
     =================== ================================================================================================
@@ -153,7 +153,7 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
     :param render: The output to render, in the API's own words as for ``RoughyRenderOperator``; or such outputs by the
         asset's type, ``{"video": {…}, "audio": {…}}``. (templated)
     :param render_of: Whether to render the ``"cut"`` or the whole ``"asset"``.
-    :param original: Whether to write the original.
+    :param original: Whether to write the original file.
     :param target: Where the files go: a path or URI with placeholders, as above. (templated)
     :param target_conn_id: The Airflow connection of the target's storage. (templated)
     :param overwrite: What to do about a file that exists and is not recorded in the ledger, as for

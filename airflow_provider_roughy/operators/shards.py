@@ -18,7 +18,7 @@ from airflow_provider_roughy.exceptions import (
     api_error,
 )
 from airflow_provider_roughy.ingest import manifest as manifests
-from airflow_provider_roughy.ingest.journal import Tally
+from airflow_provider_roughy.ingest.journal import ShardTotals
 from airflow_provider_roughy.ingest.manifest import Header, Manifest
 from airflow_provider_roughy.ingest.result import RecordingResult, Status
 from airflow_provider_roughy.ingest.shard import Shard
@@ -244,13 +244,13 @@ class ShardTask:
                 )
             )
             shard.settle(verdicts)
-        uri, tally = self._report()
-        self._end(uri, tally)
+        uri, totals = self._report()
+        self._end(uri, totals)
         return uri
 
     # ---- The end
 
-    def _report(self, *, error: str | None = None) -> tuple[str, Tally]:
+    def _report(self, *, error: str | None = None) -> tuple[str, ShardTotals]:
         """Write the part of this shard of the report, and log and push what is said of all its recordings.
 
         :param error: The error that has ended the shard.
@@ -258,26 +258,26 @@ class ShardTask:
         """
         shard, ti = self._shard, self._context["ti"]
         shard.finish()
-        tally = Tally(already_ingested=shard.results.already_ingested)
+        totals = ShardTotals(already_ingested=shard.results.already_ingested)
         folder, conn_id = self._report_folder()
         summary = write_report(
             folder,
-            tally.through(shard.journal.rows()),
-            facts=replace(self._facts, already_ingested=dict(tally.already_ingested), error=error),
+            totals.through(shard.journal.rows()),
+            facts=replace(self._facts, already_ingested=dict(totals.already_ingested), error=error),
             conn_id=conn_id,
             part=self._part,
         )
         uri = f"{folder}results-{self._part}.jsonl"
-        self._log.info("Shard %s: %s. All results: %s", self._name, tally.summary(), as_text(uri))
-        for start in range(0, len(tally.lines), _MAX_LINES):
-            self._log.info("\n%s", "\n".join(tally.lines[start : start + _MAX_LINES]))
-        if tally.not_ready > len(tally.lines):
-            self._log.info("%s more are in %s", f"{tally.not_ready - len(tally.lines):,}", uri)
+        self._log.info("Shard %s: %s. All results: %s", self._name, totals.summary(), as_text(uri))
+        for start in range(0, len(totals.lines), _MAX_LINES):
+            self._log.info("\n%s", "\n".join(totals.lines[start : start + _MAX_LINES]))
+        if totals.not_ready > len(totals.lines):
+            self._log.info("%s more are in %s", f"{totals.not_ready - len(totals.lines):,}", uri)
         ti.xcom_push("report", folder)
         ti.xcom_push("summary", summary.text(report=as_text(folder)))
-        ti.xcom_push("counts", {**tally.numbers(), "credits": tally.credits})
+        ti.xcom_push("counts", {**totals.numbers(), "credits": totals.credits})
         shard.ledger.remove_waiting(self._owner, [0])
-        return uri, tally
+        return uri, totals
 
     def _report_anyway(self, error: Exception | AirflowTaskTimeout) -> None:
         """Report what is done, although an error has ended the shard."""
@@ -299,22 +299,22 @@ class ShardTask:
         conn_id = operator.report_conn_id or getattr(report, "conn_id", None)
         return check_location(report, conn_id=conn_id), conn_id
 
-    def _end(self, uri: str, tally: Tally) -> None:
+    def _end(self, uri: str, totals: ShardTotals) -> None:
         operator, shard = self._operator, self._shard
         lineage.report(operator.hook, read=[asset_uri(self._location)], written=[asset_uri(uri)])
-        numbers = tally.numbers()
-        text = "\n".join([f"{tally.summary()}. All results: {uri}", *tally.lines[:_MAX_LINES_OF_ERROR]])
-        ended = tally.counts[Status.FAILED] + tally.counts[Status.REJECTED]
-        if ended and tally.ended_key:
+        numbers = totals.numbers()
+        text = "\n".join([f"{totals.summary()}. All results: {uri}", *totals.lines[:_MAX_LINES_OF_ERROR]])
+        ended = totals.counts[Status.FAILED] + totals.counts[Status.REJECTED]
+        if ended and totals.ended_key:
             text += (
                 "\nA new plan skips files that failed or were rejected. To ingest one again, replace the file; or "
-                f"forget it by its key, and plan again: {FORGET_IMPORT}; {shard.ledger.forget_call(tally.ended_key)}"
+                f"forget it by its key, and plan again: {FORGET_IMPORT}; {shard.ledger.forget_call(totals.ended_key)}"
             )
-        if operator.on_failed == "fail" and (ended or tally.counts[Status.INTERRUPTED]):
-            raise (RoughyIngestError if tally.retryable else RoughyIngestFailedError)(text, outcomes=numbers)
+        if operator.on_failed == "fail" and (ended or totals.counts[Status.INTERRUPTED]):
+            raise (RoughyIngestError if totals.retryable else RoughyIngestFailedError)(text, outcomes=numbers)
         if ended:
             self._log.warning("%s", text)
-        if tally.unpaid or shard.fatal:
+        if totals.unpaid or shard.fatal:
             message = (
                 f"The credits do not cover everything. {text}\nTop up at Roughy within 30 days: uploaded recordings "
                 "then become ready automatically, and a new plan over the same ledger reports them"
@@ -322,9 +322,9 @@ class ShardTask:
             error = shard.fatal or RoughyIngestFailedError(message, outcomes=numbers)
             end_unpaid(operator.on_pending_payment, error, why_skipped=message)
         if operator.outlets:
-            self._announce(uri, tally)
+            self._announce(uri, totals)
 
-    def _announce(self, uri: str, tally: Tally) -> None:
+    def _announce(self, uri: str, totals: ShardTotals) -> None:
         project_id = self._header.project_id
 
         def products() -> Iterator[Product]:
@@ -333,5 +333,5 @@ class ShardTask:
                     extra = {"asset_id": result.asset_id, "project_id": project_id, "source": result.source}
                     yield Product(lineage.resource_uri(ASSET.name, result.asset_id), extra)
 
-        summary = {"project_id": project_id, "counts": tally.numbers(), "report": uri}
+        summary = {"project_id": project_id, "counts": totals.numbers(), "report": uri}
         announce(self._operator, self._context, products(), summary)

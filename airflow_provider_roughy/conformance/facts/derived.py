@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from airflow_provider_roughy.conformance.fact import INFERRED, SEEN, UNKNOWN, choice, fact
+from airflow_provider_roughy.conformance.fact import DOCUMENTED, INFERRED, UNKNOWN, choice, fact
 
 DERIVED = (
     # ---- Before an asset is ready
@@ -17,15 +17,15 @@ DERIVED = (
     choice(
         "processing_retry_after",
         "cuts.retry-after",
-        SEEN,
+        DOCUMENTED,
         "cut",
         "The `Retry-After` of a cut that is too early, in seconds; documented is that there is one.",
         promise="A retry waits for `Retry-After`.",
     ),
     fact("cuts.unknown", INFERRED, "get-cut", "An unknown cut is not found.", "404 not_found"),
-    fact("cuts.unknown-asset", SEEN, "errors", "A cut of an unknown asset is not found.", "404 not_found"),
-    fact("cuts.long-script", SEEN, "cut-asset", "A script of 100,001 characters is rejected.", "422 body.script"),
-    fact("cuts.page", SEEN, "list-cuts", "`GET /v1/cuts` returns a page.", "items, limit, offset, total"),
+    fact("cuts.unknown-asset", DOCUMENTED, "errors", "A cut of an unknown asset is not found.", "404 not_found"),
+    fact("cuts.long-script", DOCUMENTED, "cut-asset", "A script of 100,001 characters is rejected.", "422 body.script"),
+    fact("cuts.page", DOCUMENTED, "list-cuts", "`GET /v1/cuts` returns a page.", "items, limit, offset, total"),
     fact("cuts.bad-state", INFERRED, "list-cuts", "A filter by an unknown state is rejected.", "422 query.state"),
     choice(
         "unknown_filter",
@@ -36,7 +36,7 @@ DERIVED = (
     ),
     fact(
         "renders.too-early",
-        SEEN,
+        DOCUMENTED,
         "errors",
         "A video of an asset that is not ready is rejected.",
         "409 asset_not_ready",
@@ -50,14 +50,14 @@ DERIVED = (
         "409 asset_processing",
     ),
     fact("renders.unknown", INFERRED, "read-render", "An unknown render is not found.", "404 not_found"),
-    fact("renders.bad-format", SEEN, "render", "Another format is rejected.", "422 body.output.format"),
-    fact("renders.no-format", SEEN, "render", "An output needs a format.", "422 body.output.format"),
-    fact("renders.bad-bitrate", SEEN, "render", "Another bitrate is rejected.", "422 body.output.audio_bitrate"),
+    fact("renders.bad-format", DOCUMENTED, "render", "Another format is rejected.", "422 body.output.format"),
+    fact("renders.no-format", DOCUMENTED, "render", "An output needs a format.", "422 body.output.format"),
+    fact("renders.bad-bitrate", DOCUMENTED, "render", "Another bitrate is rejected.", "422 body.output.audio_bitrate"),
     fact("renders.page", INFERRED, "list-assets", "`GET /v1/renders` returns a page.", "items, limit, offset, total"),
     # ---- Cuts
     fact(
         "cuts.create",
-        SEEN,
+        DOCUMENTED,
         "cut-asset",
         "`POST /v1/cuts` creates a cut, and names it in `Location`.",
         "201, Location",
@@ -65,7 +65,7 @@ DERIVED = (
     ),
     fact(
         "cuts.fields",
-        SEEN,
+        DOCUMENTED,
         "get-cut",
         "A cut has these fields.",
         "asset_id, completed_at, created_at, error_code, error_message, id, script, started_at, state",
@@ -73,17 +73,17 @@ DERIVED = (
     ),
     fact(
         "cuts.same",
-        SEEN,
+        DOCUMENTED,
         "cut-asset",
         "The same asset and script return the same cut.",
         "200, same cut",
         needs="paid",
         promise="A cut whose reply was lost is requested again.",
     ),
-    fact("cuts.other", SEEN, "cut-asset", "Another script makes another cut.", "201, another cut", needs="paid"),
+    fact("cuts.other", DOCUMENTED, "cut-asset", "Another script makes another cut.", "201, another cut", needs="paid"),
     fact(
         "cuts.states",
-        SEEN,
+        DOCUMENTED,
         "get-cut",
         "A cut is pending, processing and completed; times are set.",
         "completed, with times",
@@ -91,7 +91,12 @@ DERIVED = (
         promise="Waiting ends with completed or failed.",
     ),
     fact(
-        "cuts.listed", SEEN, "list-cuts", "The list filters by asset and by state.", "listed, not listed", needs="paid"
+        "cuts.listed",
+        DOCUMENTED,
+        "list-cuts",
+        "The list filters by asset and by state.",
+        "listed, not listed",
+        needs="paid",
     ),
     choice(
         "queued_seconds",
@@ -111,7 +116,7 @@ DERIVED = (
     ),
     fact(
         "cuts.free",
-        SEEN,
+        DOCUMENTED,
         "credit-ledger",
         "Cuts, exports and renders cost nothing.",
         "one entry of the asset",
@@ -136,14 +141,14 @@ DERIVED = (
     # ---- Exports
     fact(
         "exports.srt",
-        SEEN,
+        DOCUMENTED,
         "export-subtitle",
         "Captions are exported as SRT.",
         "200, SRT",
         needs="paid",
         promise="Captions are written as `srt` or `vtt`.",
     ),
-    fact("exports.vtt", SEEN, "export-subtitle", "Captions are exported as WebVTT.", "200, WebVTT", needs="paid"),
+    fact("exports.vtt", DOCUMENTED, "export-subtitle", "Captions are exported as WebVTT.", "200, WebVTT", needs="paid"),
     fact(
         "exports.timelines",
         UNKNOWN,
@@ -182,7 +187,7 @@ DERIVED = (
     fact("renders.create", INFERRED, "render-asset", "`POST /v1/renders` creates a render.", "201", needs="paid"),
     fact(
         "renders.fields",
-        SEEN,
+        DOCUMENTED,
         "render-asset",
         "A render has these fields.",
         "asset_id, completed_at, created_at, cut_id, error_code, error_message, id, output, size_bytes, "
@@ -191,7 +196,7 @@ DERIVED = (
     ),
     fact(
         "renders.same",
-        SEEN,
+        DOCUMENTED,
         "render-asset",
         "The same request returns the same render.",
         "200, same render",
@@ -224,7 +229,7 @@ DERIVED = (
     ),
     fact(
         "renders.early-cut",
-        SEEN,
+        DOCUMENTED,
         "errors",
         "A render by a cut that is not completed is rejected.",
         "409 modifier_not_ready",
@@ -232,7 +237,7 @@ DERIVED = (
     ),
     fact(
         "renders.completed",
-        SEEN,
+        DOCUMENTED,
         "read-render",
         "A completed render has its size and a link to as many bytes.",
         "completed, size, same size",
@@ -274,7 +279,7 @@ DERIVED = (
     ),
     fact(
         "renders.video",
-        SEEN,
+        DOCUMENTED,
         "render",
         "Resolutions, bitrates and frame rates of videos; nothing is scaled up.",
         unchecked="It needs a video, which `verify` cannot make. The package passes the options on unchanged.",
@@ -282,15 +287,24 @@ DERIVED = (
     # ---- Events
     fact(
         "events.delivered",
-        SEEN,
+        DOCUMENTED,
         "webhooks",
         "`asset.ready` arrives at the endpoint.",
         "asset.ready",
         needs="webhook",
         promise="A webhook starts a DAG that waits for media.",
     ),
-    fact("events.payload", SEEN, "webhooks", "The payload of an event has two keys.", "data, type", needs="webhook"),
-    fact("events.previous", SEEN, "webhooks", "`asset.ready` names the state before.", "processing", needs="webhook"),
+    fact(
+        "events.payload", DOCUMENTED, "webhooks", "The payload of an event has two keys.", "data, type", needs="webhook"
+    ),
+    fact(
+        "events.previous",
+        DOCUMENTED,
+        "webhooks",
+        "`asset.ready` names the state before.",
+        "processing",
+        needs="webhook",
+    ),
     choice(
         "asset_event_entity",
         "events.entity",
@@ -301,7 +315,7 @@ DERIVED = (
     ),
     fact(
         "events.headers",
-        SEEN,
+        DOCUMENTED,
         "webhooks",
         "An event has the headers of Svix.",
         "svix-id, svix-signature, svix-timestamp",
@@ -310,7 +324,7 @@ DERIVED = (
     ),
     fact(
         "events.signature",
-        SEEN,
+        DOCUMENTED,
         "webhooks",
         "An event is signed with the secret of the connection.",
         "valid",
@@ -318,7 +332,7 @@ DERIVED = (
     ),
     fact(
         "events.once",
-        SEEN,
+        DOCUMENTED,
         "webhooks",
         "A state is delivered once, unless the answer was an error; each attempt has the same `svix-id`.",
         unchecked="Its absence cannot be shown in a minute; the receiver recognises repeats.",

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from airflow_provider_roughy.conformance.fact import INFERRED, SEEN, UNKNOWN, choice, fact
+from airflow_provider_roughy.conformance.fact import DOCUMENTED, INFERRED, UNKNOWN, choice, fact
 
 GENERAL = (
     # ---- Keys and errors
     fact(
         "auth.no-key",
-        SEEN,
+        DOCUMENTED,
         "errors",
         "A request without a key is rejected.",
         "401 unauthenticated",
         promise="A rejected key stops a batch at once, and no retry repeats it.",
     ),
-    fact("auth.wrong-key", SEEN, "errors", "A request with an invalid key is rejected.", "401 unauthenticated"),
+    fact("auth.wrong-key", DOCUMENTED, "errors", "A request with an invalid key is rejected.", "401 unauthenticated"),
     fact(
         "auth.foreign",
-        SEEN,
+        DOCUMENTED,
         "errors",
         "A resource of another account is 404, not 403.",
         unchecked="It needs a second account. `errors.not-found` checks an id that nobody has.",
     ),
-    fact("errors.not-found", SEEN, "errors", "An id that does not exist is not found.", "404 not_found"),
+    fact("errors.not-found", DOCUMENTED, "errors", "An id that does not exist is not found.", "404 not_found"),
     fact(
         "errors.envelope",
-        SEEN,
+        DOCUMENTED,
         "errors",
         'An error is `{"error": {"code", "message"}}`, with a message of one line; `fields` is in a 422 only.',
         "code, message",
@@ -33,13 +33,19 @@ GENERAL = (
     ),
     fact(
         "errors.fields",
-        SEEN,
+        DOCUMENTED,
         "list-assets",
         "A 422 lists each invalid field as a dotted path and a message.",
         "query.limit",
     ),
     fact("errors.path-id", INFERRED, "list-assets", "An id in the path that is no UUID is 422.", "422 path.project_id"),
-    fact("errors.media-type", SEEN, "errors", "A body of another type than JSON is 415.", "415 unsupported_media_type"),
+    fact(
+        "errors.media-type",
+        DOCUMENTED,
+        "errors",
+        "A body of another type than JSON is 415.",
+        "415 unsupported_media_type",
+    ),
     choice(
         "malformed_json_status", "errors.malformed-json", INFERRED, "errors", "The status of a body that is no JSON."
     ),
@@ -52,7 +58,7 @@ GENERAL = (
     ),
     fact(
         "errors.codes",
-        SEEN,
+        DOCUMENTED,
         "list-assets",
         "Every error code of the run is in the documented, closed list.",
         "no other codes",
@@ -60,7 +66,7 @@ GENERAL = (
     ),
     fact(
         "errors.statuses",
-        SEEN,
+        DOCUMENTED,
         "errors",
         "Every error code of the run came with its documented status.",
         "no other statuses",
@@ -96,26 +102,31 @@ GENERAL = (
     ),
     fact(
         "replies.hosts",
-        SEEN,
+        DOCUMENTED,
         "quickstart",
         "Production is api.roughy.ai, staging roughy-api-staging.fly.dev.",
         unchecked="The host is the one of the connection.",
     ),
     fact(
-        "replies.uuid", SEEN, "list-assets", "Ids are UUIDs.", "UUID", promise="Ids are checked before they are sent."
+        "replies.uuid",
+        DOCUMENTED,
+        "list-assets",
+        "Ids are UUIDs.",
+        "UUID",
+        promise="Ids are checked before they are sent.",
     ),
     fact("replies.uuid7", INFERRED, "list-assets", "Ids are UUIDs of version 7.", "version 7"),
     fact(
         "replies.timestamps",
-        SEEN,
+        DOCUMENTED,
         "list-assets",
         "Times are ISO 8601 in UTC, with six digits and `Z`.",
         "2026-05-02T08:54:52.423000Z",
         promise="The feed of new assets compares `created_at`.",
     ),
     # ---- Lists
-    fact("lists.page", SEEN, "list-assets", "A page has these fields.", "items, limit, offset, total"),
-    fact("lists.defaults", SEEN, "list-assets", "`limit` is 20 and `offset` 0 by default.", "20, 0"),
+    fact("lists.page", DOCUMENTED, "list-assets", "A page has these fields.", "items, limit, offset, total"),
+    fact("lists.defaults", DOCUMENTED, "list-assets", "`limit` is 20 and `offset` 0 by default.", "20, 0"),
     fact("lists.limit-0", INFERRED, "list-assets", "`limit=0` is rejected.", "422 query.limit"),
     fact(
         "lists.limit-101",
@@ -128,7 +139,7 @@ GENERAL = (
     fact("lists.offset", INFERRED, "list-assets", "`offset=-1` is rejected.", "422 query.offset"),
     fact(
         "lists.order",
-        SEEN,
+        DOCUMENTED,
         "list-assets",
         "Lists are sorted by creation, newest first.",
         "newest first",
@@ -136,7 +147,7 @@ GENERAL = (
     ),
     fact(
         "lists.total",
-        SEEN,
+        DOCUMENTED,
         "list-assets",
         "`total` counts all that match, and `offset` skips so many.",
         "total 2, second of two",
@@ -153,33 +164,47 @@ GENERAL = (
     fact("projects.create", INFERRED, "create-project", "`POST /v1/projects` creates a project.", "201"),
     fact(
         "projects.fields",
-        SEEN,
+        DOCUMENTED,
         "create-project",
         "A project has these fields.",
         "archived_at, created_at, id, name, state, updated_at",
     ),
-    fact("projects.new", SEEN, "create-project", "A new project is active.", "active"),
+    fact("projects.new", DOCUMENTED, "create-project", "A new project is active.", "active"),
     fact("projects.read", INFERRED, "project", "`GET /v1/projects/{id}` returns the project.", "200"),
-    fact("projects.no-name", SEEN, "create-project", "A project needs a name.", "422 body.name"),
-    fact("projects.empty-name", SEEN, "create-project", "An empty name is rejected.", "422 body.name"),
-    fact("projects.long-name", SEEN, "create-project", "A name of 257 characters is rejected.", "422 body.name"),
+    fact("projects.no-name", DOCUMENTED, "create-project", "A project needs a name.", "422 body.name"),
+    fact("projects.empty-name", DOCUMENTED, "create-project", "An empty name is rejected.", "422 body.name"),
+    fact("projects.long-name", DOCUMENTED, "create-project", "A name of 257 characters is rejected.", "422 body.name"),
     fact("projects.twins", INFERRED, "project", "Two projects may have the same name.", "201"),
-    fact("projects.rename", SEEN, "update-project", "`PATCH` changes the name.", "200, renamed"),
+    fact("projects.rename", DOCUMENTED, "update-project", "`PATCH` changes the name.", "200, renamed"),
     fact(
-        "projects.archive", SEEN, "update-project", "`PATCH` archives, and `archived_at` is set.", "archived, with time"
+        "projects.archive",
+        DOCUMENTED,
+        "update-project",
+        "`PATCH` archives, and `archived_at` is set.",
+        "archived, with time",
     ),
-    fact("projects.restore", SEEN, "update-project", "`PATCH` restores, and `archived_at` is null.", "active, no time"),
-    fact("projects.bad-state", SEEN, "update-project", "Another state is rejected.", "422 body.state"),
-    fact("projects.unknown", SEEN, "update-project", "`PATCH` of an unknown project is 404.", "404 not_found"),
     fact(
-        "projects.filter", SEEN, "list-projects", "Without `state`, the list has active projects only.", "active only"
+        "projects.restore",
+        DOCUMENTED,
+        "update-project",
+        "`PATCH` restores, and `archived_at` is null.",
+        "active, no time",
     ),
-    fact("projects.archived", SEEN, "list-projects", "`state=archived` lists archived projects.", "listed"),
+    fact("projects.bad-state", DOCUMENTED, "update-project", "Another state is rejected.", "422 body.state"),
+    fact("projects.unknown", DOCUMENTED, "update-project", "`PATCH` of an unknown project is 404.", "404 not_found"),
+    fact(
+        "projects.filter",
+        DOCUMENTED,
+        "list-projects",
+        "Without `state`, the list has active projects only.",
+        "active only",
+    ),
+    fact("projects.archived", DOCUMENTED, "list-projects", "`state=archived` lists archived projects.", "listed"),
     fact("projects.delete", INFERRED, "project", "`DELETE` of a project succeeds without a body.", "2xx, no body"),
     fact("projects.delete-again", INFERRED, "project", "A second `DELETE` does not find it.", "404 not_found"),
     fact(
         "projects.cascade",
-        SEEN,
+        DOCUMENTED,
         "project",
         "`DELETE` of a project removes its assets at once.",
         "404 not_found",
@@ -194,7 +219,7 @@ GENERAL = (
     ),
     choice("delete_status", "projects.delete-status", INFERRED, "delete-asset", "The status of `DELETE`."),
     # ---- Credits and the profile
-    fact("credits.balance", SEEN, "balance", "The balance is one whole number.", "balance: whole number"),
+    fact("credits.balance", DOCUMENTED, "balance", "The balance is one whole number.", "balance: whole number"),
     fact(
         "credits.history",
         INFERRED,
@@ -204,16 +229,16 @@ GENERAL = (
     ),
     fact(
         "credits.entry",
-        SEEN,
+        DOCUMENTED,
         "credit-ledger",
         "An entry of the history has these fields.",
         "asset_id, created_at, delta, grant_id, id, stripe_invoice_id, type",
     ),
-    fact("credits.types", SEEN, "credit-ledger", "Every entry has a documented type.", "no other types"),
-    fact("credits.sum", SEEN, "credit-ledger", "The balance is the sum of all entries.", "equal"),
+    fact("credits.types", DOCUMENTED, "credit-ledger", "Every entry has a documented type.", "no other types"),
+    fact("credits.sum", DOCUMENTED, "credit-ledger", "The balance is the sum of all entries.", "equal"),
     fact(
         "credits.gate",
-        SEEN,
+        DOCUMENTED,
         "credit-ledger",
         "Without credits, `POST /v1/assets` is rejected.",
         "402 insufficient_credits",
@@ -229,14 +254,18 @@ GENERAL = (
     ),
     fact(
         "users.profile",
-        SEEN,
+        DOCUMENTED,
         "profile",
         "The profile has these fields.",
         "created_at, deleted_at, email, email_verified_at, id, name",
     ),
     # ---- Webhook endpoints
     fact(
-        "webhooks.fields", SEEN, "create-endpoint", "An endpoint has these fields.", "description, event_types, id, url"
+        "webhooks.fields",
+        DOCUMENTED,
+        "create-endpoint",
+        "An endpoint has these fields.",
+        "description, event_types, id, url",
     ),
     choice(
         "webhook_create_status",
@@ -245,11 +274,11 @@ GENERAL = (
         "create-endpoint",
         "The status of the creation of an endpoint.",
     ),
-    fact("webhooks.https", SEEN, "create-endpoint", "A plain http URL is rejected.", "422 body.url"),
+    fact("webhooks.https", DOCUMENTED, "create-endpoint", "A plain http URL is rejected.", "422 body.url"),
     choice(
         "webhook_http",
         "webhooks.loopback",
-        SEEN,
+        DOCUMENTED,
         "create-endpoint",
         "Whether a plain http URL of this machine is accepted; documented is that none is.",
     ),
@@ -295,25 +324,31 @@ GENERAL = (
         unchecked="It takes five days.",
     ),
     # ---- The published specification
-    fact("spec.published", SEEN, "list-assets", "`/v1/openapi.json` is published.", "OpenAPI 3.1.0"),
-    fact("spec.paths", SEEN, "list-assets", "The published specification has every path that the client calls.", "all"),
+    fact("spec.published", DOCUMENTED, "list-assets", "`/v1/openapi.json` is published.", "OpenAPI 3.1.0"),
+    fact(
+        "spec.paths",
+        DOCUMENTED,
+        "list-assets",
+        "The published specification has every path that the client calls.",
+        "all",
+    ),
     fact(
         "spec.states",
-        SEEN,
+        DOCUMENTED,
         "list-assets",
         "The states and error codes of the published specification are the documented ones.",
         "no others",
     ),
     fact(
         "spec.fields",
-        SEEN,
+        DOCUMENTED,
         "list-assets",
         "The schemas of the published specification have every field that the client reads.",
         "all",
     ),
     fact(
         "spec.limits",
-        SEEN,
+        DOCUMENTED,
         "list-assets",
         "The limits of the published specification are those that the client checks.",
         "limit 100, name 256, script 100000",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from airflow_provider_roughy.conformance.fact import INFERRED, SEEN, UNKNOWN, choice, fact
+from airflow_provider_roughy.conformance.fact import DOCUMENTED, INFERRED, UNKNOWN, choice, fact
 
 MEDIA = (
     # ---- An upload that is finished; its file is unreadable, so that it costs nothing
     fact(
         "finished.processing",
-        SEEN,
+        DOCUMENTED,
         "upload-chunk",
         "With the last byte, the asset leaves `pending_upload`, and has no upload URL.",
         "no longer pending_upload, null",
@@ -44,7 +44,7 @@ MEDIA = (
     ),
     fact(
         "failed.state",
-        SEEN,
+        DOCUMENTED,
         "asset",
         "A recording that cannot be read fails.",
         "failed",
@@ -61,18 +61,18 @@ MEDIA = (
     ),
     fact(
         "failed.fields",
-        SEEN,
+        DOCUMENTED,
         "get-asset",
         "A failed asset has an error, no duration, no `download_url`, and is not cuttable.",
         "error, null, null, false",
         needs="finished",
     ),
-    fact("failed.free", SEEN, "asset", "A failed asset costs nothing.", "no entry", needs="finished"),
-    fact("failed.cut", SEEN, "errors", "A failed asset cannot be cut.", "409 asset_failed", needs="finished"),
+    fact("failed.free", DOCUMENTED, "asset", "A failed asset costs nothing.", "no entry", needs="finished"),
+    fact("failed.cut", DOCUMENTED, "errors", "A failed asset cannot be cut.", "409 asset_failed", needs="finished"),
     # ---- A recording of a second
     fact(
         "ready.state",
-        SEEN,
+        DOCUMENTED,
         "list-assets",
         "A recording is processed, and then ready.",
         "processing, ready",
@@ -81,7 +81,7 @@ MEDIA = (
     ),
     fact(
         "ready.fields",
-        SEEN,
+        DOCUMENTED,
         "get-asset",
         "A ready asset has its size, a `download_url`, no upload URL and no error, and is cuttable.",
         "size, link, null, null, true",
@@ -89,17 +89,19 @@ MEDIA = (
     ),
     fact(
         "ready.duration",
-        SEEN,
+        DOCUMENTED,
         "list-assets",
         "The duration is decimal seconds as text.",
         "text, 1 s",
         needs="paid",
         promise="Costs are counted by durations.",
     ),
-    fact("ready.kind", SEEN, "get-asset", "A WAV file is audio, with this extension.", "audio, wav", needs="paid"),
+    fact(
+        "ready.kind", DOCUMENTED, "get-asset", "A WAV file is audio, with this extension.", "audio, wav", needs="paid"
+    ),
     fact(
         "ready.content-type",
-        SEEN,
+        DOCUMENTED,
         "get-asset",
         "The content type of a WAV file is one of audio.",
         "audio/…",
@@ -107,7 +109,7 @@ MEDIA = (
     ),
     fact(
         "ready.price",
-        SEEN,
+        DOCUMENTED,
         "credit-ledger",
         "A started minute costs one credit, in one entry of the history.",
         "consume_asset -1",
@@ -124,7 +126,7 @@ MEDIA = (
     ),
     fact(
         "unpaid.state",
-        SEEN,
+        DOCUMENTED,
         "credit-ledger",
         "Without enough credits, an asset becomes `pending_payment`, and ready by a top-up, oldest first.",
         unchecked="It needs an account without credits, and a top-up.",
@@ -133,14 +135,14 @@ MEDIA = (
     choice(
         "unpaid_ttl_seconds",
         "unpaid.ttl",
-        SEEN,
+        DOCUMENTED,
         "credit-ledger",
         "How long Roughy keeps an asset that is not paid for.",
         unchecked="It takes 30 days.",
     ),
     fact(
         "download.bytes",
-        SEEN,
+        DOCUMENTED,
         "get-asset",
         "`download_url` needs no key, and returns the bytes that were uploaded.",
         "200, same bytes",
@@ -176,7 +178,7 @@ MEDIA = (
     ),
     fact(
         "download.signature",
-        SEEN,
+        DOCUMENTED,
         "get-asset",
         "A `download_url` with another signature is rejected.",
         "403",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from airflow_provider_roughy.conformance.fact import INFERRED, SEEN, UNKNOWN, choice, fact
+from airflow_provider_roughy.conformance.fact import DOCUMENTED, INFERRED, UNKNOWN, choice, fact
 
 UPLOADS = (
     # ---- Assets
-    fact("assets.create", SEEN, "create-asset", "`POST /v1/assets` creates an asset.", "201"),
+    fact("assets.create", DOCUMENTED, "create-asset", "`POST /v1/assets` creates an asset.", "201"),
     fact(
         "assets.fields",
-        SEEN,
+        DOCUMENTED,
         "list-assets",
         "An asset in the reply to its creation has these fields.",
         "content_type, created_at, duration_seconds, error_code, error_message, extension, id, language, project_id, "
@@ -18,14 +18,14 @@ UPLOADS = (
     ),
     fact(
         "assets.new",
-        SEEN,
+        DOCUMENTED,
         "create-asset",
         "A new asset is in `pending_upload`, and everything that is derived from its bytes is null.",
         "pending_upload, nulls",
     ),
     fact(
         "assets.location",
-        SEEN,
+        DOCUMENTED,
         "list-assets",
         "`Location` is the upload URL.",
         "same URL",
@@ -33,7 +33,7 @@ UPLOADS = (
     ),
     fact(
         "assets.upload-url",
-        SEEN,
+        DOCUMENTED,
         "create-asset",
         "The upload URL is `/v1/uploads/{id}` on the API's host, with an id of its own.",
         "/v1/uploads/{id} of the host",
@@ -46,7 +46,7 @@ UPLOADS = (
         "create-asset",
         "Whether the reply has `Tus-Resumable` and `Upload-Expires`.",
     ),
-    fact("assets.language", SEEN, "create-asset", "The language is lower-cased and kept.", "DE is de"),
+    fact("assets.language", DOCUMENTED, "create-asset", "The language is lower-cased and kept.", "DE is de"),
     fact(
         "assets.bad-language", INFERRED, "create-asset", "A language of three letters is rejected.", "422 body.language"
     ),
@@ -56,7 +56,7 @@ UPLOADS = (
     choice(
         "min_upload_bytes",
         "assets.smallest",
-        SEEN,
+        DOCUMENTED,
         "upload-guide",
         "The smallest upload, in bytes; that its asset is rejected with 422 is inferred.",
         promise="Smaller files are left out of a batch.",
@@ -79,14 +79,14 @@ UPLOADS = (
     ),
     fact(
         "assets.detail",
-        SEEN,
+        DOCUMENTED,
         "get-asset",
         "`GET` of an asset has two fields more.",
         "cuttable, download_url",
     ),
     fact(
         "assets.pending",
-        SEEN,
+        DOCUMENTED,
         "get-asset",
         "While it is `pending_upload`, it has its upload URL, no `download_url`, and is not cuttable.",
         "same URL, null, false",
@@ -95,14 +95,14 @@ UPLOADS = (
     fact("assets.bad-state", INFERRED, "list-assets", "A filter by an unknown state is rejected.", "422 query.state"),
     fact(
         "assets.list-project",
-        SEEN,
+        DOCUMENTED,
         "list-assets",
         "A filter by an unknown project is 404.",
         "404 not_found",
     ),
     fact(
         "assets.every-state",
-        SEEN,
+        DOCUMENTED,
         "list-assets",
         "Without `state`, the list has assets of every state.",
         "pending_upload listed",
@@ -123,7 +123,7 @@ UPLOADS = (
     # ---- OPTIONS
     choice("options_status", "options.status", INFERRED, "tus-capabilities", "The status of `OPTIONS /v1/uploads`."),
     choice("options_needs_key", "options.key", INFERRED, "tus-capabilities", "Whether `OPTIONS` needs the key."),
-    fact("options.version", SEEN, "tus-capabilities", "`OPTIONS` names the version of TUS.", "1.0.0"),
+    fact("options.version", DOCUMENTED, "tus-capabilities", "`OPTIONS` names the version of TUS.", "1.0.0"),
     choice(
         "tus_extension",
         "options.extensions",
@@ -142,7 +142,7 @@ UPLOADS = (
     # ---- HEAD
     fact(
         "head.offset",
-        SEEN,
+        DOCUMENTED,
         "get-asset",
         "`HEAD` returns the offset, which is 0 at first.",
         "200, offset 0",
@@ -182,24 +182,30 @@ UPLOADS = (
     fact("patch.version", INFERRED, "tus", "The reply to `PATCH` has `Tus-Resumable`.", "1.0.0"),
     fact(
         "patch.identified",
-        SEEN,
+        DOCUMENTED,
         "create-asset",
         "After the first chunk, type, extension and content type are set; state and size stay.",
         "audio, wav, pending_upload, no size",
     ),
     fact(
         "patch.wrong-offset",
-        SEEN,
+        DOCUMENTED,
         "upload-chunk",
         "A chunk with a wrong `Upload-Offset` is rejected.",
         "409 conflict",
         promise="After a 409, the client reads the offset and continues.",
     ),
     fact("patch.untouched", INFERRED, "tus", "A rejected chunk changes nothing.", "offset unchanged"),
-    fact("patch.no-offset", SEEN, "upload-chunk", "A chunk without `Upload-Offset` is malformed.", "400 bad_request"),
+    fact(
+        "patch.no-offset",
+        DOCUMENTED,
+        "upload-chunk",
+        "A chunk without `Upload-Offset` is malformed.",
+        "400 bad_request",
+    ),
     fact(
         "patch.bad-offset",
-        SEEN,
+        DOCUMENTED,
         "upload-chunk",
         "A chunk whose `Upload-Offset` is no number is malformed.",
         "400 bad_request",
@@ -243,7 +249,7 @@ UPLOADS = (
     ),
     fact(
         "patch.no-cap",
-        SEEN,
+        DOCUMENTED,
         "upload-guide",
         "A chunk may be as large as the upload.",
         unchecked="It takes gigabytes. `head.offset` and `patch.accepted` check that chunks of any size are accepted.",
@@ -267,7 +273,7 @@ UPLOADS = (
     ),
     fact(
         "patch.resumed",
-        SEEN,
+        DOCUMENTED,
         "get-asset",
         "After a broken request, the upload continues at the offset of `HEAD`.",
         "204, new offset",
@@ -307,7 +313,7 @@ UPLOADS = (
     # ---- Rejected media
     fact(
         "text.rejected",
-        SEEN,
+        DOCUMENTED,
         "upload-guide",
         "A first chunk of text is rejected with 409.",
         "409",
@@ -329,12 +335,12 @@ UPLOADS = (
         "What becomes of the asset of rejected media.",
         promise="A rejected file is reported as rejected, whatever became of its asset.",
     ),
-    fact("text.upload", SEEN, "upload-guide", "The upload of rejected media is cancelled.", "404 or 410"),
+    fact("text.upload", DOCUMENTED, "upload-guide", "The upload of rejected media is cancelled.", "404 or 410"),
     # ---- Cancelling
     choice("cancel_status", "cancel.status", INFERRED, "cancel-upload", "The status of `DELETE` of an upload."),
     fact(
         "cancel.asset",
-        SEEN,
+        DOCUMENTED,
         "list-assets",
         "Cancelling an upload removes its asset.",
         "404 not_found",
@@ -343,7 +349,7 @@ UPLOADS = (
     choice("cancelled_upload", "cancel.again", INFERRED, "tus", "The reply to a second `DELETE` of an upload."),
     fact(
         "cancel.no-version",
-        SEEN,
+        DOCUMENTED,
         "cancel-upload",
         "Cancelling without `Tus-Resumable` is rejected.",
         "412 precondition_failed",
