@@ -84,3 +84,20 @@ def test_value_on_an_object_storage_stays_one_key(value: str) -> None:
     assert filled.startswith("s3://bucket/out/")
     assert "::" not in filled
     assert filled.count("/") == (5 if value else 4)
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("out/{source_name}/", "absolute path"),
+        ("{source_dir}/x/", "absolute path"),
+        ("~/out/", "absolute path"),
+        ("file://{source_name}/", "absolute path"),
+        ("{source_name}://bucket/x", "absolute path"),
+        ("s3://{source_name}/x", "bucket or host"),
+        ("s3://conn@a-{source_dir}/x", "bucket or host"),
+    ],
+)
+def test_place_that_a_value_or_the_worker_decides_is_refused(target: str, words: str) -> None:
+    with pytest.raises(RoughyConfigurationError, match=words):
+        TargetTemplate(target)

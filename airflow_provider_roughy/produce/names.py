@@ -34,7 +34,7 @@ _UNKNOWN_CUT = "{cut of "
 #: Parts of Jinja, which Airflow replaces before the task starts.
 _JINJA = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
 #: Control characters, those of text direction, and the separators of paths.
-_REPLACED = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069/\\]")
+_REPLACED = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069/\\]")
 
 
 def unknown_cut(asset_id: str) -> str:
@@ -116,11 +116,30 @@ def _fields(template: str) -> list[str]:
     return [name for _, name, _, _ in parsed if name is not None]
 
 
+def _check_place(text: str) -> None:
+    """Refuse a target whose place depends on the worker's directory, or on a value from outside.
+
+    :param text: The rendered target.
+    :raises RoughyConfigurationError: If it is a relative path, or a URI with a placeholder in its scheme or bucket.
+    """
+    path = local_path(text)
+    if path is not None and not path.startswith("/"):
+        # Without a value, its first placeholder would also turn `{source_dir}/x` into `/x`.
+        raise RoughyConfigurationError(
+            f"`target` must be an absolute path or a URI, not {text!r}: a relative path is another folder in each "
+            "worker's working directory. Nothing was made"
+        )
+    if path is None and "{" in text.partition("://")[2].partition("/")[0]:
+        raise RoughyConfigurationError(
+            f"`target` {text!r} has a placeholder in the name of the bucket or host: name it in full. Nothing was made"
+        )
+
+
 class TargetTemplate:
     """A rendered target.
 
     :param text: Its text. If it ends with a slash, it is a folder, in which a file is named ``{kind}.{format}``.
-    :raises RoughyConfigurationError: If a placeholder is unknown.
+    :raises RoughyConfigurationError: If a placeholder is unknown or names the bucket, or if it is a relative path.
     """
 
     def __init__(self, text: str) -> None:
@@ -128,6 +147,7 @@ class TargetTemplate:
             check_template(text)
         except ValueError as err:
             raise RoughyConfigurationError(f"{err}; nothing was made") from None
+        _check_place(text)
         self._text = text + FILE_NAME if text.endswith("/") else text
         self._is_local = local_path(text) is not None
         #: The placeholders that it has.
