@@ -28,11 +28,16 @@ def asset_ids_of(value: Any) -> list[str]:
         value = [value]
     if value is None or isinstance(value, Mapping) or not isinstance(value, Iterable):
         raise RoughyConfigurationError(f"`asset_ids` must be a list of asset ids, not {value!r}")
-    ids = list(dict.fromkeys(value))
-    if any(not isinstance(id, str) and id is not None for id in ids):
-        odd = next(id for id in ids if not isinstance(id, str) and id is not None)
-        raise RoughyConfigurationError(f"`asset_ids` must be a list of asset ids, and has {odd!r}")
-    return [id for id in ids if id]
+    ids: list[str] = []
+    for id in value:
+        if id is not None and not isinstance(id, str):
+            message = f"`asset_ids` must be a list of asset ids, and has {str(id)[:100]}"
+            if isinstance(id, Iterable):
+                message += ". If a mapped task returns a list each, join the lists, or give its report as `from_report`"
+            raise RoughyConfigurationError(message)
+        if id:
+            ids.append(id)
+    return list(dict.fromkeys(ids))
 
 
 def ready_of(results: Iterable[RecordingResult]) -> dict[str, str]:
