@@ -462,6 +462,30 @@ def test_timeout_interrupts_what_is_not_made(production: Production) -> None:
     assert "was not done in time" in reason(production, "interrupted", "/in/a.mp4")
 
 
+def test_timeout_also_bounds_the_writing_of_files(production: Production) -> None:
+    for number in range(4):
+        production.add(f"/in/{number}.mp3")
+    production.roughy.inject(Fault(method="GET", path="/v1/cuts/*/subtitle/export", times=None, delay=1.5))
+    ended = production.run(timeout=4, parallel=1, captions="srt", timeline=None, render=None)
+    assert (ended.state, type(ended.error)) == ("failed", RoughyProduceFailedError)
+    left = set(production.xcoms["interrupted"])
+    assert left, "files were written after the end of the timeout"
+    assert left == {f"/in/{number}.mp3" for number in range(4)} - {f"/in/{each[:5]}" for each in production.files()}
+    assert "`timeout` was over" in str(ended.error)
+
+
+def test_state_that_is_lost_during_the_wait_is_found_again(production: Production) -> None:
+    production.roughy.progression = "polls=1"
+    asset_id = production.add("/in/a.mp3")
+    ti = TaskInstance()
+    lose = lambda: ti.xcoms.pop("roughy_before_the_wait", None)  # noqa: E731
+    ended = production.run(
+        deferrable=True, before_resuming=lose, timeline=None, render=None, captions="srt", context={"ti": ti}
+    )
+    assert (ended.state, ended.result) == ("success", [asset_id])
+    assert set(production.files()) == {"a.mp3/captions.srt"}
+
+
 def test_kill_on_the_worker_ends_the_writing_and_a_retry_goes_on(
     production: Production, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -502,6 +526,24 @@ def test_overwrite_fail_protects_files_of_others(production: Production) -> None
     assert (ended.state, other.read_text()) == ("failed", "mine")
     assert "exists" in reason(production, "rejected", "/in/a.mp3")
     assert len(production.files()) == 6
+
+
+def test_overwrite_fail_replaces_own_files_unless_someone_changed_them(production: Production) -> None:
+    production.add("/in/a.mp3"), production.add("/in/b.mp3")
+    options: dict[str, Any] = {"overwrite": "fail", "timeline": None, "captions": "srt"}
+    production.run(**options)
+    changed = production.out / "b.mp3" / "captions.srt"
+    changed.write_text("mine")
+    before = production.files()
+    ended = production.run(script="short", **options)
+    assert (ended.state, changed.read_text()) == ("failed", "mine")
+    assert "exists" in reason(production, "rejected", "/in/b.mp3")
+    after = production.files()
+    assert {name for name in after if after[name] != before[name]} == {
+        "a.mp3/captions.srt",
+        "a.mp3/render.m4a",
+        "b.mp3/render.m4a",
+    }
 
 
 # ---- Where recordings come from
@@ -551,7 +593,13 @@ def test_output_of_an_ingest_task_brings_sources_and_root() -> None:
 
 @pytest.mark.parametrize(
     ("ids", "words"),
-    [("['a', 'b']", "looks like a list"), ({"a": 1}, "must be a list"), ([1], "has 1"), (7, "must be a list")],
+    [
+        ("['a', 'b']", "looks like a list"),
+        ({"a": 1}, "must be a list"),
+        ([1], "has 1"),
+        (7, "must be a list"),
+        ([["a"], ["b"]], "has ['a']. If a mapped task returns a list each"),
+    ],
 )
 def test_asset_ids_that_are_no_list_are_refused(production: Production, ids: Any, words: str) -> None:
     ended = production.run(asset_ids=ids)
@@ -563,6 +611,18 @@ def test_empty_ids_and_repeats_are_left_out(production: Production) -> None:
     a = production.add("/in/a.mp3")
     assert production.run(asset_ids=[None, a, a.upper(), ""], timeline=None, render=None).result == [a]
     assert production.run(asset_ids=[], timeline=None).result == []
+
+
+def test_source_is_named_without_its_secrets_and_an_empty_one_counts_as_none(
+    production: Production, log: Callable[[], str]
+) -> None:
+    a, b, c = (production.add(f"/in/{name}.mp3") for name in "abc")
+    sources = {a: "https://me:secret@host/x.mp3?X-Amz-Signature=secret", b: "", c: None}
+    ended = production.run(sources=sources, timeline=None, render=None, captions="srt", source_root="https://host/")
+    assert ended.state == "success", ended.error
+    assert set(production.files()) == {"x.mp3/captions.srt", f"{b}/captions.srt", f"{c}/captions.srt"}
+    told = log() + json.dumps(production.xcoms) + "".join(map(str, production.ledger.rglob("*")))
+    assert "secret" not in told + "".join(path.read_text() for path in production.ledger.rglob("*.json"))
 
 
 # ---- Arguments

@@ -33,7 +33,7 @@ from airflow_provider_roughy.produce.names import TargetTemplate, check_template
 from airflow_provider_roughy.produce.production import Production
 from airflow_provider_roughy.produce.wanted import Wanted, check_render, formats_of
 from airflow_provider_roughy.produce.writing import Writer
-from airflow_provider_roughy.transfer.storage import asset_uri
+from airflow_provider_roughy.transfer.storage import asset_uri, without_secrets
 from airflow_provider_roughy.transfer.target import Overwrite, check_overwrite, check_rendered
 from airflow_provider_roughy.triggers import RoughyProduceTrigger
 
@@ -154,9 +154,9 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         asset's type, ``{"video": {…}, "audio": {…}}``. (templated)
     :param render_of: Whether to render the ``"cut"`` or the whole ``"asset"``.
     :param original: Whether to write the original file.
-    :param target: Where the files go: a path or URI with placeholders, as above. (templated)
+    :param target: Where the files go: an absolute path or a URI with placeholders, as above. (templated)
     :param target_conn_id: The Airflow connection of the target's storage. (templated)
-    :param overwrite: What to do about a file that exists and is not recorded in the ledger, as for
+    :param overwrite: What to do about a file that exists and is not recorded in the ledger, or has another size, as for
         ``RoughyDownloadOperator``: ``"replace"`` it, ``"skip"`` it if it is the same, or ``"fail"`` if it is not.
     :param ledger: The folder that remembers what was written: an absolute path or a URI. (templated)
     :param ledger_conn_id: The Airflow connection of the ledger's storage. (templated)
@@ -170,7 +170,8 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         ``"return"`` them in ``pending_payment``, or ``"wait"`` until the credits are topped up.
     :param poll_interval: Seconds, or a ``timedelta``, between two polls.
     :param timeout: Seconds, or a ``timedelta``, for cuts, renders and files together; by default Airflow's
-        ``[sensors] default_timeout``. What is not completed by then is ``interrupted``, without a retry.
+        ``[sensors] default_timeout``. What is not completed by then is ``interrupted``, without a retry; a file that is
+        being written is completed.
         ``execution_timeout`` bounds the task as well.
     :param roughy_conn_id: The Airflow connection. (templated)
     :param deferrable: Whether to wait in the triggerer, which takes no worker slot. The task continues when everything
@@ -286,7 +287,11 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         """
         verdicts = batch_from_event(event)
         ti = context["ti"]
-        before = ti.xcom_pull(task_ids=self.task_id, key=_XCOM_KEY, map_indexes=ti.map_index) or {}
+        before = ti.xcom_pull(task_ids=self.task_id, key=_XCOM_KEY, map_indexes=ti.map_index)
+        if before is None:
+            # Someone has deleted it. What was requested and written is found again.
+            self.log.warning("The state from before the wait is gone; starting again")
+            return self.execute(context)
         with self._interrupt, self.hook:
             production = self._production(context, self._open_ledger())
             report = self._task_report(context)
@@ -360,7 +365,8 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         ids = [_canonical(id) for id in asset_ids_of(self.asset_ids)]
         if self.sources is not None and not isinstance(self.sources, Mapping):
             raise RoughyConfigurationError(f"`sources` must be a mapping of files by asset id, not {self.sources!r}")
-        sources = {_canonical(id): str(source) for id, source in (self.sources or {}).items()}
+        # A source is the name of files, and is logged: a web address may have a signature in its query.
+        sources = {_canonical(id): without_secrets(str(each)) for id, each in (self.sources or {}).items() if each}
         unknown = [id for id in ids if id not in sources]
         if unknown and ledger is not None and "{source_" in str(self.target):
             sources |= sources_of_ledger(ledger, unknown)
@@ -375,7 +381,7 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
     # ---- Work and wait
 
     def _work(self, context: Context, production: Production, report: TaskReport, deadline: float) -> list[str]:
-        production.work()
+        production.work(deadline)
         not_before = 0.0
         while production.waiting:
             if self.deferrable:
@@ -383,7 +389,7 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
             production.settle(self._wait(production, deadline, not_before))
             # What is requested now is polled when the rest is due.
             not_before = time.time() + self.poll_interval
-            production.work()
+            production.work(deadline)
         not_written = self._push(context, production, report)
         return self._end(context, production, not_written)
 

@@ -109,4 +109,6 @@ def find_written(recordings: Iterable[Recording], writer: Writer, ledger: Ledger
                 f"its {output.name} would replace {record.uri}, which {record.owner} has written for "
                 f"{record.source}: add {{source_dir}}, {{source_name}} or {{asset_id}} to `target`",
             )
+        else:
+            recording.recorded[output.name] = record.size_bytes
     return found

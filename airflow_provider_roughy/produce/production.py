@@ -107,6 +107,7 @@ class Production:
         #: The error that stopped the batch, if one did.
         self.fatal: RoughyError | None = None
         self._failed_in_a_row = 0
+        self._deadline = float("inf")
         self._refusals: dict[Recording, int] = {}
         self._lock = threading.Lock()
         self._pool: TransferPool[Any] | None = None
@@ -184,11 +185,13 @@ class Production:
 
     # ---- Work
 
-    def work(self) -> None:
+    def work(self, deadline: float = float("inf")) -> None:
         """Request and write all that is possible now. What has to be waited for is in :attr:`waiting`.
 
+        :param deadline: When to start nothing more, in seconds since the epoch. What is missing then is interrupted.
         :raises RoughyProduceError: If :meth:`stop` ended it.
         """
+        self._deadline = deadline
         while True:
             self._request()
             if not self._write():
@@ -200,6 +203,9 @@ class Production:
             for recording in self.recordings:
                 if recording.missing():
                     recording.give_up(Problem(Status.DEFERRED, reason, retryable=not self.fatal.final))
+        elif time.time() >= deadline:
+            for recording in self.recordings:
+                recording.give_up(Problem(Status.INTERRUPTED, "not made: `timeout` was over"))
 
     def _poll(self, kind: Kind, ids: Sequence[str]) -> list[Verdict]:
         verdicts = run_here(lambda: poll_batch(self._hook, kind, ids))
@@ -353,7 +359,7 @@ class Production:
         done: list[Any] = []
 
         def work(item: Any, on_progress: OnProgress) -> None:
-            if self.fatal is None and do(item, on_progress):
+            if self.fatal is None and time.time() < self._deadline and do(item, on_progress):
                 done.append(item)
 
         pool = self._pool = TransferPool(items, work, lambda item, error, in_a_row: True)

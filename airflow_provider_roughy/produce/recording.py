@@ -50,6 +50,7 @@ class Recording:
     :param is_rendered: Whether the render is completed.
     :param written: The URI of each output that is written, by its name.
     :param new: The names of those that this run has written.
+    :param recorded: Bytes of each output that the ledger has with other options, by its name.
     :param problem: Why nothing more can be made of it.
     :param problems: Why an output is not made, by its name.
     :param outputs: The outputs that apply to it.
@@ -72,6 +73,7 @@ class Recording:
     is_rendered: bool = False
     written: dict[str, str] = field(default_factory=dict)
     new: list[str] = field(default_factory=list)
+    recorded: dict[str, int] = field(default_factory=dict)
     problem: Problem | None = None
     problems: dict[str, Problem] = field(default_factory=dict)
     outputs: list[Output] = field(default_factory=list)

@@ -103,8 +103,9 @@ class Writer:
         :param on_progress: Called with the bytes so far and the total.
         :raises RoughyError: If it could not be written or recorded.
         """
+        overwrite = self._overwrite_for(recording, output)
         if output.kind in ("captions", "timeline"):
-            written = self._export(recording, output)
+            written = self._export(recording, output, overwrite)
             on_progress(written.size_bytes or 0, written.size_bytes or 0)
         else:
             kind, id = (RENDER, recording.render_id) if output.kind == "render" else (ASSET, recording.asset_id)
@@ -114,7 +115,7 @@ class Writer:
                 id or "",
                 location_of(recording, output, recording.cut_id),
                 conn_id=self._target_conn_id,
-                overwrite=self._overwrite,
+                overwrite=overwrite,
                 on_progress=on_progress,
                 log=self._log,
             )
@@ -136,10 +137,18 @@ class Writer:
             recording.new.append(output.name)
         recording.written[output.name] = written.uri
 
-    def _export(self, recording: Recording, output: Output) -> Downloaded:
+    def _overwrite_for(self, recording: Recording, output: Output) -> Overwrite:
+        """Return what to do about an existing file. One of the ledger that nobody has changed is replaced."""
+        recorded = recording.recorded.get(output.name)
+        if self._overwrite == "replace" or recorded is None:
+            return self._overwrite
+        is_unchanged = self._target(recording, output, recording.cut_id).size == recorded
+        return "replace" if is_unchanged else self._overwrite
+
+    def _export(self, recording: Recording, output: Output, overwrite: Overwrite) -> Downloaded:
         export = self._read_export(recording, output)
         target = self._target(recording, output, recording.cut_id)
-        written = target.save(export.content, self._overwrite)
+        written = target.save(export.content, overwrite)
         return Downloaded(target.uri, written, len(export.content))
 
     def _read_export(self, recording: Recording, output: Output) -> RoughyExport:
