@@ -397,6 +397,9 @@ def test_a_damaged_manifest_uploads_nothing(backlog: Backlog, roughy: Emulator, 
         ({"max_credits": 5}, "`max_credits` has no effect on a manifest"),
         ({"ledger": "/data/other"}, "the manifest was planned with"),
         ({"shards": 2, "number": 1, "ledger": None}, ""),
+        ({"project_id": "01900000-0000-7000-8000-000000000009"}, "`project_id` is"),
+        ({"project_id": "01900000-0000-7000-8000-000000000001"}, ""),
+        ({"language": "de"}, "`language` is 'de'"),
         ({"number": 5}, "`shard` is 5, and there are 3 `shards`"),
     ],
 )
@@ -414,6 +417,82 @@ def test_a_folder_is_not_ingested_by_shards(backlog: Backlog, roughy: Emulator) 
     ended = run_task(task)
     assert "`source` is no manifest" in str(ended.error)
     assert roughy.requests == []
+
+
+# ---- Odd places and names
+
+
+def test_all_manifests_of_a_run_together_keep_to_the_budget(backlog: Backlog, roughy: Emulator) -> None:
+    backlog.plan(max_credits=5)
+    planned = [Path(line["uri"]) for line in backlog.lines()]
+    first = backlog.manifest.read_bytes()
+    hidden = backlog.folder.parent / "hidden"
+    hidden.mkdir()
+    for path in planned:
+        shutil.move(path, hidden / path.name)
+    backlog.plan(max_credits=5)
+    assert backlog.lines() == []
+    # A task that has read the first manifest is at work, and the files are there again.
+    for path in planned:
+        shutil.move(hidden / path.name, path)
+    second = backlog.manifest.read_bytes()
+    backlog.manifest.write_bytes(first)
+    backlog.shard(0)
+    backlog.manifest.write_bytes(second)
+    backlog.plan(max_credits=5)
+    assert (len(roughy.assets), backlog.lines()) == (5, [])
+
+
+def test_budget_counts_what_the_run_has_planned_without_prices(backlog: Backlog, roughy: Emulator) -> None:
+    backlog.plan()
+    first, *_ = backlog.lines()
+    for path in backlog.folder.iterdir():
+        if str(path) != first["uri"]:
+            path.rename(path.with_suffix(".hidden"))
+    backlog.shard(0)
+    for path in backlog.folder.glob("*.hidden"):
+        path.rename(path.with_suffix(".mp3"))
+    backlog.plan(max_credits=5)
+    assert (len(backlog.lines()), len(roughy.assets)) == (4, 1)
+    assert json.loads(backlog.manifest.read_text().splitlines()[0])["spent"] == 1
+
+
+@pytest.mark.parametrize("name", [b"new\nline.mp3", b"tab\t.mp3", "right\u202eleft.mp3".encode(), b"bad\xff.mp3"])
+def test_any_file_name_is_planned_and_uploaded(backlog: Backlog, roughy: Emulator, name: bytes) -> None:
+    for path in sorted(backlog.folder.iterdir())[1:]:
+        path.unlink()
+    [path] = backlog.folder.iterdir()
+    os.rename(path, os.fsencode(backlog.folder) + b"/" + name)
+    backlog.plan()
+    assert [backlog.shard(number).state for number in range(SHARDS)] == ["success"] * SHARDS
+    assert [row.status for row in backlog.rows()] == ["ready"], backlog.rows()
+
+
+def test_any_object_name_is_planned_and_uploaded(
+    backlog: Backlog, roughy: Emulator, s3: Any, recordings: dict[str, Path]
+) -> None:
+    names = ["in/tab\t.mp3", "in/right\u202eleft.mp3"]
+    for number, name in enumerate(names):
+        s3.put_object(Bucket="recordings", Key=name, Body=recordings["audio"].read_bytes() + bytes(number))
+    places = {"source": "s3://recordings/in/", "source_conn_id": "s3"}
+    assert backlog.plan(**places).state == "success"
+    backlog.shard(0)
+    assert [(row.status, row.reason) for row in backlog.rows()] == [("ready", None)] * len(names)
+
+
+@pytest.mark.parametrize("wrap", [lambda path: [str(path)], lambda path: [path, path]])
+def test_a_list_of_manifests_is_refused(backlog: Backlog, roughy: Emulator, wrap: Callable[[Path], Any]) -> None:
+    backlog.plan()
+    task = RoughyIngestOperator(task_id="ingest", source=wrap(backlog.manifest), ledger=backlog.ledger.uri)
+    ended = run_task(task)
+    assert (ended.state, "`source` is a list with a manifest" in str(ended.error)) == ("failed", True)
+    assert asked(roughy, "POST") == 0
+
+
+def test_a_manifest_may_be_a_path(backlog: Backlog, roughy: Emulator) -> None:
+    backlog.plan()
+    assert backlog.shard(0, source=backlog.manifest).state == "success"
+    assert len(roughy.assets) == COUNT
 
 
 # ---- Several processes

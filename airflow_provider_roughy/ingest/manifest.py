@@ -27,6 +27,7 @@ from airflow_provider_roughy.exceptions import RoughySourceError, RoughyUnusable
 from airflow_provider_roughy.ingest.identity import Identity
 from airflow_provider_roughy.transfer.filesystem import FileSystem
 from airflow_provider_roughy.transfer.storage import (
+    as_line,
     as_text,
     local_path,
     storage_errors,
@@ -68,7 +69,8 @@ class Planned:
     :param name: Its name in the identity, if that is not ``uri``: its real path or canonical URI, or ``sha256:…``.
     :param storage: The endpoint or account that keeps it; empty for a local file.
     :param versions: All versions that the storage has, to notice that the file was changed.
-    :param path: The bytes of a local path that is not UTF-8, quoted as in a URL.
+    :param path: The bytes of its path in its storage, quoted as in a URL, where ``uri`` cannot show them: if they are
+        not UTF-8, or have control characters.
     :param resumes: Whether an earlier try or an earlier run has started it.
     """
 
@@ -149,7 +151,8 @@ class Header:
     :param shards: How many tasks are to share it.
     :param dry_run: Whether it is only a price list: no task uploads anything of it.
     :param max_credits: The most credits that the run may cost; ``None`` for no limit.
-    :param spent: Credits of recordings that earlier manifests of this run had planned, and that are done.
+    :param spent: Credits of recordings that earlier manifests of this run had planned, and that this one does not
+        have: they are done, or a task may still be uploading them.
     :param balance: The credits of the account when it was written; ``None`` if there are no prices.
     :param recordings: How many recordings are planned.
     :param size_bytes: Their bytes.
@@ -447,7 +450,7 @@ def is_manifest(source: object) -> bool:
 
     :param source: The argument of the operator.
     """
-    return isinstance(source, str) and source.strip().lower().endswith(SUFFIX)
+    return not isinstance(source, (list, tuple)) and str(source).strip().lower().endswith(SUFFIX)
 
 
 @contextmanager
@@ -494,10 +497,10 @@ def _open(location: str, conn_id: str | None) -> IO[bytes]:
 
 
 def quoted_path(path: str) -> str | None:
-    """Return the bytes of a local path quoted, if they are not UTF-8; else ``None``."""
-    return None if as_text(path) == path else quote(os.fsencode(path))
+    """Return the bytes of a path quoted, if a line of text cannot show them as they are; else ``None``."""
+    return None if as_line(path) == path else quote(os.fsencode(path))
 
 
 def unquoted_path(quoted: str) -> str:
-    """Return the local path that :func:`quoted_path` quoted."""
+    """Return the path that :func:`quoted_path` quoted."""
     return os.fsdecode(unquote_to_bytes(quoted))

@@ -14,6 +14,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from airflow_provider_roughy.exceptions import RoughyLedgerEntryError
 from airflow_provider_roughy.ingest.batch import why_not
 from airflow_provider_roughy.ingest.compare import Standing, compare, has_legacy, read_versions, use_names_of
 from airflow_provider_roughy.ingest.content import identify_all
@@ -89,11 +90,13 @@ class EarlierPlan:
     """What an earlier manifest of the same run has planned.
 
     :param credits: The credits of each planned recording, by key.
+    :param unpriced: The planned recordings of a manifest without prices.
     :param rejected: The reason of each rejected one, by key.
     :param spent: Credits of recordings that still earlier manifests of the run had planned.
     """
 
     credits: dict[str, int] = field(default_factory=dict)
+    unpriced: set[str] = field(default_factory=set)
     rejected: dict[str, str] = field(default_factory=dict)
     spent: int = 0
 
@@ -102,7 +105,9 @@ class EarlierPlan:
         """Read a manifest of the same run."""
         plan = cls(spent=manifest.header.spent)
         for planned in manifest.lines():
-            if planned.status == PLANNED:
+            if planned.status == PLANNED and manifest.header.credits is None:
+                plan.unpriced.add(planned.key)
+            elif planned.status == PLANNED:
                 plan.credits[planned.key] = planned.credits or 0
             elif planned.status == REJECTED:
                 plan.rejected[planned.key] = planned.reason or ""
@@ -170,6 +175,8 @@ class Planner:
         #: How many lines were written, by status; bytes and credits of the planned ones.
         self.lines: Counter[str] = Counter()
         self.size_bytes = self.credits = 0
+        #: The recordings that were planned before and are planned again.
+        self._kept: set[str] = set()
         self._seen: set[bytes] = set()
         self._to_remember: set[str] = set()
 
@@ -207,6 +214,7 @@ class Planner:
         self.spent = earlier.spend(snapshot)
         if priced:
             self.balance = self._hook.get_credit_balance()
+            self.spent += self._costs(earlier.unpriced & snapshot.done)
         budget = Budget.of(
             max_credits, spent=self.spent, reserved=sum(earlier.credits.values()), balance=self.balance or 0
         )
@@ -227,6 +235,9 @@ class Planner:
                 self.unknown += price(new, credits_if_unknown=credits_if_unknown, parallel=self._parallel)
             for item in todo:
                 self._add(item, writer, earlier, budget if priced else Budget(None))
+        # A task may be uploading what only the earlier manifest names, such as a file that was moved meanwhile. Nothing
+        # else would count that in the next plan of this run.
+        self.spent += sum(credits for key, credits in earlier.credits.items() if key not in self._kept)
 
     def remember_rejected(self, writer: ManifestWriter) -> None:
         """Store in the ledger which files cannot be uploaded, once the manifest names them.
@@ -252,6 +263,18 @@ class Planner:
             rejected = (planned for planned in writer.planned() if planned.key in self._to_remember)
             for _ in self._ledger.each(remember, rejected):
                 pass
+
+    def _costs(self, keys: Collection[str]) -> int:
+        """Return what recordings have cost, by their results."""
+
+        def cost(key: str) -> int:
+            try:
+                result = self._ledger.find_result(key)
+            except RoughyLedgerEntryError:
+                return 0
+            return result.credits or 0 if result is not None else 0
+
+        return sum(self._ledger.each(cost, keys))
 
     # ---- One chunk
 
@@ -328,6 +351,7 @@ class Planner:
         if item.key in earlier.credits:
             # The budget was reduced by these credits when it was created.
             item.credits = earlier.credits[item.key] if self.balance is not None else None
+            self._kept.add(item.key)
         elif (problem := budget.take(item.credits or 0)) is not None:
             self._write(item, writer, DEFERRED, problem)
             return
@@ -357,7 +381,7 @@ class Planner:
                 None if identity["uri"] == item.name else identity["uri"],
                 identity["storage"],
                 file.versions,
-                quoted_path(file.path) if file.fs is None else None,
+                quoted_path(file.path),
                 item.version is not None,
             )
         )

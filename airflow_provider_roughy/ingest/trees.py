@@ -340,17 +340,18 @@ def find_again(uri: str, conn_id: str | None, path: str | None = None) -> tuple[
 
     :param uri: Its name in messages, as :class:`SourceFile` has it.
     :param conn_id: The Airflow connection of its storage.
-    :param path: The local path, if ``uri`` is not its exact spelling.
+    :param path: Its path there, if ``uri`` is not the exact spelling.
     :returns: ``None`` as file system of a local file.
     :raises RoughyUnusableSourceError: If Airflow has no such storage.
     """
-    local = path or local_path(uri)
+    local = local_path(uri)
     if local is not None:
-        return None, local
+        return None, path or local
     try:
-        return FileSystem.of(uri, conn_id)
+        fs, stored = FileSystem.of(uri, conn_id)
     except (ValueError, ImportError) as err:
         raise RoughyUnusableSourceError(f"Source {without_secrets(uri)}: {err}") from err
+    return fs, path or stored
 
 
 def check_no_rendered_value(name: str, text: str) -> None:

@@ -22,7 +22,7 @@ from airflow_provider_roughy.exceptions import (
 )
 from airflow_provider_roughy.ingest.again import names_of
 from airflow_provider_roughy.ingest.batch import Batch
-from airflow_provider_roughy.ingest.discover import MEDIA, discover
+from airflow_provider_roughy.ingest.discover import MEDIA, discover, list_of
 from airflow_provider_roughy.ingest.manifest import is_manifest
 from airflow_provider_roughy.ingest.result import BatchResults, RecordingResult, Status
 from airflow_provider_roughy.ingest.upload import FORGET_IMPORT
@@ -302,6 +302,11 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
             raise RoughyConfigurationError(
                 f"`shard` is given, and `source` is no manifest: {str(self.source)[:200]!r}. Give the output of "
                 "RoughyPlanIngestOperator, whose name ends with .jsonl"
+            )
+        if any(map(is_manifest, list_of(self.source))):
+            raise RoughyConfigurationError(
+                f"`source` is a list with a manifest: {str(self.source)[:200]!r}. Give one manifest; of several, map "
+                "the task over them"
             )
         max_credits = max_credits_of(self.max_credits, is_priced=self._dry_run)
         batch = self._batch(context)

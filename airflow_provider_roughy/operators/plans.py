@@ -321,7 +321,7 @@ class RoughyPlanIngestOperator(InterruptibleOperator):
                 "The balance is %s%s%s",
                 f"{header.balance:,}",
                 "" if header.max_credits is None else f", `max_credits` is {header.max_credits:,}",
-                f"; earlier plans of this run have spent {header.spent:,}" if header.spent else "",
+                f"; earlier plans of this run count for {header.spent:,}" if header.spent else "",
             )
         if planner.unknown:
             self.log.warning(

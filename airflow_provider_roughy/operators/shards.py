@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_roughy.api import language_code
 from airflow_provider_roughy.compat import AirflowSkipException, AirflowTaskTimeout
 from airflow_provider_roughy.event_loop import run_here
 from airflow_provider_roughy.exceptions import (
@@ -18,6 +19,7 @@ from airflow_provider_roughy.exceptions import (
     api_error,
 )
 from airflow_provider_roughy.ingest import manifest as manifests
+from airflow_provider_roughy.ingest.identity import canonical_project
 from airflow_provider_roughy.ingest.journal import ShardTotals
 from airflow_provider_roughy.ingest.manifest import Header, Manifest
 from airflow_provider_roughy.ingest.result import RecordingResult, Status
@@ -150,6 +152,17 @@ class ShardTask:
                 f"`ledger` is {Ledger(ledger).uri}, and the manifest was planned with {Ledger(header.ledger).uri}: "
                 "leave `ledger` out, or plan again"
             )
+        project = operator.hook.get_project_id(operator.project_id) if operator.project_id else header.project_id
+        language = language_code(operator.language) if operator.language else header.language
+        for name, given, planned in (
+            ("project_id", canonical_project(project), canonical_project(header.project_id)),
+            ("language", language, header.language),
+        ):
+            if given != planned:
+                raise RoughyConfigurationError(
+                    f"`{name}` is {given!r}, and the manifest was planned with {planned!r}: leave `{name}` out, or "
+                    "plan again"
+                )
         shard, shards = self._numbers(header)
         if not 0 <= shard < shards:
             raise RoughyConfigurationError(
