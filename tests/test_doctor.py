@@ -157,6 +157,12 @@ def test_a_broken_connection(
     assert "hunter2" not in ran.out
 
 
+def test_a_connection_of_another_type_is_named(run: Run, connect: Connect) -> None:
+    connect(fields={"conn_type": "http"})
+    found = findings(run("doctor", "-o", "json"))["connection"]
+    assert (found["status"], "of type http" in found["found"]) == ("warning", True)
+
+
 def test_a_missing_connection(run: Run, airflow_db: None) -> None:
     ran = run("doctor", "--conn-id", "nowhere", "-o", "json")
     found = findings(ran)
@@ -236,6 +242,8 @@ def test_storages_that_cannot_be_used(run: Run, connect: Connect, folder: Path, 
     new = findings(run("doctor", "--ledger", tmp_path / "typo", "-o", "json"))
     assert new["ledger"]["found"] == f"there is no ledger at {tmp_path}/typo: to a batch, every recording is new"
     assert new["ledger's size"]["status"] == "skipped"
+    nowhere = findings(run("doctor", "--ledger", tmp_path / "unmounted" / "ledger", "-o", "json"))["ledger"]
+    assert (nowhere["status"], f"{tmp_path}/unmounted" in nowhere["found"]) == ("failed", True)
     assert not (tmp_path / "typo").exists()
     (tmp_path / "broken" / "open").mkdir(parents=True)
     (tmp_path / "broken" / "created").mkdir()

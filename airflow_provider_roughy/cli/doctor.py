@@ -6,6 +6,7 @@ skipped, and the other checks run. Nothing is created, except a test object in t
 
 from __future__ import annotations
 
+import os
 import re
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ from airflow_provider_roughy.ingest.discover import discover
 from airflow_provider_roughy.ledger import Ledger
 from airflow_provider_roughy.logs import counted
 from airflow_provider_roughy.settings import Address, Settings
-from airflow_provider_roughy.transfer.storage import without_secrets
+from airflow_provider_roughy.transfer.storage import as_line, local_path, without_secrets
 from airflow_provider_roughy.webhooks.accounts import webhook_conn_ids
 from airflow_provider_roughy.webhooks.messages import signing_secrets
 
@@ -129,7 +130,12 @@ def _connection(setup: Setup) -> Iterator[Finding]:
         )
         yield Finding(Status.FAILED, str(error), create if missing else "see whether the secrets backend answers")
         return
-    yield Finding(Status.OK, f"{conn_id}, of type roughy, leads to {setup.settings.base_url}")
+    conn_type = setup.hook.get_connection(conn_id).conn_type or "roughy"
+    text = f"{conn_id}, of type {conn_type}, leads to {setup.settings.base_url}"
+    if conn_type == "roughy":
+        yield Finding(Status.OK, text)
+    else:
+        yield Finding(Status.WARNING, text, "give it the type roughy, so that Airflow's form has its fields")
 
 
 def _extra(setup: Setup) -> Iterator[Finding]:
@@ -281,6 +287,14 @@ def _ledger(setup: Setup) -> Iterator[Finding]:
             )
             return
         if ledger.created() is None:
+            path = local_path(str(setup.args.ledger))
+            if path is not None and not os.path.isdir(folder := os.path.dirname(path.rstrip("/"))):
+                yield Finding(
+                    Status.FAILED,
+                    f"{as_line(folder)}, which is to contain the ledger, does not exist",
+                    "correct --ledger, or mount the volume: a batch creates the ledger only in a folder that exists",
+                )
+                return
             yield Finding(
                 Status.WARNING,
                 f"there is no ledger at {ledger.uri}: to a batch, every recording is new",
