@@ -291,7 +291,10 @@ def test_plan_refuses_a_place_that_others_cannot_find(backlog: Backlog, manifest
 # ---- Shards
 
 
-def test_shards_upload_each_planned_recording_once(backlog: Backlog, roughy: Emulator) -> None:
+def test_shards_upload_each_planned_recording_once(
+    backlog: Backlog, roughy: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__ROUGHY__REPORT_LINK", "https://reports.example.org/{path}")
     planned = backlog.plan()
     assert (planned.state, planned.result) == ("success", str(backlog.manifest))
     assert backlog.xcoms["counts"]["planned"] == len(backlog.lines()) == COUNT
@@ -300,6 +303,9 @@ def test_shards_upload_each_planned_recording_once(backlog: Backlog, roughy: Emu
     assert sorted(Path(ended.result) for ended in results) == sorted(backlog.results.glob("results-*.jsonl"))
     assert_each_once(backlog, roughy)
     assert len(roughy.assets) == COUNT
+    assert f"{backlog.results}/index-shard-0002-of-0003.html".lstrip("/") in str(backlog.xcoms)
+    summary = json.loads((backlog.results / "summary-shard-0002-of-0003.json").read_text())
+    assert summary["balance_after"] == roughy.balance
 
 
 @pytest.mark.parametrize("deferrable", [False, True])

@@ -114,4 +114,7 @@ for button in ("Roughy asset", "Roughy report"):
         check=True,
     )
     wanted = ["RoughyAssetSensor", "RoughyCreateUploadOperator", "RoughyCutOperator", "RoughyRenderOperator"]
-    assert [line.split() for line in run.stdout.splitlines()[-2:]] == [wanted, ["RoughyIngestOperator"]]
+    assert [line.split() for line in run.stdout.splitlines()[-2:]] == [
+        wanted,
+        ["RoughyIngestOperator", "RoughyProduceOperator"],
+    ]

@@ -35,6 +35,8 @@ from airflow_provider_roughy.sensors import RoughyAssetSensor
 from airflow_provider_roughy.triggers import RoughyAssetsReadyTrigger
 from tests.ingesting import Nights
 from tests.running import run_task
+from tests.test_backlog import COUNT, SHARDS, Backlog
+from tests.test_backlog import backlog as backlog
 from tests.watching import INTERVAL, Watching, begun, rounds
 
 ROOT = Path(__file__).parent.parent
@@ -118,6 +120,16 @@ def test_unpaid_recordings_count_each_night_and_their_credits_once(
     nights.run(on_pending_payment="return")
     assert recorded.sums("files") == {"ready": 1, "pending_payment": 4, "already_ingested": 1}
     assert recorded.sums("credits") == {"ready": 1, "pending_payment": 2}
+
+
+def test_shards_record_each_recording_once_over_all_tries(
+    backlog: Backlog, roughy: Emulator, recorded: Recorded
+) -> None:
+    backlog.plan()
+    for number in [*range(SHARDS), 1]:
+        assert backlog.shard(number).state == "success"
+    assert recorded.sums("files") == {"ready": COUNT}
+    assert recorded.sums("credits") == {"ready": COUNT}
 
 
 @pytest.mark.once

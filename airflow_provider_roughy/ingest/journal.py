@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy.ingest.recorder import Recorder
-from airflow_provider_roughy.ingest.result import BatchResults, RecordingResult, Status
+from airflow_provider_roughy.ingest.result import BatchResults, RecordingResult, Status, record_metrics
 from airflow_provider_roughy.ledger.claims import Done, Held
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Results in one record, and the seconds after which fewer are stored.
 _RECORD_RESULTS, _RECORD_SECONDS = 1000, 300.0
+#: The most request ids that the totals keep.
+_MAX_REQUEST_IDS = 100
 
 
 class Journal(Recorder):
@@ -118,6 +120,8 @@ class Journal(Recorder):
             part = {key: rows.pop(key) for key in list(rows)[:_RECORD_RESULTS]}
             results = {key: row.to_dict() for key, (row, _) in part.items()}
             self._next = self.ledger.append_report(self.owner, self._next, results)
+            # A later try reports these results, too, and does not record them again.
+            record_metrics(row for row, _ in part.values())
             self.ledger.remove_versions(
                 [(key, version.n) for key, (_, version) in part.items() if version is not None and version.n]
             )
@@ -190,6 +194,10 @@ class ShardTotals:
     counts: Counter[str] = field(default_factory=Counter)
     already_ingested: Counter[str] = field(default_factory=Counter)
     credits: int = 0
+    #: Seconds of the recordings that are ready.
+    seconds: float = 0.0
+    #: The first request ids of Roughy's replies.
+    request_ids: list[str] = field(default_factory=list)
     #: Lines about recordings that are not ready, and how many there are in all.
     lines: list[str] = field(default_factory=list)
     not_ready: int = 0
@@ -206,7 +214,10 @@ class ShardTotals:
         self.counts[result.status] += 1
         if result.status in (Status.READY, Status.PENDING_PAYMENT):
             self.credits += result.credits or 0
+        if result.request_id and len(self.request_ids) < _MAX_REQUEST_IDS:
+            self.request_ids.append(result.request_id)
         if result.status == Status.READY:
+            self.seconds += result.seconds or 0.0
             return
         self.not_ready += 1
         if len(self.lines) < self.most_lines:

@@ -146,14 +146,8 @@ class BatchResults:
 
     def record_metrics(self) -> None:
         """Record how many recordings there are by status, and what they cost."""
-        new = [result for result in self.results if not result.repeated]
-        for status, count in Counter(result.status for result in new).items():
-            FILES.add(count, status=str(status))
+        record_metrics(result for result in self.results if not result.repeated)
         FILES.add(self.already_ingested.total(), status="already_ingested")
-        for status in (Status.READY, Status.PENDING_PAYMENT):
-            # Unpaid recordings of earlier runs are reported in each run.
-            costs = (result.credits or 0 for result in new if result.status == status and not result.earlier)
-            CREDITS.add(sum(costs), status=status.value)
 
     def of(self, *statuses: str) -> list[RecordingResult]:
         """Return the results with some statuses."""
@@ -243,6 +237,24 @@ class BatchResults:
                 [RecordingResult(**row) for row in values["results"]], Counter(values.get("already_ingested", {}))
             )
         return cls(list(_results_of_0_2(values)), Counter({"ready": known} if (known := values.get("known")) else {}))
+
+
+def record_metrics(results: Iterable[RecordingResult]) -> None:
+    """Record how many results there are by status, and what their recordings cost.
+
+    :param results: Results that were not recorded before.
+    """
+    files: Counter[str] = Counter()
+    credits: Counter[str] = Counter()
+    for result in results:
+        files[str(result.status)] += 1
+        # Unpaid recordings of earlier runs are reported in each run.
+        if result.status in (Status.READY, Status.PENDING_PAYMENT) and not result.earlier:
+            credits[str(result.status)] += result.credits or 0
+    for status, count in files.items():
+        FILES.add(count, status=status)
+    for status, count in credits.items():
+        CREDITS.add(count, status=status)
 
 
 def short_names(sources: Sequence[str]) -> list[str]:

@@ -21,6 +21,8 @@ from airflow_provider_roughy.ledger import ClaimOwner, Ledger
 from airflow_provider_roughy.lifecycle import ASSET, batch_from_event, end_unpaid
 from airflow_provider_roughy.logs import counted
 from airflow_provider_roughy.observability import lineage
+from airflow_provider_roughy.observability.links import report_links
+from airflow_provider_roughy.observability.openlineage import RunFacts
 from airflow_provider_roughy.observability.outlets import Product, announce, ids_by_outcome
 from airflow_provider_roughy.observability.report import read_report
 from airflow_provider_roughy.operators.ingest import RoughyIngestOperator
@@ -182,6 +184,7 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
     :raises RoughyUnusableLedgerError: If the ledger cannot be used. Nothing was made.
     """
 
+    operator_extra_links = report_links()
     template_fields: Sequence[str] = _TEMPLATED
     template_fields_renderers = {"render": "json"}  # noqa: RUF012 - as Airflow declares it
 
@@ -464,6 +467,10 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         for name, value in _xcoms(results, production).items():
             context["ti"].xcom_push(name, value)
         self._is_reported = True
+        self.run_facts = RunFacts(
+            results.numbers(),
+            request_ids=[result.request_id for result in results.results if result.request_id],
+        )
         return report.write(results.results, error=error or production.fatal, balance_after=report.balance())
 
     def _end(self, context: Context, production: Production, not_written: Exception | None) -> list[str]:

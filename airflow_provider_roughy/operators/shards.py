@@ -14,6 +14,7 @@ from airflow_provider_roughy.event_loop import run_here
 from airflow_provider_roughy.exceptions import (
     RoughyApiError,
     RoughyConfigurationError,
+    RoughyError,
     RoughyIngestError,
     RoughyIngestFailedError,
     api_error,
@@ -22,14 +23,17 @@ from airflow_provider_roughy.ingest import manifest as manifests
 from airflow_provider_roughy.ingest.identity import canonical_project
 from airflow_provider_roughy.ingest.journal import ShardTotals
 from airflow_provider_roughy.ingest.manifest import Header, Manifest
-from airflow_provider_roughy.ingest.result import RecordingResult, Status
+from airflow_provider_roughy.ingest.result import RecordingResult, Status, record_metrics
 from airflow_provider_roughy.ingest.shard import Shard
 from airflow_provider_roughy.ingest.upload import FORGET_IMPORT
+from airflow_provider_roughy.instruments import FILES
 from airflow_provider_roughy.ledger import ClaimOwner, Ledger
 from airflow_provider_roughy.lifecycle import ASSET, batch_from_event, end_unpaid
 from airflow_provider_roughy.observability import lineage
+from airflow_provider_roughy.observability.links import report_url, show_report
+from airflow_provider_roughy.observability.openlineage import RunFacts
 from airflow_provider_roughy.observability.outlets import Product, announce
-from airflow_provider_roughy.observability.report import check_location, write_report
+from airflow_provider_roughy.observability.report import check_location, page_uri, write_report
 from airflow_provider_roughy.observability.report_summary import ReportFacts
 from airflow_provider_roughy.polling import wait_for_batch
 from airflow_provider_roughy.transfer.storage import as_text, asset_uri
@@ -276,7 +280,12 @@ class ShardTask:
         summary = write_report(
             folder,
             totals.through(shard.journal.rows()),
-            facts=replace(self._facts, already_ingested=dict(totals.already_ingested), error=error),
+            facts=replace(
+                self._facts,
+                already_ingested=dict(totals.already_ingested),
+                balance_after=self._balance(),
+                error=error,
+            ),
             conn_id=conn_id,
             part=self._part,
         )
@@ -286,8 +295,15 @@ class ShardTask:
             self._log.info("\n%s", "\n".join(totals.lines[start : start + _MAX_LINES]))
         if totals.not_ready > len(totals.lines):
             self._log.info("%s more are in %s", f"{totals.not_ready - len(totals.lines):,}", uri)
+        record_metrics(shard.journal.not_final())
+        FILES.add(totals.already_ingested.total(), status="already_ingested")
+        self._operator.run_facts = RunFacts(
+            totals.numbers(), credits=totals.credits, media_seconds=totals.seconds, request_ids=totals.request_ids
+        )
         ti.xcom_push("report", folder)
-        ti.xcom_push("summary", summary.text(report=as_text(folder)))
+        if url := report_url(page_uri(folder, part=self._part)):
+            show_report(ti, url)
+        ti.xcom_push("summary", summary.text(report=url or as_text(folder)))
         ti.xcom_push("counts", {**totals.numbers(), "credits": totals.credits})
         shard.ledger.remove_waiting(self._owner, [0])
         return uri, totals
@@ -298,6 +314,14 @@ class ShardTask:
             self._report(error=as_text(str(error)))
         except Exception as err:  # The error that has ended it matters more, and is about to be raised.
             self._log.warning("Reporting the results failed; a retry reports them: %s", err)
+
+    def _balance(self) -> int | None:
+        """Return the balance in credits; ``None`` if it cannot be read."""
+        try:
+            return self._operator.hook.get_credit_balance()
+        except RoughyError as error:
+            self._log.warning("Reading the balance for the report failed; the report does not show it: %s", error)
+            return None
 
     def _report_folder(self) -> tuple[str, str | None]:
         """Return the folder of the report, and the connection of its storage; by default beside the manifest.
