@@ -140,7 +140,7 @@ python-$(1):
 $(call venv,$(1))/.installed: tests/constraints/airflow-$(1).txt pyproject.toml airflow_provider_roughy/__init__.py | $(UV)
 	@test -x $(call venv,$(1))/bin/python || { python=$$$$($$(call python,$(1))) && \
 		$(UV) venv --quiet --python "$$$$python" $(call venv,$(1)); }
-	$(UV) pip install --quiet --compile-bytecode --python $(call venv,$(1))/bin/python --constraint $$< \
+	$(UV) pip install --quiet --python $(call venv,$(1))/bin/python --constraint $$< \
 		--editable '.[emulator]' --group test --group lint $(addprefix --group=,$(call groups,$(1)))
 	touch $$@
 endef

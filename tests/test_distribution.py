@@ -77,7 +77,7 @@ def test_its_links_lead_somewhere(wheel: Path) -> None:
     assert all(link.startswith(REPOSITORY) for link in links.values())
     readme = str(told.get_payload())
     tree = f"{REPOSITORY}/blob/v{told['Version']}/"
-    assert f"]({tree}example_dags/roughy_ingest_one.py)" in readme
+    assert f"]({tree}docs/guides/archive.md)" in readme
     targets = re.findall(r"\]\(([^)]+)\)", readme)
     assert [target for target in targets if not target.startswith("https://")] == []
     images = f"{REPOSITORY}/raw/v{told['Version']}/"

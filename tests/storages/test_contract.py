@@ -42,6 +42,9 @@ from tests.storages.processes import Processes
 from tests.storages.proxy import Answer, Breaking, proxy_of
 from tests.uploading import MIB, Store, break_off, sent, upload
 
+for each in ("adlfs", "gcsfs", "sshfs"):
+    pytest.importorskip(each, reason=f"the dependency group `storages` is not installed ({each})")
+
 #: Rounds of two batches over one ledger.
 ROUNDS = int(os.environ.get("ROUGHY_STORAGE_ROUNDS", "3"))
 
