@@ -517,3 +517,9 @@ def test_production_without_a_specification_is_compared_with_that_of_staging(
         session.close()
     assert [each for each in results if results[each].verdict != "holds"] == ["spec.states"]
     assert results["spec.states"].seen == "+quarantined"
+
+
+def test_key_is_removed_from_json_however_it_is_escaped() -> None:
+    settings = Settings('sk_"a\\b', "https://roughy.example", webhook_secret='whsec_"c')
+    text = json.dumps({"seen": 'rejected sk_"a\\b and whsec_"c'})
+    assert json.loads(command._without_secrets(text, settings)) == {"seen": "rejected … and …"}

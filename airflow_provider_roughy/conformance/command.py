@@ -151,7 +151,9 @@ def _receiving(args: argparse.Namespace, workspace: Workspace) -> Iterator[None]
 def _without_secrets(text: str, settings: Settings) -> str:
     """Return text without the key and the secrets of webhooks, whatever a reply has quoted."""
     for secret in (settings.api_key, *(settings.webhook_secret or "").split()):
-        text = text.replace(secret, "…")
+        # In JSON, a quotation mark of a secret is escaped.
+        for form in (json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], secret):
+            text = text.replace(form, "…")
     return text
 
 
