@@ -17,7 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_provider_roughy.compat import TaskDeferred
 from airflow_provider_roughy.emulator import Emulator, Fault
+from airflow_provider_roughy.exceptions import RoughyTimeoutError
 from airflow_provider_roughy.ingest import shard as shards_module
 from airflow_provider_roughy.ingest.manifest import Header, Manifest, Planned
 from airflow_provider_roughy.ingest.result import RecordingResult
@@ -332,6 +334,23 @@ def test_shards_wait_and_a_cleared_one_reports_the_same(backlog: Backlog, roughy
     assert_each_once(backlog, roughy)
 
 
+def test_a_shard_whose_wait_no_triggerer_ends_reports_what_it_has_uploaded(backlog: Backlog, roughy: Emulator) -> None:
+    roughy.progression = "manual"
+    backlog.plan(shards=1)
+    options: dict[str, Any] = {"source": backlog.manifest, "shard": 0, "deferrable": True}
+    context: Any = {"ti": backlog._ti("ingest", "run 1", 0)}
+    with pytest.raises(TaskDeferred):
+        RoughyIngestOperator(task_id="ingest", **options).execute(context)
+    resumed = RoughyIngestOperator(task_id="ingest", **options)
+    with pytest.raises(RoughyTimeoutError):
+        resumed.resume_execution("__fail__", {"error": "Trigger timeout"}, context)
+    assert {row.asset_id for row in backlog.rows()} == {asset["id"] for asset in roughy.assets}
+    assert [row.status for row in backlog.rows()] == ["interrupted"] * COUNT
+    roughy.settle()
+    assert backlog.shard(0).state == "success"
+    assert_each_once(backlog, roughy)
+
+
 def test_a_file_that_changed_since_the_plan_is_left_to_a_new_one(backlog: Backlog, roughy: Emulator) -> None:
     backlog.plan()
     changed, gone = backlog.folder / "03.mp3", backlog.folder / "04.mp3"
@@ -534,6 +553,43 @@ def test_others_finish_what_a_killed_shard_has_left(
             assert start(1) == ["success"]
             assert asked(roughy, "POST") == asked(roughy, "PATCH") == 0
             assert_each_once(backlog, roughy)
+
+
+@pytest.mark.timeout(180)
+def test_what_a_helper_could_not_upload_is_reported_once(
+    backlog: Backlog, roughy: Emulator, recordings: dict[str, Path], tmp_path: Path
+) -> None:
+    warm_up = {"source": str(recordings["audio"]), "ledger": str(tmp_path / "warm-up")}
+    options = {"source": str(backlog.manifest), "poll_interval": 0.2, "parallel": 1}
+    with Zygote(tmp_path, json.dumps(roughy.airflow_connection), **warm_up) as zygote:
+        # While its shard uploads; while its shard waits; and with a key that is rejected.
+        for status, seconds in ((400, 0), (400, 6), (403, 6)):
+            for path in backlog.manifest, Path(backlog.ledger.uri), backlog.results:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            roughy.reset()
+            roughy.progression = f"seconds={seconds}"
+            backlog.plan()
+            own = sum(shard_of(line["key"], SHARDS) == 1 for line in backlog.lines())
+            # The first recording with which it helps.
+            roughy.inject(Fault(method="PATCH", nth=own + 1, delay=seconds / 2, status=status))
+            helper = zygote.start("run 1", map_index=1, shard=1, **options)
+            # It has claimed it, as its asset exists.
+            while asked(roughy, "POST") <= own:
+                time.sleep(0.02)
+            others = [zygote.start("run 1", map_index=n, shard=n, **options) for n in (0, 2)]
+            assert [zygote.wait(child).state for child in others] == ["success"] * 2
+            ended = zygote.wait(helper)
+            assert (ended.state, f"{status} " in ended.error) == ("failed", True)
+            assert sorted(row.source for row in backlog.rows()) == sorted(map(str, backlog.folder.iterdir()))
+            left = [str(row.reason) for row in backlog.rows() if row.status == "interrupted"]
+            assert len([reason for reason in left if f"{status} " in reason]) == 1
+            # With a key that is rejected, it does not wait for what it has uploaded either.
+            still_preparing = own if status == 403 else 0
+            assert len([reason for reason in left if "still preparing" in reason]) == len(left) - 1 == still_preparing
+            # Its retry uploads it, and nobody else.
+            assert zygote.wait(zygote.start("run 1", map_index=1, shard=1, **options)).state == "success"
+            assert_each_once(backlog, roughy)
+            assert len(roughy.assets) == COUNT
 
 
 @pytest.mark.timeout(180)

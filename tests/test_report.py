@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -244,17 +247,25 @@ def test_execution_timeout_leaves_a_report(roughy: Emulator, nights: Nights, fol
     def expire(*_: object) -> None:
         raise AirflowTaskTimeout("Timeout")
 
+    def expire_in_the_wait() -> None:
+        while sum(bool(asset["stored_bytes"]) for asset in roughy.assets) < 3:
+            time.sleep(0.02)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGALRM)
+
     before = signal.signal(signal.SIGALRM, expire)
-    signal.setitimer(signal.ITIMER_REAL, 1.5)
+    waits = threading.Thread(target=expire_in_the_wait, daemon=True)
+    waits.start()
     try:
         with pytest.raises(AirflowTaskTimeout):
             nights.run(report=tmp_path / "report")
+        waits.join()
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert [(Path(each.source).name, each.status) for each in read_report(tmp_path / "report")] == [
-        ("notes.mp3", "rejected")
-    ]
+    assert {Path(each.source).name: each.status for each in read_report(tmp_path / "report")} == {
+        "notes.mp3": "rejected",
+        **dict.fromkeys(("a.mp3", "b.mp3", "c.mp3"), "interrupted"),
+    }
 
 
 @pytest.mark.usefixtures("patient")

@@ -634,6 +634,11 @@ class Batch:
         )
         return credits
 
+    def leave_waiting(self) -> None:
+        """Report the recordings that are still waited for, as an error has ended this try."""
+        for item in self._waiting.values():
+            self._recorder.interrupt(item, "uploaded, and Roughy was still preparing it: a retry waits for it")
+
     def finish(self) -> None:
         """Record in the ledger what this try has reported. Later tries of this run report it again; other runs do not.
 

@@ -19,7 +19,7 @@ from airflow_provider_roughy.ingest.result import BatchResults, RecordingResult,
 from airflow_provider_roughy.ledger.claims import Done, Held
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     from airflow_provider_roughy.ingest.upload import UploadItem
     from airflow_provider_roughy.ledger import ClaimOwner, Ledger
@@ -49,9 +49,8 @@ class Journal(Recorder):
         self._rows: dict[str, tuple[RecordingResult, Version | None]] = {}
         #: The recordings whose results are stored in records of this run.
         self.reported: set[str] = set()
-        #: The recordings about which this try has a result that is not final: the file of each, and whether this try
-        #: has claimed it.
-        self.noted: dict[str, tuple[str, bool]] = {}
+        #: The recordings about which this try has a result that is not final, and the file of each.
+        self.noted: dict[str, str] = {}
         #: The recordings that other tries hold.
         self.held: set[str] = set()
 
@@ -66,8 +65,7 @@ class Journal(Recorder):
 
     def add(self, item: UploadItem, status: Status, reason: str, **fields: Any) -> None:
         """Report a recording that has no verdict of Roughy's."""
-        was_claimed = item.version is not None and item.version.owner == self.owner
-        self.noted[item.key] = (item.name, was_claimed)
+        self.noted[item.key] = item.name
         super().add(item, status, reason, **fields)
 
     def complete(self, item: UploadItem, state: str, **fields: Any) -> bool:
@@ -89,16 +87,11 @@ class Journal(Recorder):
             return
         self.held.add(item.key)
 
-    def drop(self, names: Mapping[str, str]) -> None:
-        """Do not report recordings that another shard reports.
-
-        :param names: Their files, by key.
-        """
-        dropped = set(names.values())
+    def drop(self, key: str) -> None:
+        """Do not report a recording that is not done: another shard reports it."""
+        dropped = self.noted.pop(key)
         with self.results._lock:
-            self.results.results = [result for result in self.results.results if result.source not in dropped]
-        for key in names:
-            self.noted.pop(key, None)
+            self.results.results = [result for result in self.results.results if result.source != dropped]
 
     def _take(self, result: Result, version: Version | None) -> None:
         with self._lock:

@@ -6,12 +6,11 @@ The order of work:
 2. Those of the other shards that nobody has claimed, from the end of each part, so that the owner of a part and a
    helper meet once.
 3. Those of a shard whose worker has died. A shard that has nothing left to do waits until each other one has renewed
-   its lease, or ended; if a lease expires instead, it resumes and reports what that shard has left. It leaves the
-   recordings that an active shard or run holds.
+   its lease, or ended; if a lease expires instead, it resumes and reports what that shard has left.
 
 Claims make this safe, as for any other two runs (``ledger/claims.py``); the order only decides how often two shards
-meet. Each recording is reported by the shard that has ended it. What nobody has started is reported by the shard to
-whose part it belongs.
+meet. Each recording is reported by the shard that holds its claim, whatever becomes of it, and only a retry of that
+shard tries it again, unless its worker dies. One that no shard has claimed is reported by the shard it belongs to.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyUnusableSourceError,
 )
 from airflow_provider_roughy.ingest.batch import Batch
-from airflow_provider_roughy.ingest.compare import OF_ONE_ENTRY, Standing, compare, read_versions
+from airflow_provider_roughy.ingest.compare import Standing, compare, read_versions
 from airflow_provider_roughy.ingest.files import SourceFile
 from airflow_provider_roughy.ingest.journal import Journal
 from airflow_provider_roughy.ingest.manifest import Manifest, Planned, unquoted_path
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from airflow_provider_roughy.ledger import Ledger, LegacyIndex
+    from airflow_provider_roughy.ledger.lease import StoredLease
     from airflow_provider_roughy.lifecycle import Verdict
     from airflow_provider_roughy.transfer.pool import FedPool
 
@@ -93,9 +93,8 @@ class Shard(Batch):
         self.ledger = ledger
         self._shard = shard
         self._shards = shards
-        #: The other shards: the n-th task is taken for the n-th shard, as in ``expand(shard=list(range(8)))``.
-        self._numbered = [(n, sibling) for n, sibling in enumerate(siblings) if not sibling.is_same_run(owner)]
-        self._siblings = [sibling for _, sibling in self._numbered]
+        #: The other shards.
+        self._siblings = [sibling for sibling in siblings if not sibling.is_same_run(owner)]
         self._of_siblings = {str(sibling) for sibling in self._siblings}
         self._source_conn_id = source_conn_id
         self._parts = [array("I") for _ in range(shards)]
@@ -115,8 +114,8 @@ class Shard(Batch):
         self._started: set[str] = set()
         #: The latest version of recordings that was read, and which run holds it.
         self._holders: dict[str, tuple[int, str]] = {}
-        #: The shards that are not at work: they have ended, or their lease has expired.
-        self._not_at_work: set[str] = set()
+        #: The shards whose lease has expired.
+        self._dead: set[str] = set()
         self._is_idle = False
         self._logged_help = False
 
@@ -149,8 +148,7 @@ class Shard(Batch):
         for item in self._waiting.values():
             # Thousands may wait.
             item.file = None
-        self._sweep()
-        self._leave_failures()
+        self._share_reports()
         self._log_progress()
         self.journal.store(now=True)
         if self.fatal is not None and not isinstance(self.fatal, RoughyInsufficientCreditsError):
@@ -186,10 +184,6 @@ class Shard(Batch):
             # An earlier try may have claimed some of them.
             yield from self._help(self._parts[other], sent=self._is_retry, mine=True)
         yield from self._watch()
-        # Recordings that another shard held, and that it has released without a result.
-        self._list()
-        for start in range(0, len(own), _CHUNK):
-            yield self._take(own[start : start + _CHUNK], sent=True)
 
     def _help(
         self, part: Sequence[int], *, only: Sequence[int] | None = None, sent: bool = False, mine: bool = False
@@ -208,10 +202,16 @@ class Shard(Batch):
             numbers = by_portion[portion]
             for start in range(0, len(numbers), _CHUNK):
                 chunk = numbers[start : start + _CHUNK]
+                if mine and self._has_failed():
+                    return
                 if any(self._is_wanted(number, sent=sent) for number in chunk):
                     # Others work on them, too.
                     self._list(_HELP_LIST_SECONDS)
                     yield self._take(chunk, sent=sent, mine=mine, helping=True)
+
+    def _has_failed(self) -> bool:
+        """Return whether an upload has failed here: then the worker may be at fault, and does not help others."""
+        return any(result.status == Status.INTERRUPTED for result in self.journal.not_final())
 
     def _replace_dead(self) -> Iterator[list[UploadItem] | None]:
         """Yield what dead shards have left. Each shard that is at work takes its own portion first."""
@@ -259,8 +259,10 @@ class Shard(Batch):
         for standing in standings:
             version = standing.version
             if version is not None:
-                self._holders[standing.key] = (version.n, intern(str(version.owner)))
-                if mine and version.n >= _SENT_VERSION and not version.owner.is_same_run(self._owner):
+                holder = intern(str(version.owner))
+                self._holders[standing.key] = (version.n, holder)
+                others = mine and version.n >= _SENT_VERSION and not version.owner.is_same_run(self._owner)
+                if others or self._is_of_sibling(holder):
                     items.pop(standing.key, None)
                     self.journal.held.add(standing.key)
                     continue
@@ -273,11 +275,15 @@ class Shard(Batch):
             return False
         n = snapshot.open.get(key, 0)
         known, holder = self._holders.get(key, (0, ""))
-        if n and n == known and holder in self._of_siblings and holder not in self._not_at_work:
+        if n and n == known and self._is_of_sibling(holder):
             return False
         if key in snapshot.done:
             return bool(n) and sent and key not in self.journal.reported
         return sent or n < _SENT_VERSION
+
+    def _is_of_sibling(self, holder: str) -> bool:
+        """Return whether a claim is another shard's that will report it, or has."""
+        return holder in self._of_siblings and holder not in self._dead
 
     def _item(self, planned: Planned) -> UploadItem:
         identity = planned.identity(self._manifest.header)
@@ -317,12 +323,13 @@ class Shard(Batch):
             dead = []
             owners = list(undecided)
             for owner, lease in zip(owners, self.ledger.each(self.ledger.read_lease, owners), strict=True):
-                if lease is None or not lease.is_alive(time.time()):
+                if lease is None or not lease.until:
+                    # It has not started, or it has ended and given its lease up.
                     undecided.remove(owner)
-                    self._not_at_work.add(str(owner))
-                    # Otherwise it has not started, or it has ended and given its lease up.
-                    if lease is not None and lease.until:
-                        dead.append(owner)
+                elif _is_dead(lease):
+                    undecided.remove(owner)
+                    self._dead.add(str(owner))
+                    dead.append(owner)
                 elif lease.written > written.setdefault(owner, lease.written):
                     undecided.remove(owner)
             if not dead:
@@ -334,52 +341,37 @@ class Shard(Batch):
             )
             yield from self._replace_dead()
 
-    def _latest(self, key: str) -> Version | None:
-        try:
-            return self.ledger.find_latest(key)
-        except OF_ONE_ENTRY:
-            return None
-
-    def _sweep(self) -> None:
-        """Report the recordings of this shard's own part that nobody has started, and count those of other runs."""
+    def _share_reports(self) -> None:
+        """Report what is not done, if no other shard does, and count what other runs have ingested."""
         journal, ledger = self.journal, self.ledger
         snapshot = self._snapshot = ledger.snapshot()
+        self._dead = {str(owner) for owner in self._siblings if _is_dead(ledger.read_lease(owner))}
         self.results.already_ingested.clear()
-        own = self._parts[self._shard]
         mine = (self._started - journal.held) | journal.reported
-        left = [number for number in own if self._manifest.key(number) not in mine]
-        elsewhere = [key for number in left if (key := self._manifest.key(number)) in snapshot.done]
-        self._count_elsewhere(elsewhere)
-        not_started = [number for number in left if self._manifest.key(number) not in snapshot.done]
-        for planned in self._manifest.read(not_started):
-            latest = self._latest(planned.key) if planned.key in snapshot.open else None
-            if latest is not None and str(latest.owner) in self._of_siblings and ledger.is_alive(latest.owner):
+        left = [n for n in self._parts[self._shard] if self._manifest.key(n) not in mine]
+        self._count_elsewhere([key for n in left if (key := self._manifest.key(n)) in snapshot.done])
+        not_done = [n for n in left if self._manifest.key(n) not in snapshot.done]
+        keys = {self._manifest.key(n) for n in not_done} | journal.noted.keys()
+        latest = read_versions(ledger, {key: n for key in keys if (n := snapshot.open.get(key))})
+        holders = {key: version.owner for key, version in latest.items() if isinstance(version, Version)}
+        for key in list(journal.noted):
+            holder = holders.get(key)
+            if key in snapshot.done or (
+                not (holder and holder.is_same_run(self._owner))
+                and (self._is_of_sibling(str(holder)) or shard_of(key, self._shards) != self._shard)
+            ):
+                journal.drop(key)
+        for planned in self._manifest.read(not_done):
+            holder = holders.get(planned.key)
+            if self._is_of_sibling(str(holder)):
                 continue
             item = UploadItem(None, planned.key, {"size": planned.size_bytes}, planned.uri, credits=planned.credits)
-            if latest is not None and str(latest.owner) not in self._of_siblings:
-                journal.defer(item, ledger.describe_claim(latest.owner))
+            if holder is not None and str(holder) not in self._of_siblings:
+                journal.defer(item, ledger.describe_claim(holder))
             elif self.fatal is not None:
                 journal.defer(item, f"not started: the batch was stopped: {self.fatal}")
             else:
-                journal.interrupt(item, "another try has held its claim, and no longer does: a retry uploads it")
-
-    def _leave_failures(self) -> None:
-        """Do not report failures on recordings of other shards, which report them.
-
-        A recording is reported here if it has ended here, and an upload that has failed here if the shard to which the
-        recording belongs has ended. A shard that has not ended tries the recording itself.
-        """
-        kept = {result.source for result in self.journal.not_final() if result.status == Status.PENDING_PAYMENT}
-        ended = {n for n, owner in self._numbered if (lease := self.ledger.read_lease(owner)) and not lease.until}
-        left = {}
-        for key, (name, was_claimed) in self.journal.noted.items():
-            shard = shard_of(key, self._shards)
-            if shard != self._shard and name not in kept and not (was_claimed and shard in ended):
-                left[key] = name
-        if left:
-            files = counted(len(left), "file")
-            self._log.info("Leaving %s that could not be uploaded here to the shards that they belong to", files)
-            self.journal.drop(left)
+                journal.interrupt(item, "the worker that was uploading it has died: a retry uploads it")
 
     def _count_elsewhere(self, keys: Sequence[str]) -> None:
         """Count the recordings that other runs have ingested. The other shards report their own."""
@@ -405,7 +397,7 @@ class Shard(Batch):
     def _store_end(self, item: UploadItem, verdict: Verdict) -> RecordingResult | None:
         result = super()._store_end(item, verdict)
         if result is not None and result.status in (Status.PENDING_PAYMENT, Status.INTERRUPTED):
-            self.journal.noted[item.key] = (item.name, True)
+            self.journal.noted[item.key] = item.name
         return result
 
     def kept(self, ids: Iterable[str]) -> dict[str, Any]:
@@ -467,6 +459,11 @@ class Shard(Batch):
             bytes_in_words(rate),
             left,
         )
+
+
+def _is_dead(lease: StoredLease | None) -> bool:
+    """Return whether a shard has started, and neither ended nor renewed its lease in time."""
+    return lease is not None and bool(lease.until) and not lease.is_alive(time.time())
 
 
 def _in_words(seconds: float) -> str:

@@ -438,8 +438,9 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
             return super().resume_execution(next_method, next_kwargs, context)
         except (RoughyTimeoutError, RoughyProtocolError) as error:
             before = self._before_the_wait(context)
-            # A retry of a shard reports what the ledger has.
-            if not self._is_reported and "header" not in before:
+            if "header" in before:
+                self._shard_task(context).resume(before, error=error)
+            elif not self._is_reported:
                 results, waiting = BatchResults.from_dict(before), before.get("waiting", {})
                 for id, item in waiting.items() if isinstance(waiting, dict) else ():
                     lost = RecordingResult(item["name"], Status.INTERRUPTED, asset_id=id, reason=str(error))
@@ -466,6 +467,7 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         :returns: The error because of which the report could not be written.
         """
         self._is_reported = True
+        batch.leave_waiting()
         results = batch.results
         results.record_metrics()
         new = [result for result in results.of(Status.READY) if not result.repeated]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,8 @@ class ShardTask:
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         self._shard: Shard
+        #: The parts of what is waited for that are only in the ledger.
+        self._unread: list[int] = []
 
     def execute(self) -> str:
         """Upload the shard's part of the manifest, help the others, and wait.
@@ -98,29 +101,28 @@ class ShardTask:
                 )
             shard = self._open(manifest)
             try:
-                with shard.running():
+                with self._reported(), shard.running():
                     operator._running = shard
                     shard.ingest()
                     return self._wait_and_report(operator.deadline(started), parts=self._keep_waiting())
-            except (Exception, AirflowTaskTimeout) as error:
-                if not shard.is_reported:
-                    self._report_anyway(error)
-                raise
             finally:
                 operator._running = None
 
-    def resume(self, before: dict[str, Any], event: dict[str, Any] | None) -> str:
+    def resume(
+        self, before: dict[str, Any], event: dict[str, Any] | None = None, *, error: Exception | None = None
+    ) -> str:
         """Continue after the wait in the triggerer.
 
         :param before: What was kept.
         :param event: The event of the trigger.
+        :param error: Why there is none.
         :returns: The URI of the results.
         """
-        verdicts = batch_from_event(event)
         part = before["part"]
+        self._unread = list(range(part, before["parts"] + 1))
         with self._operator.hook:
             shard = self._open(None, Header.decode(json.dumps(before["header"]).encode()))
-            with shard.running():
+            with self._reported(), shard.running():
                 shard.journal.load()
                 kept = shard.ledger.read_waiting(self._owner, 0)
                 for row in kept.get("results", ()):
@@ -128,7 +130,10 @@ class ShardTask:
                 shard.results.already_ingested.update(kept.get("already_ingested", {}))
                 fatal = kept.get("fatal")
                 shard.journal.fatal = api_error(**fatal) if fatal else None
-                shard.restore(shard.ledger.read_waiting(self._owner, part))
+                if error is not None:
+                    raise error
+                verdicts = batch_from_event(event)
+                shard.restore(shard.ledger.read_waiting(self._owner, self._unread.pop(0)))
                 shard.settle(verdicts)
                 shard.journal.store(now=True)
                 if left := shard.waiting:
@@ -274,6 +279,7 @@ class ShardTask:
         :returns: The URI of its results.
         """
         shard, ti = self._shard, self._context["ti"]
+        shard.leave_waiting()
         shard.finish()
         totals = ShardTotals(already_ingested=shard.results.already_ingested)
         folder, conn_id = self._report_folder()
@@ -308,12 +314,20 @@ class ShardTask:
         shard.ledger.remove_waiting(self._owner, [0])
         return uri, totals
 
-    def _report_anyway(self, error: Exception | AirflowTaskTimeout) -> None:
-        """Report what is done, although an error has ended the shard."""
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        """Report all recordings of this shard if the body raises an error before it has reported them."""
         try:
-            self._report(error=as_text(str(error)))
-        except Exception as err:  # The error that has ended it matters more, and is about to be raised.
-            self._log.warning("Reporting the results failed; a retry reports them: %s", err)
+            yield
+        except (Exception, AirflowTaskTimeout) as error:
+            if not self._shard.is_reported:
+                try:
+                    for part in self._unread:
+                        self._shard.restore(self._shard.ledger.read_waiting(self._owner, part))
+                    self._report(error=as_text(str(error)))
+                except Exception as err:  # The error that has ended it matters more, and is about to be raised.
+                    self._log.warning("Reporting the results failed; a retry reports them: %s", err)
+            raise
 
     def _balance(self) -> int | None:
         """Return the balance in credits; ``None`` if it cannot be read."""
