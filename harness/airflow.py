@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -25,7 +26,10 @@ import httpx
 import psutil
 import sqlalchemy
 
-Component = Literal["api-server", "scheduler", "dag-processor", "triggerer", "triggerer-2", "worker", "worker-2"]
+Component = Literal[
+    "api-server", "scheduler", "dag-processor", "triggerer", "triggerer-2", "worker", "worker-2", "worker-3"
+]
+WORKERS: tuple[Component, ...] = ("worker", "worker-2", "worker-3")
 
 # Log servers are disabled: the API server reads every log from the local disk.
 COMMANDS: dict[Component, list[str]] = {
@@ -34,16 +38,14 @@ COMMANDS: dict[Component, list[str]] = {
     "dag-processor": ["dag-processor"],
     "triggerer": ["triggerer", "--skip-serve-logs"],
     "triggerer-2": ["triggerer", "--skip-serve-logs"],
-    "worker": ["celery", "worker", "--skip-serve-logs"],
-    "worker-2": ["celery", "worker", "--skip-serve-logs"],
+    **{name: ["celery", "worker", "--skip-serve-logs", "--celery-hostname", f"{name}@%h"] for name in WORKERS},
 }
 
-WORKERS: tuple[Component, Component] = ("worker", "worker-2")
 # The components that :meth:`LocalAirflow.start` does not start.
 ON_DEMAND: frozenset[Component] = frozenset({"triggerer-2", *WORKERS})
 
 # The component's job type in Airflow's list of jobs, where it appears once it runs. Celery's workers do not appear
-# there; their tasks wait in a queue.
+# there: each logs that it is ready.
 JOBS: dict[Component, str] = {
     "scheduler": "SchedulerJob",
     "dag-processor": "DagProcessorJob",
@@ -106,8 +108,8 @@ class LocalAirflow:
             assert airflow.wait_for_run("nightly", run_id) == "success"
 
     There is no login: everyone who can connect to the port, on loopback, is an administrator. A second triggerer,
-    ``triggerer-2``, and Celery's workers, ``worker`` and ``worker-2``, run only after a :meth:`restart`, and need
-    another database than SQLite.
+    ``triggerer-2``, and Celery's workers, :data:`WORKERS`, run only after a :meth:`restart`, and need another database
+    than SQLite.
 
     :param dags_folders: The folders of DAG files; each becomes a bundle.
     :param connections: Connections by id: a URI, or the fields of Airflow's JSON form.
@@ -137,6 +139,8 @@ class LocalAirflow:
         self._processes: dict[Component, subprocess.Popen[bytes]] = {}
         # The process sessions of every component, until no process is left in them.
         self._sessions: dict[Component, set[int]] = {name: set() for name in COMMANDS}
+        #: Where the output of a component's latest start begins.
+        self._begins: dict[Component, int] = {}
         self._api = httpx.Client(base_url=f"{self.url}/api/v2", timeout=PATIENCE, trust_env=False)
 
         bundles = [
@@ -292,6 +296,7 @@ class LocalAirflow:
         for name in components:
             self.output(name).parent.mkdir(parents=True, exist_ok=True)
             with self.output(name).open("ab") as output:
+                self._begins[name] = output.tell()
                 process = subprocess.Popen(
                     [sys.executable, "-m", "airflow", *COMMANDS[name]],
                     env=self._env | self._disk(name) | {"LOCAL_AIRFLOW": self._mark(name)},
@@ -325,7 +330,15 @@ class LocalAirflow:
         except httpx.HTTPError:
             return list(components)
         begun = {job["job_type"] for job in reply.json()["jobs"]}
-        return [name for name in components if name in JOBS and JOBS[name] not in begun]
+        return [
+            name
+            for name in components
+            if (name in JOBS and JOBS[name] not in begun) or (name in WORKERS and not self._is_ready(name))
+        ]
+
+    def _is_ready(self, worker: Component) -> bool:
+        output = self.output(worker).read_bytes()[self._begins[worker] :]
+        return re.search(rb"%s@\S+ ready\." % worker.encode(), output) is not None
 
     def _end(self, components: Collection[Component], grace: float = 3) -> None:
         # Three seconds suffice for everything important; the rest of a normal exit is the interpreter's cleanup.

@@ -84,10 +84,17 @@ def wait_until(is_so: Callable[[], object], seconds: float = PATIENCE) -> None:
         time.sleep(0.2)
 
 
-def connect(airflow: LocalAirflow, server: Emulator) -> str:
-    """Store a new connection in Airflow's database, and return its id."""
+def connect(airflow: LocalAirflow, server: Emulator, *, port: int | None = None) -> str:
+    """Store a new connection in Airflow's database, and return its id.
+
+    :param airflow: Where.
+    :param server: To what it leads.
+    :param port: The port of a relay on loopback, over which it leads there.
+    """
     conn_id = f"roughy_{next(_NUMBERS)}"
     connection = server.airflow_connection
+    if port is not None:
+        connection["host"] = f"http://127.0.0.1:{port}"
     body = {**connection, "connection_id": conn_id, "extra": json.dumps(connection["extra"])}
     airflow.request("POST", "/connections", json=body)
     return conn_id

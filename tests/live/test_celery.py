@@ -1,11 +1,12 @@
-"""Another worker resumes the batch of a dead one, on Celery's executor."""
+"""Other workers do what a dead one has left, on Celery's executor with three workers."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
+import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,13 +15,14 @@ import pytest
 
 from airflow_provider_roughy.emulator import Emulator, Fault
 from airflow_provider_roughy.ledger import Ledger
+from airflow_provider_roughy.observability.report import read_report
 from harness import media
 from harness.airflow import WORKERS, Component, LocalAirflow
 from harness.postgres import postgres
 from tests.live import LIVE
 from tests.live.conftest import HERE
 from tests.live.link import HoldingLink, Stop
-from tests.live.running import Run, wait_until
+from tests.live.running import Run, connect, wait_until
 from tests.uploading import asked
 
 pytestmark = [
@@ -36,6 +38,12 @@ PARALLEL = 4
 ARRIVED, MIDDLE = 12, 20_000
 UPLOAD = "/v1/uploads/*"
 
+#: Of the test with three shards: recordings, uploads at a time of each shard (dags/archiving.py), and seconds for which
+#: the first uploads of all shards are held, so that none of them ends before the last one has started.
+RECORDINGS, EACH, HELD = 60, 2, 15.0
+#: Seconds of a lease there: less than until Airflow gives the task of a dead worker to another one.
+LEASE = 12.0
+
 
 @pytest.fixture
 def roughy() -> Iterator[Emulator]:
@@ -43,9 +51,9 @@ def roughy() -> Iterator[Emulator]:
         yield emulator
 
 
-@contextmanager
-def airflow_on_celery(connection: dict[str, object]) -> Iterator[LocalAirflow]:
-    """Run an Airflow with two workers, whose broker is a table of its database."""
+@pytest.fixture(scope="module")
+def shared_airflow() -> Iterator[LocalAirflow]:
+    """An Airflow on Celery, whose broker is a table of its database, without workers."""
     with postgres() as url:
         settings = {
             "CORE__EXECUTOR": "CeleryExecutor",
@@ -53,22 +61,33 @@ def airflow_on_celery(connection: dict[str, object]) -> Iterator[LocalAirflow]:
             "CELERY__RESULT_BACKEND": f"db+{url}",
             # That broker cannot tell something to all workers at once.
             "CELERY__WORKER_ENABLE_REMOTE_CONTROL": "False",
-            "CELERY__WORKER_CONCURRENCY": "2",
+            # So that three shards that run at once run on three workers.
+            "CELERY__WORKER_CONCURRENCY": "1",
             # Seconds until a task without a sign of life is given to another worker.
             "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
         }
         with LocalAirflow(
             [HERE / "dags"],
-            connections={"roughy_default": connection},
             sql_alchemy_conn=url,
             settings=settings,
+            environment={"ARCHIVES_LEASE_SECONDS": str(LEASE)},
         ) as running:
-            for worker in WORKERS:
-                running.restart(worker)
             yield running
 
 
-def test_another_worker_resumes_the_batch_of_a_dead_one(roughy: Emulator, tmp_path: Path) -> None:
+@pytest.fixture
+def airflow(shared_airflow: LocalAirflow) -> LocalAirflow:
+    """The same with three workers, each of which takes one task at a time."""
+    for worker in WORKERS:
+        # One after another: the first one makes the broker's tables.
+        if not shared_airflow.pids(worker):
+            shared_airflow.restart(worker)
+    return shared_airflow
+
+
+def test_another_worker_resumes_the_batch_of_a_dead_one(
+    airflow: LocalAirflow, roughy: Emulator, tmp_path: Path
+) -> None:
     folder, ledger = tmp_path / "recordings", Ledger(tmp_path / "ledger")
     folder.mkdir()
     # No two of the same length, so that each is known by its bytes.
@@ -78,29 +97,28 @@ def test_another_worker_resumes_the_batch_of_a_dead_one(roughy: Emulator, tmp_pa
         # One is held in its middle, some arrive, and the others that are opened by then get no byte across.
         link.stop_at(Stop("PATCH", UPLOAD, MIDDLE))
         roughy.inject(Fault(method="PATCH", nth=1 + ARRIVED + 1, delay=600, times=None))
-        connection = {**roughy.airflow_connection, "host": f"http://127.0.0.1:{link.port}"}
-        with airflow_on_celery(connection) as airflow:
-            conf = {"folder": str(folder), "ledger": ledger.uri}
-            run = Run(airflow, "ingests", airflow.trigger_dag("ingests", conf=conf))
-            wait_until(lambda: asked(roughy, "PATCH") == ARRIVED + PARALLEL)
-            wait_until(lambda: len(arrived(roughy)) == ARRIVED)
-            complete = arrived(roughy)
-            dead = worker_of(run)
-            airflow.kill(dead)
-            link.cut()
-            wait_until(lambda: MIDDLE in [asset["stored_bytes"] for asset in roughy.assets])
-            # All that the other one could know from it would be on its disk.
-            assert not [path for path in airflow.disk(dead).rglob("*") if path.is_file()]
-            shutil.rmtree(airflow.disk(dead))
+        conn_id = connect(airflow, roughy, port=link.port)
+        conf = {"folder": str(folder), "ledger": ledger.uri, "conn_id": conn_id}
+        run = Run(airflow, "ingests", airflow.trigger_dag("ingests", conf=conf))
+        wait_until(lambda: asked(roughy, "PATCH") == ARRIVED + PARALLEL)
+        wait_until(lambda: len(arrived(roughy)) == ARRIVED)
+        complete = arrived(roughy)
+        dead = worker_of(run)
+        airflow.kill(dead)
+        link.cut()
+        wait_until(lambda: MIDDLE in [asset["stored_bytes"] for asset in roughy.assets])
+        # All that the other one could know from it would be on its disk.
+        assert not [path for path in airflow.disk(dead).rglob("*") if path.is_file()]
+        shutil.rmtree(airflow.disk(dead))
 
-            roughy.clear_faults()
-            roughy.clear_requests()
-            link.stop_at(Stop("PATCH", UPLOAD, "request"))
-            link.wait_until_stopped()
-            assert worker_of(run) != dead
-            link.go_on()
-            assert run.end() == "success"
-            result = run.xcom("ingest")
+        roughy.clear_faults()
+        roughy.clear_requests()
+        link.stop_at(Stop("PATCH", UPLOAD, "request"))
+        link.wait_until_stopped()
+        assert worker_of(run) != dead
+        link.go_on()
+        assert run.end() == "success"
+        result = run.xcom("ingest")
 
     found = {asset["id"]: asset for asset in roughy.assets}
     assert sorted(result) == sorted(found)
@@ -112,6 +130,51 @@ def test_another_worker_resumes_the_batch_of_a_dead_one(roughy: Emulator, tmp_pa
     sent = sent_to(roughy)
     assert not {found[asset_id]["upload_id"] for asset_id in complete} & sent.keys()
     assert sorted(sent.values()) == [*(COUNT - ARRIVED - 1) * [[0]], [MIDDLE]]
+
+
+def test_other_workers_upload_the_shard_of_a_dead_one(
+    airflow: LocalAirflow, roughy: Emulator, recordings: dict[str, Path], tmp_path: Path
+) -> None:
+    folder, audio = tmp_path / "archive", recordings["audio"].read_bytes()
+    folder.mkdir()
+    for number in range(RECORDINGS):
+        (folder / f"{number:02}.mp3").write_bytes(audio + bytes(number))
+    wanted = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir())
+    roughy.inject(Fault(method="PATCH", path=UPLOAD, times=len(WORKERS) * EACH, delay=HELD))
+    conf = {
+        "folder": str(folder),
+        "ledger": str(tmp_path / "ledger"),
+        "manifest": str(tmp_path / "plan.jsonl"),
+        "conn_id": connect(airflow, roughy),
+    }
+    run = Run(airflow, "archives", airflow.trigger_dag("archives", conf=conf))
+    wait_until(lambda: asked(roughy, "PATCH") >= len(WORKERS) * EACH)
+    workers = [worker_of(run, shard) for shard in range(3)]
+    assert set(workers) == set(WORKERS)
+    assert not arrived(roughy)
+    airflow.kill(workers[1])
+    killed_at = time.monotonic()
+    wait_until(lambda: len(arrived(roughy)) == RECORDINGS)
+    uploaded_at = time.monotonic()
+    assert run.end() == "success"
+    ended_at = time.monotonic()
+    print(f"after the kill: uploaded {uploaded_at - killed_at:.1f} s, run ended {ended_at - killed_at:.1f} s")
+
+    # The shard's second try starts only on a worker whose own shard has ended: nothing is left for it then.
+    assert airflow.task_instance("archives", run.run_id, "ingest", 1)["try_number"] == 2
+    second = airflow.task_log("archives", run.run_id, "ingest", 2, 1)
+    assert "Ingesting shard 1 of 3" in second
+    assert "Created asset" not in second
+    assert "Resuming the upload" not in second
+    others = "".join(airflow.task_log("archives", run.run_id, "ingest", 1, shard) for shard in (0, 2))
+    assert "the lease expired, because the worker died" in others
+
+    assert sorted(asset["sha256"] for asset in roughy.assets) == wanted
+    assert asked(roughy, "POST") == RECORDINGS
+    # Only what the dead worker was sending may have been sent twice.
+    assert sum(len(offsets) > 1 for offsets in sent_to(roughy).values()) <= EACH
+    results = Counter((result.source, result.status) for result in read_report(tmp_path / "plan-results"))
+    assert results == Counter((str(path), "ready") for path in folder.iterdir())
 
 
 def arrived(roughy: Emulator) -> list[str]:
@@ -127,9 +190,9 @@ def sent_to(roughy: Emulator) -> dict[str, list[int]]:
     return found
 
 
-def worker_of(run: Run) -> Component:
-    """Return which worker runs the task."""
-    wait_until(lambda: run.airflow.worker_pids(run.dag_id, run.run_id, "ingest"))
-    [pid, *_] = run.airflow.worker_pids(run.dag_id, run.run_id, "ingest")
+def worker_of(run: Run, map_index: int = -1) -> Component:
+    """Return which worker runs the task, or one instance of it."""
+    wait_until(lambda: run.airflow.worker_pids(run.dag_id, run.run_id, "ingest", map_index))
+    [pid, *_] = run.airflow.worker_pids(run.dag_id, run.run_id, "ingest", map_index)
     [worker] = [worker for worker in WORKERS if pid in run.airflow.pids(worker)]
     return worker
