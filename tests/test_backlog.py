@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_roughy.compat import TaskDeferred
 from airflow_provider_roughy.emulator import Emulator, Fault
-from airflow_provider_roughy.exceptions import RoughyTimeoutError
+from airflow_provider_roughy.exceptions import RoughyNotFoundError, RoughyTimeoutError
 from airflow_provider_roughy.ingest import shard as shards_module
 from airflow_provider_roughy.ingest.manifest import Header, Manifest, Planned
 from airflow_provider_roughy.ingest.result import RecordingResult
@@ -268,6 +268,12 @@ def test_price_list_is_a_manifest_of_which_nothing_is_uploaded(
 
 # Airflow 2 runs a task only in the main thread of a process.
 @pytest.mark.once
+def test_plan_of_a_project_that_does_not_exist_writes_nothing(backlog: Backlog) -> None:
+    ended = backlog.plan(project_id="9b2d7a52-0000-4000-8000-000000000000")
+    assert type(ended.error) is RoughyNotFoundError
+    assert not backlog.manifest.exists()
+
+
 def test_two_plans_at_once_leave_one_whole_manifest(backlog: Backlog) -> None:
     ended: list[Ended] = []
     threads = [threading.Thread(target=lambda run=run: ended.append(backlog.plan(run))) for run in ("run 1", "run 2")]
@@ -634,10 +640,17 @@ def test_a_shard_leaves_what_an_active_run_uploads(
     sibling = ClaimOwner("dag.ingest", "run 2[1]", "1")
     backlog.ledger.write_lease(sibling, time.time() + lease.LEASE_SECONDS)
     monkeypatch.setattr(shards_module, "_WATCH_SECONDS", 0.05)
-    renew = threading.Timer(1.0, backlog.ledger.write_lease, [sibling, time.time() + lease.LEASE_SECONDS + 1])
-    renew.start()
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(0.5):
+            backlog.ledger.write_lease(sibling, time.time() + lease.LEASE_SECONDS)
+
+    renewing = threading.Thread(target=renew)
+    renewing.start()
     assert backlog.shard(0, "run 2").state == "success"
-    renew.join()
+    ended.set()
+    renewing.join()
 
 
 def test_archive_manifest_ledger_and_report_are_in_a_storage(

@@ -711,6 +711,17 @@ def test_target_that_cannot_be_used_is_found_before_anything_is_made(production:
 # ---- What is reported
 
 
+def test_target_that_may_not_be_written_stops_the_batch(production: Production) -> None:
+    for number in range(20):
+        production.add(f"/in/no/{number:02}.mp3")
+    production.out.mkdir()
+    (production.out / "no").write_text("This is no folder.")
+    ended = production.run(captions="srt", timeline=None, render=None, parallel=1)
+    assert (ended.state, ended.waited) == ("failed", "")
+    assert "The batch was stopped: Target " in str(ended.error)
+    assert {name: len(production.xcoms[name]) for name in ("rejected", "deferred")} == {"rejected": 5, "deferred": 15}
+
+
 def test_report_and_summary_have_the_files(production: Production, tmp_path: Path) -> None:
     a, gone = production.add("/in/a.mp3"), NOBODY
     production.sources[gone] = "/in/gone.mp3"

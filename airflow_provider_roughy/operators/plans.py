@@ -103,6 +103,7 @@ class RoughyPlanIngestOperator(InterruptibleOperator):
     :raises RoughyUnusableSourceError: If the source is missing or unreadable.
     :raises RoughyUnusableLedgerError: If the ledger cannot be used.
     :raises RoughyTargetError: If the manifest cannot be written.
+    :raises RoughyNotFoundError: If there is no such project.
     """
 
     template_fields: Sequence[str] = (
@@ -189,6 +190,9 @@ class RoughyPlanIngestOperator(InterruptibleOperator):
                 raise ledger_in_source(ledger, self.source)
             self._check_empty(found)
             ledger.check()
+            project_id = hook.get_project_id(self.project_id)
+            # A shard would notice a missing project only when it creates its first asset.
+            hook.get_project(project_id)
             ti = context["ti"]
             planner = Planner(
                 hook,
@@ -196,7 +200,7 @@ class RoughyPlanIngestOperator(InterruptibleOperator):
                 ledger=ledger,
                 dag_id=ti.dag_id,
                 run_id=ti.run_id,
-                project_id=hook.get_project_id(self.project_id),
+                project_id=project_id,
                 language=language_code(self.language) if self.language else None,
                 by_content=self.identity == "content",
                 parallel=self.parallel,

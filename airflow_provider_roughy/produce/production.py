@@ -24,6 +24,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyError,
     RoughyPaymentRequiredError,
     RoughyProduceError,
+    RoughyUnusableTargetError,
 )
 from airflow_provider_roughy.http import interrupt
 from airflow_provider_roughy.ingest.result import BatchResults, Status
@@ -49,7 +50,8 @@ if TYPE_CHECKING:
     from airflow_provider_roughy.produce.writing import Writer
     from airflow_provider_roughy.transfer.pool import OnProgress
 
-#: Outputs that failed in a row with errors that may pass, after which the batch stops.
+#: Outputs that failed in a row with errors that may pass, or as the target may not be written, after which the batch
+#: stops.
 _MAX_FAILED_IN_A_ROW = 5
 #: How often an asset that is listed as ready may refuse a cut or render as not ready.
 _MAX_REFUSALS = 5
@@ -398,7 +400,7 @@ class Production:
                 recording.problems[name] = problem
             else:
                 recording.give_up(problem, *kinds)
-            self._failed_in_a_row += problem.retryable
+            self._failed_in_a_row += problem.retryable or isinstance(error, RoughyUnusableTargetError)
             if self.fatal is None and (stops_batch(error) or self._failed_in_a_row >= _MAX_FAILED_IN_A_ROW):
                 self.fatal = error
                 self._log.error("Stopping the batch at %s: %s", recording.source, error)
