@@ -29,6 +29,7 @@ from airflow_provider_roughy.api import decode
 
 # In 0.2, `as_seconds` and `counted` (below) were defined here.
 from airflow_provider_roughy.arguments import as_seconds as as_seconds
+from airflow_provider_roughy.arguments import check_choice
 from airflow_provider_roughy.compat import AirflowSkipException
 from airflow_provider_roughy.exceptions import (
     RoughyApiError,
@@ -200,8 +201,7 @@ def check_on_pending_payment(value: str) -> None:
 
     :raises ValueError: If there is no such policy.
     """
-    if value not in get_args(OnPendingPayment):
-        raise ValueError(f"on_pending_payment must be one of {get_args(OnPendingPayment)}, not {value!r}")
+    check_choice("on_pending_payment", value, get_args(OnPendingPayment))
 
 
 def end_unpaid(on_pending_payment: OnPendingPayment, error: RoughyError, *, why_skipped: str | None = None) -> None:

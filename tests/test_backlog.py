@@ -26,7 +26,11 @@ from airflow_provider_roughy.ingest.result import RecordingResult
 from airflow_provider_roughy.ingest.shares import help_order, portions, shard_of
 from airflow_provider_roughy.ledger import ClaimOwner, Ledger, lease
 from airflow_provider_roughy.observability.report import read_report
-from airflow_provider_roughy.operators import RoughyIngestOperator, RoughyPlanIngestOperator
+from airflow_provider_roughy.operators import (
+    RoughyIngestOperator,
+    RoughyPlanIngestOperator,
+    RoughyProduceOperator,
+)
 from airflow_provider_roughy.transfer.throttle import Throttle
 from tests.running import Ended, TaskInstance, run_task
 from tests.uploading import asked
@@ -316,6 +320,26 @@ def test_shards_upload_each_planned_recording_once(
     assert f"{backlog.results}/index-shard-0002-of-0003.html".lstrip("/") in str(backlog.xcoms)
     summary = json.loads((backlog.results / "summary-shard-0002-of-0003.json").read_text())
     assert summary["balance_after"] == roughy.balance
+
+
+def test_captions_are_made_of_the_report_of_all_shards_once(backlog: Backlog, roughy: Emulator, tmp_path: Path) -> None:
+    backlog.plan()
+    assert [backlog.shard(number).state for number in range(SHARDS)] == ["success"] * SHARDS
+    task = RoughyProduceOperator(
+        task_id="produce",
+        from_report=backlog.results,
+        source_root=str(backlog.folder),
+        captions="srt",
+        target=f"{tmp_path}/out/{{source_stem}}.srt",
+        ledger=backlog.ledger.uri,
+    )
+    assert len(backlog._run(task, backlog._ti("produce", "run 1", -1)).result) == COUNT
+    wanted = sorted(f"{path.stem}.srt" for path in backlog.folder.iterdir())
+    assert sorted(os.listdir(tmp_path / "out")) == wanted
+    roughy.clear_requests()
+    assert len(backlog._run(task, backlog._ti("produce", "run 2", -1)).result) == COUNT
+    assert asked(roughy, "POST") == 0
+    assert not [request.path for request in roughy.requests if "/export" in request.path]
 
 
 @pytest.mark.parametrize("deferrable", [False, True])

@@ -9,20 +9,18 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_provider_roughy.api import language_code
-from airflow_provider_roughy.arguments import as_seconds
-from airflow_provider_roughy.compat import AirflowSkipException, AirflowTaskTimeout, conf
-from airflow_provider_roughy.event_loop import run_here
+from airflow_provider_roughy.arguments import as_seconds, check_bool, check_choice, check_credits, check_parallel
+from airflow_provider_roughy.compat import AirflowTaskTimeout, conf
 from airflow_provider_roughy.exceptions import (
     RoughyConfigurationError,
     RoughyIngestError,
     RoughyIngestFailedError,
     RoughyProtocolError,
     RoughyTimeoutError,
-    RoughyUnusableSourceError,
 )
 from airflow_provider_roughy.ingest.again import names_of
 from airflow_provider_roughy.ingest.batch import Batch
-from airflow_provider_roughy.ingest.discover import MEDIA, discover, list_of
+from airflow_provider_roughy.ingest.discover import MEDIA, list_of
 from airflow_provider_roughy.ingest.manifest import is_manifest
 from airflow_provider_roughy.ingest.result import BatchResults, RecordingResult, Status
 from airflow_provider_roughy.ingest.upload import FORGET_IMPORT
@@ -34,22 +32,16 @@ from airflow_provider_roughy.observability.links import report_links
 from airflow_provider_roughy.observability.openlineage import RunFacts
 from airflow_provider_roughy.observability.outlets import Product, announce, ids_by_outcome
 from airflow_provider_roughy.operators.ingest_arguments import (
-    check_bool,
-    check_choice,
-    check_credits,
-    check_parallel,
     check_shard,
-    ledger_in_source,
+    find_recordings,
     ledger_outside,
     max_credits_of,
 )
 from airflow_provider_roughy.operators.interruptible import InterruptibleOperator
 from airflow_provider_roughy.operators.reporting import TaskReport
 from airflow_provider_roughy.operators.waiting import WaitingOperator
-from airflow_provider_roughy.polling import wait_for_batch
 from airflow_provider_roughy.transfer.storage import asset_uri
 from airflow_provider_roughy.transfer.throttle import MIN_BYTES_A_SECOND
-from airflow_provider_roughy.triggers import RoughyBatchTrigger
 
 if TYPE_CHECKING:
     import os
@@ -310,20 +302,17 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
             )
         max_credits = max_credits_of(self.max_credits, is_priced=self._dry_run)
         batch = self._batch(context)
-        ledger = batch.ledger
         report = self._task_report(context)
         with self._interrupt, self.hook, self._reported(context, batch, report):
             report.begin()
-            found = discover(self.source, pattern=self.pattern, recursive=self.recursive, conn_id=self.source_conn_id)
-            if ledger is not None and any(ledger.holds(file.canonical) for file in found.files):
-                raise ledger_in_source(ledger, self.source)
-            if not found.files and self.on_empty != "return":
-                nothing = f"There is no recording in {self.source}"
-                if found.left_out:
-                    nothing += f"; `pattern` does not match {counted(found.left_out, 'file')}: {found.listed_left_out}"
-                if self.on_empty == "skip":
-                    raise AirflowSkipException(nothing)
-                raise RoughyUnusableSourceError(nothing)
+            found = find_recordings(
+                self.source,
+                pattern=self.pattern,
+                recursive=self.recursive,
+                conn_id=self.source_conn_id,
+                ledger=batch.ledger,
+                on_empty=self.on_empty,
+            )
             try:
                 with batch.running():
                     self._running = batch
@@ -381,18 +370,7 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         if batch.waiting and self.deferrable:
             self._defer_wait(context, batch, report, deadline)
         if batch.waiting:
-            verdicts = run_here(
-                lambda: wait_for_batch(
-                    self.hook,
-                    ASSET,
-                    batch.waiting,
-                    poll_interval=self.poll_interval,
-                    deadline=deadline,
-                    on_pending_payment=self.on_pending_payment,
-                    log=self.log,
-                )
-            )
-            batch.settle(verdicts)
+            batch.settle(self.wait_here(batch.waiting, deadline))
         not_written = self._report(context, batch, report)
         return self._end(context, batch, not_written)
 
@@ -400,15 +378,7 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         before = {**batch.to_dict(), "deadline": deadline, "report_facts": report.facts.to_dict()}
         context["ti"].xcom_push(_XCOM_KEY, before)
         lease = batch.wait_elsewhere()
-        RoughyBatchTrigger(
-            kind=ASSET.name,
-            ids=batch.waiting[:_MAX_IDS],
-            roughy_conn_id=self.roughy_conn_id,
-            poll_interval=self.poll_interval,
-            deadline=deadline,
-            on_pending_payment=self.on_pending_payment,
-            lease=lease,
-        ).defer(self)
+        self.wait_elsewhere(batch.waiting[:_MAX_IDS], deadline, lease)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> list[str] | str:
         """Continue after the wait in the triggerer.

@@ -5,41 +5,23 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from airflow_provider_roughy.exceptions import RoughyConfigurationError, RoughyUnusableLedgerError
-from airflow_provider_roughy.ingest.discover import list_of
+from airflow_provider_roughy.compat import AirflowSkipException
+from airflow_provider_roughy.exceptions import (
+    RoughyConfigurationError,
+    RoughyUnusableLedgerError,
+    RoughyUnusableSourceError,
+)
+from airflow_provider_roughy.ingest.discover import discover, list_of
 from airflow_provider_roughy.ledger import Ledger
+from airflow_provider_roughy.logs import counted
 from airflow_provider_roughy.transfer.storage import without_secrets
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    from airflow_provider_roughy.ingest.discover import Discovered
     from airflow_provider_roughy.ingest.trees import SourceLocation
-
-
-def check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    """Refuse an argument that is none of the known values."""
-    if value not in known:
-        raise ValueError(f"{name} must be one of {tuple(known)}, not {value!r}")
-
-
-def check_bool(name: str, value: object) -> bool:
-    """Refuse text such as ``"False"``, which is true in Python."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, not {value!r}")
-    return value
-
-
-def check_parallel(parallel: object) -> None:
-    """Refuse a number of parallel transfers that is not supported."""
-    if isinstance(parallel, bool) or not isinstance(parallel, int) or not 1 <= parallel <= 64:
-        raise ValueError(f"parallel must be 1 to 64, not {parallel!r}")
-
-
-def check_credits(name: str, value: object) -> None:
-    """Refuse credits that are not a whole number."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-        raise ValueError(f"{name} must be a whole number from 0 on, not {value!r}")
 
 
 def check_shard(shard: object, shards: object) -> None:
@@ -87,12 +69,43 @@ def ledger_outside(
     ledger = Ledger(location, conn_id=conn_id)
     for each in list_of(source):
         if ledger.is_within(str(each)):
-            raise ledger_in_source(ledger, each)
+            raise _ledger_in_source(ledger, each)
     return ledger
 
 
-def ledger_in_source(ledger: Ledger, source: object) -> RoughyUnusableLedgerError:
-    """Return the error about a ledger that is in the source."""
+def find_recordings(
+    source: SourceLocation | Sequence[SourceLocation],
+    *,
+    pattern: str | Sequence[str],
+    recursive: bool,
+    conn_id: str | None,
+    ledger: Ledger | None,
+    on_empty: str,
+) -> Discovered:
+    """Return the files of the source.
+
+    :param source: The source.
+    :param pattern: Which files of a folder count, by their names.
+    :param recursive: Whether subfolders count, too.
+    :param conn_id: The Airflow connection of its storage.
+    :param ledger: The ledger, if there is one.
+    :param on_empty: What to do if there is no file: ``"return"``, ``"skip"`` or ``"fail"``.
+    :raises RoughyUnusableSourceError: If the source is missing, unreadable, or empty.
+    :raises RoughyUnusableLedgerError: If the ledger is in the source.
+    :raises AirflowSkipException: If the source is empty.
+    """
+    found = discover(source, pattern=pattern, recursive=recursive, conn_id=conn_id)
+    if ledger is not None and any(ledger.holds(file.canonical) for file in found.files):
+        raise _ledger_in_source(ledger, source)
+    if found.files or on_empty == "return":
+        return found
+    nothing = f"There is no recording in {source}"
+    if found.left_out:
+        nothing += f"; `pattern` does not match {counted(found.left_out, 'file')}: {found.listed_left_out}"
+    raise (AirflowSkipException if on_empty == "skip" else RoughyUnusableSourceError)(nothing)
+
+
+def _ledger_in_source(ledger: Ledger, source: object) -> RoughyUnusableLedgerError:
     return RoughyUnusableLedgerError(
         f"Ledger {ledger.uri} is in the source, {without_secrets(str(source))}: its objects would be ingested. Put "
         "it elsewhere"

@@ -9,8 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_provider_roughy.api import language_code
-from airflow_provider_roughy.arguments import as_seconds
-from airflow_provider_roughy.compat import AirflowSkipException
+from airflow_provider_roughy.arguments import as_seconds, check_bool, check_choice, check_credits, check_parallel
 from airflow_provider_roughy.exceptions import (
     RoughyConfigurationError,
     RoughySourceError,
@@ -18,19 +17,15 @@ from airflow_provider_roughy.exceptions import (
 )
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.ingest import manifest as manifests
-from airflow_provider_roughy.ingest.discover import MEDIA, Discovered, discover, list_of
+from airflow_provider_roughy.ingest.discover import MEDIA, Discovered, list_of
 from airflow_provider_roughy.ingest.manifest import DEFERRED, PLANNED, REJECTED, Header, ManifestWriter
 from airflow_provider_roughy.ingest.planning import EarlierPlan, Planner
 from airflow_provider_roughy.ledger import ClaimOwner
 from airflow_provider_roughy.logs import counted
 from airflow_provider_roughy.observability import lineage
 from airflow_provider_roughy.operators.ingest_arguments import (
-    check_bool,
-    check_choice,
-    check_credits,
-    check_parallel,
     check_shard,
-    ledger_in_source,
+    find_recordings,
     ledger_outside,
     max_credits_of,
 )
@@ -185,10 +180,14 @@ class RoughyPlanIngestOperator(InterruptibleOperator):
         hook = RoughyHook(self.roughy_conn_id)
         with self._interrupt, hook, ManifestWriter() as writer:
             find_target(uri, name="plan.jsonl")
-            found = discover(self.source, pattern=self.pattern, recursive=self.recursive, conn_id=self.source_conn_id)
-            if any(ledger.holds(file.canonical) for file in found.files):
-                raise ledger_in_source(ledger, self.source)
-            self._check_empty(found)
+            found = find_recordings(
+                self.source,
+                pattern=self.pattern,
+                recursive=self.recursive,
+                conn_id=self.source_conn_id,
+                ledger=ledger,
+                on_empty=self.on_empty,
+            )
             ledger.check()
             project_id = hook.get_project_id(self.project_id)
             # A shard would notice a missing project only when it creates its first asset.
@@ -245,16 +244,6 @@ class RoughyPlanIngestOperator(InterruptibleOperator):
         scheme, _, rest = text.partition("://")
         has_conn_id = re.match(r"[^/@]*@", rest) is not None
         return f"{scheme}://{conn_id}@{rest}" if conn_id and not has_conn_id else text
-
-    def _check_empty(self, found: Discovered) -> None:
-        if found.files or self.on_empty == "return":
-            return
-        nothing = f"There is no recording in {self.source}"
-        if found.left_out:
-            nothing += f"; `pattern` does not match {counted(found.left_out, 'file')}: {found.listed_left_out}"
-        if self.on_empty == "skip":
-            raise AirflowSkipException(nothing)
-        raise RoughyUnusableSourceError(nothing)
 
     def _earlier(self, uri: str, dag_id: str, run_id: str) -> EarlierPlan:
         """Return what an earlier manifest of this run has planned."""

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from airflow_provider_roughy import api
+from airflow_provider_roughy.arguments import check_bool, check_choice, check_parallel
 from airflow_provider_roughy.compat import XComArg
 from airflow_provider_roughy.event_loop import run_here
 from airflow_provider_roughy.exceptions import (
@@ -219,14 +220,10 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
             raise ValueError("RoughyProduceOperator takes `asset_ids` or `from_report`, and needs one of them")
         if not (captions or timeline or render or original):
             raise ValueError("nothing to make: give `captions`, `timeline`, `render` or `original`")
-        if render_of not in ("cut", "asset"):
-            raise ValueError(f"render_of must be 'cut' or 'asset', not {render_of!r}")
-        if on_failed not in ("fail", "return"):
-            raise ValueError(f"on_failed must be 'fail' or 'return', not {on_failed!r}")
-        if not isinstance(original, bool):
-            raise ValueError(f"original must be True or False, not {original!r}")
-        if isinstance(parallel, bool) or not isinstance(parallel, int) or not 1 <= parallel <= 64:
-            raise ValueError(f"parallel must be 1 to 64, not {parallel!r}")
+        check_choice("render_of", render_of, ("cut", "asset"))
+        check_choice("on_failed", on_failed, ("fail", "return"))
+        check_bool("original", original)
+        check_parallel(parallel)
         check_overwrite(overwrite)
         for name, value in (("captions", captions), ("timeline", timeline)):
             if not isinstance(value, XComArg):

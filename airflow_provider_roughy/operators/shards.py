@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy.api import language_code
 from airflow_provider_roughy.compat import AirflowSkipException, AirflowTaskTimeout
-from airflow_provider_roughy.event_loop import run_here
 from airflow_provider_roughy.exceptions import (
     RoughyApiError,
     RoughyConfigurationError,
@@ -36,9 +35,7 @@ from airflow_provider_roughy.observability.openlineage import RunFacts
 from airflow_provider_roughy.observability.outlets import Product, announce
 from airflow_provider_roughy.observability.report import check_location, page_uri, write_report
 from airflow_provider_roughy.observability.report_summary import ReportFacts
-from airflow_provider_roughy.polling import wait_for_batch
 from airflow_provider_roughy.transfer.storage import as_text, asset_uri
-from airflow_provider_roughy.triggers import RoughyBatchTrigger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -244,28 +241,9 @@ class ShardTask:
             }
             self._context["ti"].xcom_push(XCOM_KEY, before)
             ids = list(shard.ledger.read_waiting(self._owner, part).get("waiting", ()))
-            RoughyBatchTrigger(
-                kind=ASSET.name,
-                ids=ids,
-                roughy_conn_id=operator.roughy_conn_id,
-                poll_interval=operator.poll_interval,
-                deadline=deadline,
-                on_pending_payment=operator.on_pending_payment,
-                lease=shard.wait_elsewhere(),
-            ).defer(operator)
+            operator.wait_elsewhere(ids, deadline, shard.wait_elsewhere())
         if shard.waiting:
-            verdicts = run_here(
-                lambda: wait_for_batch(
-                    operator.hook,
-                    ASSET,
-                    shard.waiting,
-                    poll_interval=operator.poll_interval,
-                    deadline=deadline,
-                    on_pending_payment=operator.on_pending_payment,
-                    log=self._log,
-                )
-            )
-            shard.settle(verdicts)
+            shard.settle(operator.wait_here(shard.waiting, deadline))
         uri, totals = self._report()
         self._end(uri, totals)
         return uri

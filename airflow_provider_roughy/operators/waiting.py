@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_roughy.arguments import as_seconds
 from airflow_provider_roughy.compat import BaseOperator, conf
+from airflow_provider_roughy.event_loop import run_here
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.lifecycle import ASSET, Kind, OnPendingPayment, check_on_pending_payment
 from airflow_provider_roughy.observability import metrics
 from airflow_provider_roughy.observability.openlineage import RunFacts, lineage_of_run
-from airflow_provider_roughy.triggers import deferral_timeout_verdict
+from airflow_provider_roughy.polling import wait_for_batch
+from airflow_provider_roughy.triggers import RoughyBatchTrigger, deferral_timeout_verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import timedelta
 
     from airflow_provider_roughy.compat import Context
+    from airflow_provider_roughy.lifecycle import Verdict
 
 
 class WaitingOperator(BaseOperator):
@@ -73,6 +77,42 @@ class WaitingOperator(BaseOperator):
             return deadline
         # Airflow 3 does not count the time in the triggerer.
         return min(deadline, started + self.execution_timeout.total_seconds())
+
+    def wait_here(self, ids: Sequence[str], deadline: float) -> list[Verdict]:
+        """Wait for many resources on this worker, and return a verdict on each.
+
+        :param ids: Their ids.
+        :param deadline: When the wait ends in any case, in seconds since the epoch.
+        """
+        return run_here(
+            lambda: wait_for_batch(
+                self.hook,
+                self.kind,
+                ids,
+                poll_interval=self.poll_interval,
+                deadline=deadline,
+                on_pending_payment=self.on_pending_payment,
+                log=self.log,
+            )
+        )
+
+    def wait_elsewhere(self, ids: list[str], deadline: float, lease: dict[str, Any] | None) -> None:
+        """Wait for many resources in the triggerer. The task goes on in ``execute_complete``.
+
+        :param ids: Their ids.
+        :param deadline: When the wait ends in any case, in seconds since the epoch.
+        :param lease: The lease of a ledger that is renewed meanwhile.
+        :raises TaskDeferred: Always.
+        """
+        RoughyBatchTrigger(
+            kind=self.kind.name,
+            ids=ids,
+            roughy_conn_id=self.roughy_conn_id,
+            poll_interval=self.poll_interval,
+            deadline=deadline,
+            on_pending_payment=self.on_pending_payment,
+            lease=lease,
+        ).defer(self)
 
     def give_up(self, id: str | None) -> None:
         """Clean up a resource that no task waits for any longer.
