@@ -32,7 +32,7 @@ from airflow_provider_roughy.ingest.verdicts import seconds_of
 from airflow_provider_roughy.lifecycle import ASSET, CUT, KINDS, RENDER, Outcome, Verdict
 from airflow_provider_roughy.logs import Log, counted
 from airflow_provider_roughy.polling import poll_batch, read_batch
-from airflow_provider_roughy.produce.plan import find_collisions, find_written, plan
+from airflow_provider_roughy.produce.outputs import find_collisions, find_written, plan
 from airflow_provider_roughy.produce.problems import UNPAID, problem_of, stops_batch
 from airflow_provider_roughy.produce.recording import Problem, Recording
 from airflow_provider_roughy.transfer.pool import Stopped, TransferPool
