@@ -57,7 +57,18 @@ __all__ = [
 WORK_WAIT_SECONDS = 20.0
 
 #: The tables that :meth:`Store.reset` empties.
-_TABLES = ("projects", "assets", "states", "uploads", "ledger", "cuts", "renders", "webhook_endpoints", "deliveries")
+_TABLES = (
+    "projects",
+    "assets",
+    "states",
+    "uploads",
+    "ledger",
+    "balances",
+    "cuts",
+    "renders",
+    "webhook_endpoints",
+    "deliveries",
+)
 
 
 class Store:

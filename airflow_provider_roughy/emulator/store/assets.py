@@ -66,6 +66,8 @@ CREATE TABLE IF NOT EXISTS assets (
     processing_at INTEGER, polls INTEGER NOT NULL DEFAULT 0, released INTEGER NOT NULL DEFAULT 0,
     measured_seconds TEXT, measured_problem TEXT, unpaid_at INTEGER);
 CREATE INDEX IF NOT EXISTS assets_by_state ON assets (state);
+CREATE INDEX IF NOT EXISTS assets_by_account ON assets (account, created_at);
+CREATE INDEX IF NOT EXISTS assets_by_project ON assets (account, project_id, created_at);
 """
 
 

@@ -14,6 +14,15 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS ledger (
     id TEXT PRIMARY KEY, account INTEGER NOT NULL, type TEXT NOT NULL, delta INTEGER NOT NULL,
     asset_id TEXT, grant_id TEXT, stripe_invoice_id TEXT, created_at INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS ledger_by_account ON ledger (account, created_at);
+CREATE INDEX IF NOT EXISTS ledger_by_asset ON ledger (asset_id);
+-- The sums of the entries, as each create and each charge asks for one.
+CREATE TABLE IF NOT EXISTS balances (account INTEGER PRIMARY KEY, credits INTEGER NOT NULL);
+INSERT OR IGNORE INTO balances SELECT account, SUM(delta) FROM ledger GROUP BY account;
+CREATE TRIGGER IF NOT EXISTS add_to_balance AFTER INSERT ON ledger BEGIN
+    INSERT INTO balances VALUES (NEW.account, NEW.delta)
+    ON CONFLICT (account) DO UPDATE SET credits = credits + NEW.delta;
+END;
 """
 
 
@@ -41,8 +50,8 @@ class Credits:
 
     def balance(self, account: int) -> int:
         """Return the spendable credits: the sum of all entries."""
-        query = "SELECT COALESCE(SUM(delta), 0) FROM ledger WHERE account = ?"
-        return int(self._database.execute(query, account).fetchone()[0])
+        found = self._database.execute("SELECT credits FROM balances WHERE account = ?", account).fetchone()
+        return int(found[0]) if found is not None else 0
 
     def page(self, account: int, limit: int, offset: int) -> tuple[list[LedgerEntry], int]:
         """Return one page of entries, newest first, and the number of all."""
