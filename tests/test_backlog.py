@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_roughy.compat import TaskDeferred
+from airflow_provider_roughy.compat import AirflowTaskTimeout, TaskDeferred
 from airflow_provider_roughy.emulator import Emulator, Fault
 from airflow_provider_roughy.exceptions import RoughyNotFoundError, RoughyTimeoutError
 from airflow_provider_roughy.ingest import shard as shards_module
@@ -25,7 +25,7 @@ from airflow_provider_roughy.ingest.manifest import Header, Manifest, Planned
 from airflow_provider_roughy.ingest.result import RecordingResult
 from airflow_provider_roughy.ingest.shares import help_order, portions, shard_of
 from airflow_provider_roughy.ledger import ClaimOwner, Ledger, lease
-from airflow_provider_roughy.observability.report import read_report
+from airflow_provider_roughy.observability.report import combine_report, read_report
 from airflow_provider_roughy.operators import (
     RoughyIngestOperator,
     RoughyPlanIngestOperator,
@@ -699,6 +699,198 @@ def test_archive_manifest_ledger_and_report_are_in_a_storage(
     ended = [backlog.shard(number, source=planned.result) for number in range(SHARDS)]
     assert [each.state for each in ended] == ["success"] * SHARDS, [each.error for each in ended]
     assert len(roughy.assets) == 5
-    rows = [row for each in ended for row in read_report(each.result)]
+    rows = list(read_report("s3://s3@recordings/plans/one-results/"))
+    assert rows == [row for each in ended for row in read_report(each.result) if not row.elsewhere]
     assert sorted(row.source for row in rows) == sorted(f"s3://recordings/{name}" for name in names)
     assert [row.source for row in rows if row.status == "deferred"] == [f"s3://recordings/{names[2]}"]
+
+
+# ---- Whatever goes wrong, the report has each recording once
+
+
+def assert_reported_once(backlog: Backlog) -> None:
+    assert sorted(row.source for row in backlog.rows()) == sorted(map(str, backlog.folder.iterdir()))
+
+
+def ingest(backlog: Backlog, number: int, **options: Any) -> tuple[RoughyIngestOperator, Any]:
+    task = RoughyIngestOperator(task_id="ingest", source=str(backlog.manifest), shard=number, **options)
+    return task, {"ti": backlog._ti("ingest", "run 1", number)}
+
+
+OF_SHARD_1 = ClaimOwner("dag.ingest", "run 1[1]", "1")
+
+
+def test_what_a_shard_keeps_failing_at_is_in_the_report(backlog: Backlog, roughy: Emulator) -> None:
+    backlog.plan()
+    for _ in range(2):  # A try, and its retry.
+        roughy.inject(Fault(method="PATCH", status=400, times=None))
+        assert backlog.shard(0, parallel=1).state != "success"
+    roughy.clear_faults()
+    assert [backlog.shard(number).state for number in (1, 2)] == ["success"] * 2
+    assert_reported_once(backlog)
+
+
+def test_a_rejected_key_during_the_wait_leaves_none_out(backlog: Backlog, roughy: Emulator) -> None:
+    roughy.progression = "manual"
+    backlog.plan(shards=1)
+    backlog.shard(0, timeout=0.3)
+    roughy.inject(Fault(path="/v1/assets*", method="GET", status=401, times=None))
+    assert backlog.shard(0).state == "failed"
+    assert_reported_once(backlog)
+
+
+def test_a_failed_upload_of_a_forgotten_recording_fails(backlog: Backlog, roughy: Emulator) -> None:
+    backlog.plan(shards=1)
+    backlog.shard(0)
+    backlog.ledger.forget(backlog.lines()[0]["key"])
+    roughy.inject(Fault(method="PATCH", status=400, times=None))
+    assert backlog.shard(0).state != "success"
+    assert [row.status for row in backlog.rows()].count("ready") == COUNT - 1
+    assert_reported_once(backlog)
+
+
+def test_a_file_that_was_changed_has_one_result(backlog: Backlog, roughy: Emulator, tmp_path: Path) -> None:
+    backlog.plan(shards=1)
+    backlog.shard(0)
+    file = backlog.folder / "03.mp3"
+    file.write_bytes(file.read_bytes() + b"changed")
+    # The same run, cleared.
+    backlog.plan(shards=1)
+    roughy.inject(Fault(method="PATCH", status=400, times=None))
+    assert backlog.shard(0).state != "success"
+    assert [row.status for row in backlog.rows()] == ["interrupted"]
+    roughy.clear_faults()
+    assert backlog.shard(0).state == "success"
+    assert [row.source for row in backlog.rows()] == [str(file)]
+
+
+def test_others_upload_what_a_shard_could_not_start(backlog: Backlog, roughy: Emulator) -> None:
+    backlog.plan()
+    roughy.inject(Fault(method="POST", path="/v1/assets", status=401, times=None))
+    assert backlog.shard(0).state == "failed"
+    roughy.clear_faults()
+    assert [backlog.shard(number).state for number in (1, 2)] == ["success"] * 2
+    assert_reported_once(backlog)
+    assert len(roughy.assets) >= COUNT - 4
+    assert backlog.shard(0).state == "success"
+    assert_each_once(backlog, roughy)
+
+
+def test_a_timeout_during_an_upload_leaves_none_out(
+    backlog: Backlog, roughy: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backlog.plan()
+    roughy.inject(Fault(method="PATCH", nth=4, delay=8))
+    tick = shards_module.Shard._tick
+
+    def expire(self: Any, pool: Any) -> None:
+        if self._shard == 0 and asked(roughy, "POST") >= 4:
+            raise AirflowTaskTimeout("execution_timeout")
+        tick(self, pool)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards_module.Shard, "_tick", expire)
+        task, context = ingest(backlog, 0, parallel=1)
+        with pytest.raises(AirflowTaskTimeout):
+            task.execute(context)
+    assert [backlog.shard(number).state for number in (1, 2)] == ["success"] * 2
+    assert_reported_once(backlog)
+    # It knows its own claim.
+    assert not [row for row in backlog.rows() if "run 1[0] holds" in str(row.reason)]
+
+
+def test_a_shard_that_others_have_replaced_reports_no_failures(backlog: Backlog, roughy: Emulator) -> None:
+    roughy.progression = "manual"
+    backlog.plan()
+    task, context = ingest(backlog, 1, deferrable=True)
+    with pytest.raises(TaskDeferred):
+        task.execute(context)
+    # As if no triggerer had run for ten minutes.
+    backlog.ledger.write_lease(OF_SHARD_1, time.time() - 1)
+    roughy.settle()
+    assert [backlog.shard(number).state for number in (0, 2)] == ["success"] * 2
+    with pytest.raises(RoughyTimeoutError):
+        ingest(backlog, 1, deferrable=True)[0].resume_execution("__fail__", {"error": "Trigger timeout"}, context)
+    assert_each_once(backlog, roughy)
+
+
+class Killed(BaseException):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("step", ["append_report", "remove_versions", "write_report"])
+def test_others_report_what_a_dead_shard_has_stored(
+    backlog: Backlog, roughy: Emulator, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    backlog.plan()
+
+    def die(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        if step == "write_report":
+            # It has stored everything, and only its report is missing.
+            patch.setattr("airflow_provider_roughy.operators.shards.write_report", die)
+        else:
+            patch.setattr(Ledger, step, die)
+        task, context = ingest(backlog, 1, poll_interval=0.1)
+        task.execute(context)
+    backlog.ledger.write_lease(OF_SHARD_1, time.time() - 1)
+    assert [backlog.shard(number).state for number in (0, 2)] == ["success"] * 2
+    assert_each_once(backlog, roughy)
+    assert "No results of 1 shard of 3: 1." in str(combine_report(backlog.results).facts.error)
+    # It is started again after all.
+    assert backlog.shard(1).state == "success"
+    assert_each_once(backlog, roughy)
+    assert combine_report(backlog.results).facts.error is None
+
+
+@pytest.mark.parametrize("shards", [1, 2, 5])
+def test_parts_of_another_number_of_shards_count_once(backlog: Backlog, roughy: Emulator, shards: int) -> None:
+    backlog.plan()
+    backlog.shard(0)
+    assert all(backlog.shard(number, shards=shards).state == "success" for number in range(shards))
+    assert_each_once(backlog, roughy)
+
+
+def test_a_manifest_of_an_earlier_run_reports_all_of_it_again(backlog: Backlog, roughy: Emulator) -> None:
+    backlog.plan()
+    assert [backlog.shard(number).state for number in range(SHARDS)] == ["success"] * SHARDS
+    assert [backlog.shard(number, "run 2").state for number in range(SHARDS)] == ["success"] * SHARDS
+    assert backlog.xcoms["counts"] == {"already_ingested": len(own_of(backlog, SHARDS - 1)), "credits": 0}
+    assert_each_once(backlog, roughy)
+
+
+def own_of(backlog: Backlog, shard: int) -> list[str]:
+    return [line["uri"] for line in backlog.lines() if shard_of(line["key"], SHARDS) == shard]
+
+
+def test_a_wait_whose_state_is_deleted_starts_again(backlog: Backlog, roughy: Emulator) -> None:
+    roughy.progression = "manual"
+    backlog.plan(shards=1)
+    task, context = ingest(backlog, 0, deferrable=True)
+    with pytest.raises(TaskDeferred):
+        task.execute(context)
+    roughy.settle()
+    context["ti"].xcoms.clear()
+    event: dict[str, Any] = {"batch": []}
+    resumed = ingest(backlog, 0, deferrable=False)[0]
+    assert resumed.execute_complete(context, event) == str(backlog.results / "results-shard-0000-of-0001.jsonl")
+    assert_each_once(backlog, roughy)
+
+
+def test_a_price_list_does_not_replace_the_plan_of_its_run(backlog: Backlog, roughy: Emulator) -> None:
+    backlog.plan(max_credits=5)
+    backlog.shard(0)
+    ended = backlog.plan(max_credits=5, dry_run=True)
+    assert (ended.state, "does not replace it" in str(ended.error)) == ("failed", True)
+    backlog.plan(max_credits=5)
+    assert backlog.lines() == []
+
+
+def test_budget_counts_what_the_run_has_sent(backlog: Backlog, roughy: Emulator) -> None:
+    roughy.progression = "manual"
+    backlog.plan(pattern="00.mp3")  # Without prices.
+    backlog.shard(0, timeout=0.3)
+    backlog.plan(max_credits=5)
+    assert [line["credits"] for line in backlog.lines()] == [1] * 5

@@ -336,9 +336,10 @@ class Batch:
                 reason = f"its bytes are sent, but reading the state of asset {item.asset_id} failed: {error}"
                 self._recorder.interrupt(item, reason)
             elif verdict.outcome is Outcome.UNAVAILABLE and not is_gone(verdict):
-                self.results.add(replace(result_of_verdict(item, verdict), status=Status.INTERRUPTED, retryable=False))
+                interrupted = replace(result_of_verdict(item, verdict), status=Status.INTERRUPTED, retryable=False)
+                self._recorder.note(item, interrupted)
             elif item.version is not None and item.version.state == verdict.state == Progress.PENDING_PAYMENT:
-                self.results.add(replace(result_of_verdict(item, verdict), earlier=not item.mine))
+                self._recorder.note(item, replace(result_of_verdict(item, verdict), earlier=not item.mine))
             else:
                 self._supersede(item, verdict)
 
@@ -492,9 +493,10 @@ class Batch:
         def settle(pair: tuple[UploadItem, Verdict]) -> RecordingResult | None:
             return self._settle(*pair)
 
-        for result in map(settle, pairs) if self._ledger is None else self._ledger.each(settle, pairs):
+        results = map(settle, pairs) if self._ledger is None else self._ledger.each(settle, pairs)
+        for (item, _), result in zip(pairs, results, strict=True):
             if result is not None:
-                self.results.add(result)
+                self._recorder.note(item, result)
 
     def _settle(self, item: UploadItem, verdict: Verdict) -> RecordingResult | None:
         """Store the result of a recording, and return it; ``None`` if another run reports it, or it was reported."""

@@ -49,8 +49,8 @@ class Journal(Recorder):
         self._rows: dict[str, tuple[RecordingResult, Version | None]] = {}
         #: The recordings whose results are stored in records of this run.
         self.reported: set[str] = set()
-        #: The recordings about which this try has a result that is not final, and the file of each.
-        self.noted: dict[str, str] = {}
+        #: The results of this try that are not final, by key.
+        self.noted: dict[str, RecordingResult] = {}
         #: The recordings that other tries hold.
         self.held: set[str] = set()
 
@@ -63,10 +63,11 @@ class Journal(Recorder):
             self.reported |= record.keys()
             self._next += 1
 
-    def add(self, item: UploadItem, status: Status, reason: str, **fields: Any) -> None:
-        """Report a recording that has no verdict of Roughy's."""
-        self.noted[item.key] = item.name
-        super().add(item, status, reason, **fields)
+    def note(self, item: UploadItem, result: RecordingResult) -> None:
+        """Report a result, which is in the ledger if it is final."""
+        if result.status not in (Status.READY, Status.FAILED) and not (result.status == Status.REJECTED and result.key):
+            with self._lock:
+                self.noted[item.key] = result
 
     def complete(self, item: UploadItem, state: str, **fields: Any) -> bool:
         """Store the result of a recording in the ledger."""
@@ -87,15 +88,10 @@ class Journal(Recorder):
             return
         self.held.add(item.key)
 
-    def drop(self, key: str) -> None:
-        """Do not report a recording that is not done: another shard reports it."""
-        dropped = self.noted.pop(key)
-        with self.results._lock:
-            self.results.results = [result for result in self.results.results if result.source != dropped]
-
     def _take(self, result: Result, version: Version | None) -> None:
         with self._lock:
             self._rows[result.key] = (row_of(result), version)
+            self.noted.pop(result.key, None)
 
     def store(self, *, now: bool = False) -> None:
         """Store the results in a record, if there are enough of them, and remove the versions of their recordings.
@@ -120,43 +116,21 @@ class Journal(Recorder):
             )
             self.reported |= part.keys()
             for key in part:
-                self.noted.pop(key, None)
                 self.to_report.pop(key, None)
-        with self.results._lock:
-            self.results.results = list(self._not_final())
 
-    def _not_final(self) -> Iterator[RecordingResult]:
-        """Yield the results that are in no record, the last one of each recording."""
-        last = {result.source: result for result in self.results.results}
-        for result in last.values():
-            is_stored = result.status in (Status.READY, Status.FAILED) or (
-                result.status == Status.REJECTED and result.key is not None
-            )
-            if not is_stored:
-                yield result
-
-    def not_final(self) -> list[RecordingResult]:
-        """Return the results that are in no record: of recordings that are unpaid, deferred or interrupted."""
-        with self.results._lock:
-            return list(self._not_final())
-
-    def rows(self) -> Iterator[RecordingResult]:
-        """Yield the result of each recording of this run, one record at a time.
+    def rows(self) -> Iterator[tuple[str, RecordingResult]]:
+        """Yield the key and the result of each recording that is in a record of this run, one record at a time.
 
         :raises RoughyLedgerError: If the ledger cannot be read.
         """
         last: dict[str, int] = {}
         for number, record in enumerate(self.ledger.read_reports(self.owner)):
             last.update(dict.fromkeys(record, number))
-        sources = {result.source for result in self.not_final()}
         for number, record in enumerate(self.ledger.read_reports(self.owner)):
             for key, row in record.items():
                 # A recording that was forgotten and ingested again has two.
                 if last[key] == number:
-                    result = RecordingResult.from_dict(row)
-                    sources.discard(result.source)
-                    yield result
-        yield from (result for result in self.not_final() if result.source in sources)
+                    yield key, RecordingResult.from_dict(row)
 
     def finish(self) -> None:
         """Store all results.
@@ -223,9 +197,10 @@ class ShardTotals:
             self.until = min(filter(None, (self.until, result.until)), default=None)
 
     def through(self, results: Iterable[RecordingResult]) -> Iterator[RecordingResult]:
-        """Count results on their way."""
+        """Yield results, and count those that nobody else reports."""
         for result in results:
-            self.add(result)
+            if not result.elsewhere:
+                self.add(result)
             yield result
 
     def numbers(self) -> dict[str, int]:

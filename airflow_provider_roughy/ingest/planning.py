@@ -330,7 +330,7 @@ class Planner:
         elif version is not None and (standing.action is not Action.LEAVE_OUT or self._is_of_this_run(version.owner)):
             item.version, item.mine = version, self._is_of_this_run(version.owner)
             sent = version.state in (Progress.SENT, Progress.PENDING_PAYMENT)
-            if (standing.state or sent) and item.key not in earlier.credits:
+            if (standing.state or sent) and not item.mine and item.key not in earlier.credits:
                 # Roughy has its bytes: it was paid for by another run, or waits for that.
                 item.credits = 0
             yield item

@@ -49,7 +49,15 @@ class Recorder:
         :param reason: Why.
         :param fields: More fields of its result.
         """
-        self.results.add(RecordingResult(item.name, status, reason=reason, size_bytes=item.size, **fields))
+        self.note(item, RecordingResult(item.name, status, reason=reason, size_bytes=item.size, **fields))
+
+    def note(self, item: UploadItem, result: RecordingResult) -> None:
+        """Report a result, which is in the ledger if it is final.
+
+        :param item: The recording.
+        :param result: The result.
+        """
+        self.results.add(result)
 
     def defer(self, item: UploadItem, reason: str) -> None:
         """Report a recording as left to a later run, with its costs."""

@@ -71,6 +71,7 @@ class RecordingResult:
     :param earlier: Whether an earlier run has reported it already, so that it does not fail this one.
     :param key: Its key in the ledger, with which ``Ledger.forget`` forgets it, if it failed or was rejected.
     :param outputs: The URI of each output that ``RoughyProduceOperator`` has written, by name: ``captions.srt``.
+    :param elsewhere: Whether another shard or run has it, which reports it, too.
     :param repeated: Whether an earlier try of this run has reported it, so that metrics do not count it again.
     """
 
@@ -88,6 +89,7 @@ class RecordingResult:
     earlier: bool = False
     key: str | None = None
     outputs: dict[str, str] | None = None
+    elsewhere: bool = False
     repeated: bool = False
 
     def to_dict(self) -> dict[str, Any]:

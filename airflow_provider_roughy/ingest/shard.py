@@ -9,8 +9,11 @@ The order of work:
    its lease, or ended; if a lease expires instead, it resumes and reports what that shard has left.
 
 Claims make this safe, as for any other two runs (``ledger/claims.py``); the order only decides how often two shards
-meet. Each recording is reported by the shard that holds its claim, whatever becomes of it, and only a retry of that
-shard tries it again, unless its worker dies. One that no shard has claimed is reported by the shard it belongs to.
+meet. A shard whose upload has failed keeps the claim, so that only its retry tries the recording again.
+
+The results of a shard are those of all recordings of its own part, as the ledger has them at its end, and those of the
+recordings of other parts that it has claimed. So none is missing, whatever happens; one may be in the results of two
+shards, and who reads all of them takes the final one (``observability/report.py``).
 """
 
 from __future__ import annotations
@@ -18,10 +21,13 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
 from sys import intern
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy.exceptions import (
+    RoughyError,
     RoughyInsufficientCreditsError,
     RoughyLedgerEntryError,
     RoughyUnusableSourceError,
@@ -29,14 +35,14 @@ from airflow_provider_roughy.exceptions import (
 from airflow_provider_roughy.ingest.batch import Batch
 from airflow_provider_roughy.ingest.compare import Standing, compare, read_versions
 from airflow_provider_roughy.ingest.files import SourceFile
-from airflow_provider_roughy.ingest.journal import Journal
+from airflow_provider_roughy.ingest.journal import Journal, row_of
 from airflow_provider_roughy.ingest.manifest import Manifest, Planned, unquoted_path
 from airflow_provider_roughy.ingest.planning import part_of
 from airflow_provider_roughy.ingest.result import RecordingResult, Status
 from airflow_provider_roughy.ingest.shares import help_order, portion_of, portions, shard_of
 from airflow_provider_roughy.ingest.trees import find_again
 from airflow_provider_roughy.ingest.upload import UploadItem
-from airflow_provider_roughy.ledger import ClaimOwner, Progress, Snapshot, Version
+from airflow_provider_roughy.ledger import ClaimOwner, Progress, Result, Snapshot, Version
 from airflow_provider_roughy.logs import counted
 from airflow_provider_roughy.transfer.progress import bytes_in_words
 
@@ -45,7 +51,6 @@ if TYPE_CHECKING:
 
     from airflow_provider_roughy.ledger import Ledger, LegacyIndex
     from airflow_provider_roughy.ledger.lease import StoredLease
-    from airflow_provider_roughy.lifecycle import Verdict
     from airflow_provider_roughy.transfer.pool import FedPool
 
 #: Seconds for which the recordings of one tick are compared with the ledger.
@@ -93,9 +98,9 @@ class Shard(Batch):
         self.ledger = ledger
         self._shard = shard
         self._shards = shards
-        #: The other shards.
-        self._siblings = [sibling for sibling in siblings if not sibling.is_same_run(owner)]
-        self._of_siblings = {str(sibling) for sibling in self._siblings}
+        #: The other shards: the n-th task is taken for the n-th one, as in ``expand(shard=list(range(8)))``.
+        self._siblings = {n: sibling for n, sibling in enumerate(siblings) if not sibling.is_same_run(owner)}
+        self._of_siblings = set(map(str, self._siblings.values()))
         self._source_conn_id = source_conn_id
         self._parts = [array("I") for _ in range(shards)]
         if manifest is not None:
@@ -114,6 +119,7 @@ class Shard(Batch):
         self._started: set[str] = set()
         #: The latest version of recordings that was read, and which run holds it.
         self._holders: dict[str, tuple[int, str]] = {}
+        self._describe_claim = cache(ledger.describe_claim)
         #: The shards whose lease has expired.
         self._dead: set[str] = set()
         self._is_idle = False
@@ -148,7 +154,7 @@ class Shard(Batch):
         for item in self._waiting.values():
             # Thousands may wait.
             item.file = None
-        self._share_reports()
+        self._list()
         self._log_progress()
         self.journal.store(now=True)
         if self.fatal is not None and not isinstance(self.fatal, RoughyInsufficientCreditsError):
@@ -211,7 +217,7 @@ class Shard(Batch):
 
     def _has_failed(self) -> bool:
         """Return whether an upload has failed here: then the worker may be at fault, and does not help others."""
-        return any(result.status == Status.INTERRUPTED for result in self.journal.not_final())
+        return any(result.status == Status.INTERRUPTED for result in list(self.journal.noted.values()))
 
     def _replace_dead(self) -> Iterator[list[UploadItem] | None]:
         """Yield what dead shards have left. Each shard that is at work takes its own portion first."""
@@ -311,7 +317,7 @@ class Shard(Batch):
 
     def _watch(self) -> Iterator[list[UploadItem] | None]:
         """Wait until it is known of each other shard whether it is at work, and yield what a dead one has left."""
-        undecided = set(self._siblings)
+        undecided = set(self._siblings.values())
         written: dict[ClaimOwner, float] = {}
         checked_at = float("-inf")
         # Not while uploads are under way here: a shard that dies during them must still be noticed.
@@ -341,51 +347,6 @@ class Shard(Batch):
             )
             yield from self._replace_dead()
 
-    def _share_reports(self) -> None:
-        """Report what is not done, if no other shard does, and count what other runs have ingested."""
-        journal, ledger = self.journal, self.ledger
-        snapshot = self._snapshot = ledger.snapshot()
-        self._dead = {str(owner) for owner in self._siblings if _is_dead(ledger.read_lease(owner))}
-        self.results.already_ingested.clear()
-        mine = (self._started - journal.held) | journal.reported
-        left = [n for n in self._parts[self._shard] if self._manifest.key(n) not in mine]
-        self._count_elsewhere([key for n in left if (key := self._manifest.key(n)) in snapshot.done])
-        not_done = [n for n in left if self._manifest.key(n) not in snapshot.done]
-        keys = {self._manifest.key(n) for n in not_done} | journal.noted.keys()
-        latest = read_versions(ledger, {key: n for key in keys if (n := snapshot.open.get(key))})
-        holders = {key: version.owner for key, version in latest.items() if isinstance(version, Version)}
-        for key in list(journal.noted):
-            holder = holders.get(key)
-            if key in snapshot.done or (
-                not (holder and holder.is_same_run(self._owner))
-                and (self._is_of_sibling(str(holder)) or shard_of(key, self._shards) != self._shard)
-            ):
-                journal.drop(key)
-        for planned in self._manifest.read(not_done):
-            holder = holders.get(planned.key)
-            if self._is_of_sibling(str(holder)):
-                continue
-            item = UploadItem(None, planned.key, {"size": planned.size_bytes}, planned.uri, credits=planned.credits)
-            if holder is not None and str(holder) not in self._of_siblings:
-                journal.defer(item, ledger.describe_claim(holder))
-            elif self.fatal is not None:
-                journal.defer(item, f"not started: the batch was stopped: {self.fatal}")
-            else:
-                journal.interrupt(item, "the worker that was uploading it has died: a retry uploads it")
-
-    def _count_elsewhere(self, keys: Sequence[str]) -> None:
-        """Count the recordings that other runs have ingested. The other shards report their own."""
-
-        def find(key: str) -> Any:
-            try:
-                return self.ledger.find_result(key)
-            except RoughyLedgerEntryError:
-                return None
-
-        for result in self.ledger.each(find, keys):
-            if result is not None and result.owner not in self._of_siblings and result.owner != str(self._owner):
-                self.results.count_ingested(result.state)
-
     # ---- Results
 
     def _poll_all(self) -> None:
@@ -394,11 +355,99 @@ class Shard(Batch):
         self.settle(list(verdicts.values()))
         self._polled_at = time.monotonic()
 
-    def _store_end(self, item: UploadItem, verdict: Verdict) -> RecordingResult | None:
-        result = super()._store_end(item, verdict)
-        if result is not None and result.status in (Status.PENDING_PAYMENT, Status.INTERRUPTED):
-            self.journal.noted[item.key] = item.name
-        return result
+    def rows(self, manifest: Manifest | None, error: BaseException | None) -> Iterator[RecordingResult]:
+        """Yield the results of the recordings of this shard's part, and of those of others that it has claimed.
+
+        A shard whose worker has died may write no results, so that all others have those of its part, too.
+
+        :param manifest: The manifest; ``None`` if it is not there any longer: then those that this run has stored.
+        :param error: The error that has ended this try.
+        :raises RoughyLedgerError: If the ledger cannot be read.
+        """
+        journal, snapshot = self.journal, self.ledger.snapshot()
+        self.results.already_ingested.clear()
+        planned = None if manifest is None else {manifest.key(n): n for n in range(len(manifest))}
+        stored = set()
+        for key, result in journal.rows():
+            is_newer = key in journal.noted and key not in snapshot.done
+            if (planned is None or key in planned) and not is_newer:
+                stored.add(key)
+                yield result
+        if manifest is None or planned is None:
+            yield from (result for key, result in journal.noted.items() if key not in stored)
+            return
+        dead = {n for n, owner in self._siblings.items() if _is_dead(self.ledger.read_lease(owner))}
+        self._dead = {str(self._siblings[n]) for n in dead}
+        parts = {self._shard, *dead}
+        numbers = [
+            n
+            for key, n in planned.items()
+            if key not in stored and (key in journal.noted or shard_of(key, self._shards) in parts)
+        ]
+        for start in range(0, len(numbers), _CHUNK):
+            chunk = list(manifest.read(numbers[start : start + _CHUNK]))
+            done = [each.key for each in chunk if each.key in snapshot.done]
+            results = dict(zip(done, self.ledger.each(self._find_result, done), strict=True))
+            latest = {each.key: n for each in chunk if not results.get(each.key) and (n := snapshot.open.get(each.key))}
+            versions = read_versions(self.ledger, latest)
+            for each in chunk:
+                is_own = shard_of(each.key, self._shards) == self._shard
+                row = self._row(each, results.get(each.key), versions.get(each.key), error, is_own=is_own)
+                if is_own or not row.elsewhere or shard_of(each.key, self._shards) in dead:
+                    yield row
+
+    def _row(
+        self,
+        planned: Planned,
+        result: Result | None,
+        version: Version | RoughyError | None,
+        error: BaseException | None,
+        *,
+        is_own: bool,
+    ) -> RecordingResult:
+        """Return the result of a recording.
+
+        :param planned: The recording.
+        :param result: Its result in the ledger.
+        :param version: Its latest version, if it is not done.
+        :param error: The error that has ended this try.
+        :param is_own: Whether it belongs to this shard.
+        """
+        noted, me = self.journal.noted.get(planned.key), str(self._owner)
+        if result is not None:
+            is_earlier = result.owner != me and result.owner not in self._of_siblings
+            if is_earlier and is_own:
+                self.results.count_ingested(result.state)
+            return replace(row_of(result), earlier=is_earlier, elsewhere=result.owner != me)
+        holder = str(version.owner) if isinstance(version, Version) else None
+        if noted is not None and (holder == me or (is_own and not self._is_of_sibling(holder or ""))):
+            return noted
+        status, reason, elsewhere = Status.DEFERRED, "not started", not is_own
+        if isinstance(version, RoughyError):
+            status, reason = Status.INTERRUPTED, str(version)
+        elif holder == me:
+            status, reason = Status.INTERRUPTED, "its upload was not finished: a retry resumes it"
+        elif holder is not None and holder in self._dead:
+            status, reason = Status.INTERRUPTED, "the worker that was uploading it has died: a retry uploads it"
+        elif holder is not None:
+            reason, elsewhere = self._describe_claim(holder), not is_own or holder in self._of_siblings
+        elif stopped := error or self.fatal:
+            reason += f": the batch was stopped: {stopped}"
+        return RecordingResult(
+            planned.uri,
+            status,
+            reason=reason,
+            size_bytes=planned.size_bytes,
+            credits=planned.credits,
+            retryable=status is Status.INTERRUPTED,
+            elsewhere=elsewhere,
+        )
+
+    def _find_result(self, key: str) -> Result | None:
+        try:
+            return self.ledger.find_result(key)
+        except RoughyLedgerEntryError:
+            return None
 
     def kept(self, ids: Iterable[str]) -> dict[str, Any]:
         """Return what :meth:`restore` needs after a wait in the triggerer, as plain JSON.

@@ -19,10 +19,11 @@ replaced.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING
@@ -33,7 +34,8 @@ from airflow_provider_roughy.exceptions import (
     RoughyUnusableSourceError,
     RoughyUnusableTargetError,
 )
-from airflow_provider_roughy.ingest.result import RecordingResult
+from airflow_provider_roughy.ingest.result import RecordingResult, Status
+from airflow_provider_roughy.logs import counted
 from airflow_provider_roughy.observability.report_page import ImportantRows, page
 from airflow_provider_roughy.observability.report_summary import ReportFacts, ReportSummary, combine_facts
 from airflow_provider_roughy.transfer.filesystem import FileSystem
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
 _BLOCK_BYTES, _READ_BYTES = 256 * 1024, 8 * 1024 * 1024
 #: The names of results in a folder, and those of the totals of a part.
 _RESULTS = re.compile(r"results(-[A-Za-z0-9._-]+)?\.jsonl")
+_SHARD = re.compile(r"(?:^|/)(?:results|summary)-shard-(\d+)-of-(\d+)\.jsonl?$")
 _SUMMARY_OF_PART = re.compile(r"summary-[A-Za-z0-9._-]+\.json")
 
 
@@ -121,6 +124,8 @@ def combine_report(location: ReportLocation, *, conn_id: str | None = None) -> R
     folder = _folder(location)
     names = sorted(filter(_SUMMARY_OF_PART.fullmatch, _names(folder, conn_id)))
     facts = combine_facts(_read_facts(f"{folder}{name}", conn_id) for name in names)
+    if missing := _missing_shards(names):
+        facts = replace(facts, error="\n".join(filter(None, [facts.error, missing])))
     return _write(location, read_report(location, conn_id), facts, conn_id=conn_id, part=None, with_results=False)
 
 
@@ -181,7 +186,7 @@ def _write(
 
 
 def read_report(location: ReportLocation, conn_id: str | None = None) -> Iterator[RecordingResult]:
-    """Yield the results of a report, all parts of it, in constant memory.
+    """Yield the results of a report, all parts of it, one of each recording, in little memory.
 
     :param location: The folder, as :func:`write_report` takes it, or one ``.jsonl`` file in it.
     :param conn_id: The Airflow connection of its storage.
@@ -189,18 +194,76 @@ def read_report(location: ReportLocation, conn_id: str | None = None) -> Iterato
     :raises RoughySourceError: If the storage does not answer.
     """
     conn_id = conn_id or getattr(location, "conn_id", None)
-    for uri in _files(str(location), conn_id):
-        shown = as_text(without_secrets(uri))
-        with _reading(shown), _open(uri, conn_id) as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    yield RecordingResult.from_dict(decode.loads(line))
-                except ValueError as error:
-                    raise RoughyUnusableSourceError(
-                        f"Report {shown} is damaged in line {number}: {error}. Clear the task that writes it"
-                    ) from error
+    uris = _files(str(location), conn_id)
+    shards = [uri for uri in uris if _SHARD.search(uri)]
+    newest = _newest(shards, conn_id) if len(shards) > 1 else {}
+    for uri in uris:
+        number = shards.index(uri) if newest and uri in shards else None
+        for result in _read(uri, conn_id):
+            rank = (*_rank(result), number)
+            if number is None or newest.get(_digest(result.source), rank) == rank:
+                yield result
+
+
+def _newest(shards: list[str], conn_id: str | None) -> dict[bytes, tuple[bool, bool, int]]:
+    """Return the rank of the result of each recording that counts, and in which part it is.
+
+    Several shards may have a result of one recording: the one that it belongs to, and one that has helped or replaced
+    it. A final result counts before one that is not, then that of the shard that has the recording, then the newest.
+
+    :param shards: The parts. They are sorted by when they were written.
+    :param conn_id: The Airflow connection of their storage.
+    """
+    written = {}
+    for uri in shards:
+        folder, _, name = uri.rpartition("results-")
+        with suppress(FileNotFoundError):
+            written[uri] = _read_facts(f"{folder}summary-{name.removesuffix('l')}", conn_id).written_at or ""
+    shards.sort(key=lambda uri: (written.get(uri, ""), uri))
+    found: dict[bytes, tuple[bool, bool, int]] = {}
+    for number, uri in enumerate(shards):
+        for result in _read(uri, conn_id):
+            # A hundred thousand sources would need more memory.
+            source, rank = _digest(result.source), (*_rank(result), number)
+            found[source] = max(found.get(source, rank), rank)
+    return found
+
+
+def _missing_shards(names: Iterable[str]) -> str | None:
+    """Say which shards of a manifest have written no part."""
+    found: dict[int, set[int]] = {}
+    for name in names:
+        if match := _SHARD.search(name):
+            found.setdefault(int(match[2]), set()).add(int(match[1]))
+    missing = {of: sorted(set(range(of)) - numbers) for of, numbers in found.items()}
+    if not missing or not all(missing.values()):
+        return None
+    of, numbers = max(missing.items())
+    listed = ", ".join(map(str, numbers[:20])) + (", …" if len(numbers) > 20 else "")
+    return f"No results of {counted(len(numbers), 'shard')} of {of:,}: {listed}. Clear the task of each, or let it end"
+
+
+def _digest(source: str) -> bytes:
+    return hashlib.blake2b(source.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _rank(result: RecordingResult) -> tuple[bool, bool]:
+    return result.status in (Status.READY, Status.FAILED, Status.REJECTED), not result.elsewhere
+
+
+def _read(uri: str, conn_id: str | None) -> Iterator[RecordingResult]:
+    """Yield the results of one file."""
+    shown = as_text(without_secrets(uri))
+    with _reading(shown), _open(uri, conn_id) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                yield RecordingResult.from_dict(decode.loads(line))
+            except ValueError as error:
+                raise RoughyUnusableSourceError(
+                    f"Report {shown} is damaged in line {number}: {error}. Clear the task that writes it"
+                ) from error
 
 
 def page_uri(location: ReportLocation, *, part: str | None = None) -> str:

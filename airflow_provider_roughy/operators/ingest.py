@@ -388,6 +388,10 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         before = self._before_the_wait(context)
         if "header" in before:
             return self._shard_task(context).resume(before, event)
+        if is_manifest(self.source):
+            # Someone has deleted the XCom. What is uploaded is in the ledger.
+            self.log.warning("The state from before the wait is gone; starting again")
+            return self._shard_task(context).execute()
         verdicts = batch_from_event(event)
         with self.hook:
             batch = self._batch(context)

@@ -257,6 +257,11 @@ class RoughyPlanIngestOperator(InterruptibleOperator):
                         "Replacing the manifest of %s, run %s: %s", header.dag_id, header.run_id, manifest.uri
                     )
                     return EarlierPlan()
+                if self._dry_run:
+                    raise RoughyConfigurationError(
+                        f"`manifest` names the plan of this run, {manifest.uri}, which says what the run may still "
+                        "spend: a price list does not replace it. Give it another name"
+                    )
                 return EarlierPlan.of(manifest)
         except RoughyUnusableSourceError as err:
             raise RoughyConfigurationError(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from airflow_provider_roughy import api
 from airflow_provider_roughy.arguments import check_bool, check_choice, check_parallel
-from airflow_provider_roughy.compat import XComArg
+from airflow_provider_roughy.compat import AirflowTaskTimeout, XComArg
 from airflow_provider_roughy.event_loop import run_here
 from airflow_provider_roughy.exceptions import (
     RoughyConfigurationError,
@@ -434,7 +434,7 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         self._running, self._is_reported = production, False
         try:
             yield
-        except Exception as error:
+        except (Exception, AirflowTaskTimeout) as error:
             if not self._is_reported:
                 self._push(context, production, report, error=error)
             raise
@@ -447,7 +447,7 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         )
 
     def _push(
-        self, context: Context, production: Production, report: TaskReport, *, error: Exception | None = None
+        self, context: Context, production: Production, report: TaskReport, *, error: BaseException | None = None
     ) -> Exception | None:
         """Report the result of each recording in the log, in XComs and in the report.
 

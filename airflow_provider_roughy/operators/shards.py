@@ -122,9 +122,8 @@ class ShardTask:
             with self._reported(), shard.running():
                 shard.journal.load()
                 kept = shard.ledger.read_waiting(self._owner, 0)
-                for row in kept.get("results", ()):
-                    shard.results.add(RecordingResult.from_dict(row))
-                shard.results.already_ingested.update(kept.get("already_ingested", {}))
+                noted = kept.get("noted", {})
+                shard.journal.noted = {key: RecordingResult.from_dict(row) for key, row in noted.items()}
                 fatal = kept.get("fatal")
                 shard.journal.fatal = api_error(**fatal) if fatal else None
                 if error is not None:
@@ -228,8 +227,7 @@ class ShardTask:
         if part <= parts:
             fatal = shard.fatal.to_dict() if isinstance(shard.fatal, RoughyApiError) else None
             kept = {
-                "results": [result.to_dict() for result in shard.journal.not_final()],
-                "already_ingested": dict(shard.results.already_ingested),
+                "noted": {key: result.to_dict() for key, result in shard.journal.noted.items()},
                 "fatal": fatal,
             }
             shard.ledger.write_waiting(self._owner, 0, kept)
@@ -250,7 +248,7 @@ class ShardTask:
 
     # ---- The end
 
-    def _report(self, *, error: str | None = None) -> tuple[str, ShardTotals]:
+    def _report(self, *, error: BaseException | None = None) -> tuple[str, ShardTotals]:
         """Write the part of this shard of the report, and log and push what is said of all its recordings.
 
         :param error: The error that has ended the shard.
@@ -261,25 +259,23 @@ class ShardTask:
         shard.finish()
         totals = ShardTotals(already_ingested=shard.results.already_ingested)
         folder, conn_id = self._report_folder()
-        summary = write_report(
-            folder,
-            totals.through(shard.journal.rows()),
-            facts=replace(
-                self._facts,
-                already_ingested=dict(totals.already_ingested),
-                balance_after=self._balance(),
-                error=error,
-            ),
-            conn_id=conn_id,
-            part=self._part,
-        )
+        with self._manifest() as manifest:
+            summary = write_report(
+                folder,
+                totals.through(shard.rows(manifest, error)),
+                facts=replace(
+                    self._facts, balance_after=self._balance(), error=None if error is None else as_text(str(error))
+                ),
+                conn_id=conn_id,
+                part=self._part,
+            )
         uri = f"{folder}results-{self._part}.jsonl"
         self._log.info("Shard %s: %s. All results: %s", self._name, totals.summary(), as_text(uri))
         for start in range(0, len(totals.lines), _MAX_LINES):
             self._log.info("\n%s", "\n".join(totals.lines[start : start + _MAX_LINES]))
         if totals.not_ready > len(totals.lines):
             self._log.info("%s more are in %s", f"{totals.not_ready - len(totals.lines):,}", uri)
-        record_metrics(shard.journal.not_final())
+        record_metrics(shard.journal.noted.values())
         FILES.add(totals.already_ingested.total(), status="already_ingested")
         self._operator.run_facts = RunFacts(
             totals.numbers(), credits=totals.credits, media_seconds=totals.seconds, request_ids=totals.request_ids
@@ -289,7 +285,7 @@ class ShardTask:
             show_report(ti, url)
         ti.xcom_push("summary", summary.text(report=url or as_text(folder)))
         ti.xcom_push("counts", {**totals.numbers(), "credits": totals.credits})
-        shard.ledger.remove_waiting(self._owner, [0])
+        shard.ledger.remove_waiting(self._owner, [0, *self._unread])
         return uri, totals
 
     @contextmanager
@@ -302,10 +298,22 @@ class ShardTask:
                 try:
                     for part in self._unread:
                         self._shard.restore(self._shard.ledger.read_waiting(self._owner, part))
-                    self._report(error=as_text(str(error)))
+                    self._report(error=error)
                 except Exception as err:  # The error that has ended it matters more, and is about to be raised.
                     self._log.warning("Reporting the results failed; a retry reports them: %s", err)
             raise
+
+    @contextmanager
+    def _manifest(self) -> Iterator[Manifest | None]:
+        """Open the manifest once more; ``None`` if another one is there meanwhile."""
+        with manifests.reading(self._location, conn_id=self._operator.source_conn_id) as manifest:
+            is_same = manifest.header == self._header
+            if not is_same:
+                self._log.warning(
+                    "Another plan has replaced manifest %s: the results have only what this shard has uploaded",
+                    manifest.uri,
+                )
+            yield manifest if is_same else None
 
     def _balance(self) -> int | None:
         """Return the balance in credits; ``None`` if it cannot be read."""
@@ -357,7 +365,7 @@ class ShardTask:
         project_id = self._header.project_id
 
         def products() -> Iterator[Product]:
-            for result in self._shard.journal.rows():
+            for _, result in self._shard.journal.rows():
                 if result.status == Status.READY and result.asset_id:
                     extra = {"asset_id": result.asset_id, "project_id": project_id, "source": result.source}
                     yield Product(lineage.resource_uri(ASSET.name, result.asset_id), extra)
