@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from airflow_provider_roughy.observability.report import read_report
 from benchmarks.measure import MIB, Target, table
 from benchmarks.processes import ROOT, module, serving
 from benchmarks.servers import Scratch, Server, emulated
@@ -222,11 +223,7 @@ def _judge(server: Server, digests: dict[str, str], results: Path | None) -> lis
     if len(with_bytes) != len(wanted):
         problems.append(f"{len(with_bytes):,} assets have bytes, of {len(wanted):,} recordings")
     if results is not None:
-        reported = Counter(
-            json.loads(line)["source"]
-            for path in results.glob("results-*.jsonl")
-            for line in path.read_text().splitlines()
-        )
+        reported = Counter(row.source for row in read_report(results) if row.status == "ready")
         if twice := [source for source, number in reported.items() if number > 1]:
             problems.append(f"{len(twice):,} are reported twice")
         if len(reported) != len(digests):
