@@ -173,8 +173,9 @@ def _write(
         page_file, summary_file = open_file("index", "html"), open_file("summary", "json")
         with _Blocks(open_file("results", "jsonl") if with_results else None) as blocks:
             for result in results:
-                summary.add(result)
-                rows.add(result)
+                if not result.elsewhere:
+                    summary.add(result)
+                    rows.add(result)
                 # Escaped, so that no character within a line is taken for the end of it.
                 blocks.write(json.dumps(result.to_dict()) + "\n")
         summary_file.write((json.dumps(summary.to_dict(), indent=2) + "\n").encode())
@@ -201,8 +202,10 @@ def read_report(location: ReportLocation, conn_id: str | None = None) -> Iterato
         number = shards.index(uri) if newest and uri in shards else None
         for result in _read(uri, conn_id):
             rank = (*_rank(result), number)
-            if number is None or newest.get(_digest(result.source), rank) == rank:
+            if number is None:
                 yield result
+            elif newest.get(_digest(result.source), rank) == rank:
+                yield replace(result, elsewhere=False)
 
 
 def _newest(shards: list[str], conn_id: str | None) -> dict[bytes, tuple[bool, bool, int]]:
