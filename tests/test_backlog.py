@@ -859,6 +859,10 @@ def test_a_manifest_of_an_earlier_run_reports_all_of_it_again(backlog: Backlog, 
     assert [backlog.shard(number, "run 2").state for number in range(SHARDS)] == ["success"] * SHARDS
     assert backlog.xcoms["counts"] == {"already_ingested": len(own_of(backlog, SHARDS - 1)), "credits": 0}
     assert_each_once(backlog, roughy)
+    assert combine_report(backlog.results).counts == {"ready": COUNT}
+    shutil.rmtree(backlog.results)
+    assert backlog.shard(0, "run 3", shards=1).state == "success"
+    assert combine_report(backlog.results).counts == {"ready": COUNT}
 
 
 def own_of(backlog: Backlog, shard: int) -> list[str]:

@@ -196,10 +196,10 @@ def read_report(location: ReportLocation, conn_id: str | None = None) -> Iterato
     """
     conn_id = conn_id or getattr(location, "conn_id", None)
     uris = _files(str(location), conn_id)
-    shards = [uri for uri in uris if _SHARD.search(uri)]
-    newest = _newest(shards, conn_id) if len(shards) > 1 else {}
+    shards = [] if str(location).endswith(".jsonl") else [uri for uri in uris if _SHARD.search(uri)]
+    newest = _newest(shards, conn_id)
     for uri in uris:
-        number = shards.index(uri) if newest and uri in shards else None
+        number = shards.index(uri) if uri in shards else None
         for result in _read(uri, conn_id):
             rank = (*_rank(result), number)
             if number is None:
