@@ -530,7 +530,7 @@ class Batch:
 
     # ---- The wait in the triggerer, and the end
 
-    def wait_elsewhere(self) -> dict[str, Any] | None:
+    def extend_lease(self) -> dict[str, Any] | None:
         """Hand the lease over to the trigger that waits for the assets.
 
         :returns: The lease for :func:`~airflow_provider_roughy.ledger.renewing`, as plain JSON; ``None`` without one.

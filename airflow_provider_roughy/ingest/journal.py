@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_roughy.ingest.recorder import Recorder
+from airflow_provider_roughy.ingest.recorder import Recorder, row_of
 from airflow_provider_roughy.ingest.result import BatchResults, RecordingResult, Status, record_metrics
 from airflow_provider_roughy.ledger.claims import Done, Held
 
@@ -50,7 +50,7 @@ class Journal(Recorder):
         #: The recordings whose results are stored in records of this run.
         self.reported: set[str] = set()
         #: The results of this try that are not final, by key.
-        self.noted: dict[str, RecordingResult] = {}
+        self.not_final: dict[str, RecordingResult] = {}
         #: The recordings that other tries hold.
         self.held: set[str] = set()
 
@@ -67,7 +67,7 @@ class Journal(Recorder):
         """Report a result, which is in the ledger if it is final."""
         if result.status not in (Status.READY, Status.FAILED) and not (result.status == Status.REJECTED and result.key):
             with self._lock:
-                self.noted[item.key] = result
+                self.not_final[item.key] = result
 
     def complete(self, item: UploadItem, state: str, **fields: Any) -> bool:
         """Store the result of a recording in the ledger."""
@@ -91,7 +91,7 @@ class Journal(Recorder):
     def _take(self, result: Result, version: Version | None) -> None:
         with self._lock:
             self._rows[result.key] = (row_of(result), version)
-            self.noted.pop(result.key, None)
+            self.not_final.pop(result.key, None)
 
     def store(self, *, now: bool = False) -> None:
         """Store the results in a record, if there are enough of them, and remove the versions of their recordings.
@@ -128,7 +128,7 @@ class Journal(Recorder):
             last.update(dict.fromkeys(record, number))
         for number, record in enumerate(self.ledger.read_reports(self.owner)):
             for key, row in record.items():
-                # A recording that was forgotten and ingested again has two.
+                # A recording that was forgotten and ingested again has two results; the last one counts.
                 if last[key] == number:
                     yield key, RecordingResult.from_dict(row)
 
@@ -138,16 +138,6 @@ class Journal(Recorder):
         :raises RoughyLedgerError: If the ledger cannot be written.
         """
         self.store(now=True)
-
-
-def row_of(result: Result) -> RecordingResult:
-    """Return the result of a recording, by what the ledger has."""
-    status = {"ready": Status.READY, "uploaded": Status.READY, "rejected": Status.REJECTED}.get(
-        result.state, Status.FAILED
-    )
-    names = ("asset_id", "reason", "size_bytes", "seconds", "credits", "request_id")
-    key = result.key if status in (Status.FAILED, Status.REJECTED) else None
-    return RecordingResult(result.source, status, key=key, **{name: getattr(result, name) for name in names})
 
 
 @dataclass
@@ -172,9 +162,8 @@ class ShardTotals:
     retryable: bool = False
     #: The key of a recording that failed or was rejected.
     ended_key: str | None = None
-    #: Unpaid recordings that this run has uploaded, and the first date until which Roughy keeps one.
+    #: Unpaid recordings that this run has uploaded.
     unpaid: int = 0
-    until: str | None = None
 
     def add(self, result: RecordingResult) -> None:
         """Count a result."""
@@ -194,10 +183,9 @@ class ShardTotals:
             self.ended_key = self.ended_key or result.key
         if result.status == Status.PENDING_PAYMENT:
             self.unpaid += not result.earlier
-            self.until = min(filter(None, (self.until, result.until)), default=None)
 
-    def through(self, results: Iterable[RecordingResult]) -> Iterator[RecordingResult]:
-        """Yield results, and count those that nobody else reports."""
+    def counting(self, results: Iterable[RecordingResult]) -> Iterator[RecordingResult]:
+        """Yield all results, and count those without ``elsewhere``."""
         for result in results:
             if not result.elsewhere:
                 self.add(result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy.ingest.result import BatchResults, RecordingResult, Status
@@ -139,16 +140,10 @@ class Recorder:
         :param result: The result.
         :param version: The last version of its recording, which is removed once a try has reported the result.
         """
-        status = {"ready": Status.READY, "uploaded": Status.READY, "rejected": Status.REJECTED}.get(
-            result.state, Status.FAILED
-        )
         self.to_report[result.key] = version
         if result.owner != str(self.owner):
             self.assets_of_other_runs.add(result.asset_id)
-        names = ("asset_id", "reason", "size_bytes", "seconds", "credits", "request_id")
-        key = result.key if status in (Status.FAILED, Status.REJECTED) else None
-        fields = {name: getattr(result, name) for name in names}
-        self.results.add(RecordingResult(result.source, status, key=key, repeated=version is None, **fields))
+        self.results.add(replace(row_of(result), repeated=version is None))
 
     def spent(self) -> int:
         """Return the costs of what this run has uploaded, by its results."""
@@ -170,3 +165,13 @@ class Recorder:
             [(version.key, version.n) for version in self.to_report.values() if version is not None]
         )
         self.to_report = {}
+
+
+def row_of(result: Result) -> RecordingResult:
+    """Return the result of a recording, by what the ledger has."""
+    status = {"ready": Status.READY, "uploaded": Status.READY, "rejected": Status.REJECTED}.get(
+        result.state, Status.FAILED
+    )
+    names = ("asset_id", "reason", "size_bytes", "seconds", "credits", "request_id")
+    key = result.key if status in (Status.FAILED, Status.REJECTED) else None
+    return RecordingResult(result.source, status, key=key, **{name: getattr(result, name) for name in names})

@@ -11,9 +11,9 @@ The order of work:
 Claims make this safe, as for any other two runs (``ledger/claims.py``); the order only decides how often two shards
 meet. A shard whose upload has failed keeps the claim, so that only its retry tries the recording again.
 
-The results of a shard are those of all recordings of its own part, as the ledger has them at its end, and those of the
-recordings of other parts that it has claimed. So none is missing, whatever happens; one may be in the results of two
-shards, and who reads all of them takes the final one (``observability/report.py``).
+The results of a shard are those of all recordings of its own part, as the ledger has them at its end, of those of other
+parts that it has claimed, and of the parts of dead shards. So none is missing, whatever happens, and several shards may
+have a result of one recording: ``read_report`` takes the final one (``observability/report.py``).
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ from airflow_provider_roughy.exceptions import (
 from airflow_provider_roughy.ingest.batch import Batch
 from airflow_provider_roughy.ingest.compare import Standing, compare, read_versions
 from airflow_provider_roughy.ingest.files import SourceFile
-from airflow_provider_roughy.ingest.journal import Journal, row_of
+from airflow_provider_roughy.ingest.journal import Journal
 from airflow_provider_roughy.ingest.manifest import Manifest, Planned, unquoted_path
 from airflow_provider_roughy.ingest.planning import part_of
+from airflow_provider_roughy.ingest.recorder import row_of
 from airflow_provider_roughy.ingest.result import RecordingResult, Status
 from airflow_provider_roughy.ingest.shares import help_order, portion_of, portions, shard_of
 from airflow_provider_roughy.ingest.trees import find_again
@@ -95,7 +96,6 @@ class Shard(Batch):
         owner, ledger = options["owner"], options["ledger"]
         self.journal = Journal(owner, ledger)
         super().__init__(*args, recorder=self.journal, planned=True, **options)
-        self.ledger = ledger
         self._shard = shard
         self._shards = shards
         #: The other shards: the n-th task is taken for the n-th one, as in ``expand(shard=list(range(8)))``.
@@ -135,6 +135,7 @@ class Shard(Batch):
         """
         self.journal.load()
         self._list()
+        self._log_progress()
         self._legacy = self.ledger.legacy(self._snapshot)
         own = self._parts[self._shard]
         self._log.info(
@@ -198,8 +199,8 @@ class Shard(Batch):
 
         :param part: The recordings.
         :param only: The portions; by default all, this shard's own first.
-        :param sent: Whether to include recordings whose bytes another try has sent.
-        :param mine: Whether to take only those of them that an earlier try of this shard has sent.
+        :param sent: Whether to include recordings whose bytes Roughy may have already.
+        :param mine: Whether to leave out those that another run has sent, and to end after a failure.
         """
         by_portion: list[list[int]] = [[] for _ in range(self._shards)]
         for number in reversed(part):
@@ -216,8 +217,8 @@ class Shard(Batch):
                     yield self._take(chunk, sent=sent, mine=mine, helping=True)
 
     def _has_failed(self) -> bool:
-        """Return whether an upload has failed here: then the worker may be at fault, and does not help others."""
-        return any(result.status == Status.INTERRUPTED for result in list(self.journal.noted.values()))
+        """Return whether an upload has failed here: the worker may be at fault, and helps no shard that is alive."""
+        return any(result.status == Status.INTERRUPTED for result in list(self.journal.not_final.values()))
 
     def _replace_dead(self) -> Iterator[list[UploadItem] | None]:
         """Yield what dead shards have left. Each shard that is at work takes its own portion first."""
@@ -240,7 +241,7 @@ class Shard(Batch):
         :param numbers: The recordings.
         :param sent: See :meth:`_help`.
         :param mine: See :meth:`_help`.
-        :param helping: Whether they belong to another shard.
+        :param helping: Whether this shard's own part is done.
         """
         snapshot, journal = self._snapshot, self.journal
         items: dict[str, UploadItem] = {}
@@ -254,14 +255,19 @@ class Shard(Batch):
         part = part_of(snapshot, items)
         versions = read_versions(self.ledger, part.open)
         standings = compare(self.ledger, self._owner, items, part, self._legacy, versions, is_retry=False)
-        self._act(self.ledger, self._noted(standings, items, mine=mine), items)
+        self._act(self.ledger, self._without_held(standings, items, mine=mine), items)
         if helping and items and not self._logged_help:
             self._logged_help = True
             self._log.info("Helping the other shards, as the recordings of this one are uploaded or under way")
         return list(items.values())
 
-    def _noted(self, standings: Iterable[Standing], items: dict[str, UploadItem], *, mine: bool) -> Iterator[Standing]:
-        """Remember the holder of each recording, so that its version, which never changes, is read once."""
+    def _without_held(
+        self, standings: Iterable[Standing], items: dict[str, UploadItem], *, mine: bool
+    ) -> Iterator[Standing]:
+        """Yield what this shard acts on, without the recordings that other shards hold, and remember each holder.
+
+        So a version, which never changes, is read once.
+        """
         for standing in standings:
             version = standing.version
             if version is not None:
@@ -288,7 +294,7 @@ class Shard(Batch):
         return sent or n < _SENT_VERSION
 
     def _is_of_sibling(self, holder: str) -> bool:
-        """Return whether a claim is another shard's that will report it, or has."""
+        """Return whether another shard that is not dead holds a claim, and so reports the recording."""
         return holder in self._of_siblings and holder not in self._dead
 
     def _item(self, planned: Planned) -> UploadItem:
@@ -316,7 +322,7 @@ class Shard(Batch):
     # ---- Other shards
 
     def _watch(self) -> Iterator[list[UploadItem] | None]:
-        """Wait until it is known of each other shard whether it is at work, and yield what a dead one has left."""
+        """Wait until each other shard has renewed its lease, ended or died; yield what dead ones have not finished."""
         undecided = set(self._siblings.values())
         written: dict[ClaimOwner, float] = {}
         checked_at = float("-inf")
@@ -330,7 +336,7 @@ class Shard(Batch):
             owners = list(undecided)
             for owner, lease in zip(owners, self.ledger.each(self.ledger.read_lease, owners), strict=True):
                 if lease is None or not lease.until:
-                    # It has not started, or it has ended and given its lease up.
+                    # The shard has not started, or has ended and released its lease.
                     undecided.remove(owner)
                 elif _is_dead(lease):
                     undecided.remove(owner)
@@ -360,7 +366,7 @@ class Shard(Batch):
 
         A shard whose worker has died may write no results, so that all others have those of its part, too.
 
-        :param manifest: The manifest; ``None`` if it is not there any longer: then those that this run has stored.
+        :param manifest: The manifest; ``None`` if another plan has replaced it: then only what this run has itself.
         :param error: The error that has ended this try.
         :raises RoughyLedgerError: If the ledger cannot be read.
         """
@@ -369,12 +375,12 @@ class Shard(Batch):
         planned = None if manifest is None else {manifest.key(n): n for n in range(len(manifest))}
         stored = set()
         for key, result in journal.rows():
-            is_newer = key in journal.noted and key not in snapshot.done
+            is_newer = key in journal.not_final and key not in snapshot.done
             if (planned is None or key in planned) and not is_newer:
                 stored.add(key)
                 yield result
         if manifest is None or planned is None:
-            yield from (result for key, result in journal.noted.items() if key not in stored)
+            yield from (result for key, result in journal.not_final.items() if key not in stored)
             return
         dead = {n for n, owner in self._siblings.items() if _is_dead(self.ledger.read_lease(owner))}
         self._dead = {str(self._siblings[n]) for n in dead}
@@ -382,7 +388,7 @@ class Shard(Batch):
         numbers = [
             n
             for key, n in planned.items()
-            if key not in stored and (key in journal.noted or shard_of(key, self._shards) in parts)
+            if key not in stored and (key in journal.not_final or shard_of(key, self._shards) in parts)
         ]
         for start in range(0, len(numbers), _CHUNK):
             chunk = list(manifest.read(numbers[start : start + _CHUNK]))
@@ -413,7 +419,7 @@ class Shard(Batch):
         :param error: The error that has ended this try.
         :param is_own: Whether it belongs to this shard.
         """
-        noted, me = self.journal.noted.get(planned.key), str(self._owner)
+        noted, me = self.journal.not_final.get(planned.key), str(self._owner)
         if result is not None:
             is_earlier = result.owner != me and result.owner not in self._of_siblings
             if is_earlier and is_own:
@@ -497,7 +503,7 @@ class Shard(Batch):
         since, sent_before = self._first
         seconds = max(now - since, 0.001)
         rate = (sent - sent_before) / seconds
-        left = f"{_in_words((total - sent) / rate)} left" if rate else "no bytes yet"
+        time_left = f"{_in_words((total - sent) / rate)} left" if rate else "no bytes yet"
         self._log.info(
             "All shards have uploaded %s of %s, %s of %s (%.0f %%), %s/s, %s",
             f"{files:,}",
@@ -506,7 +512,7 @@ class Shard(Batch):
             bytes_in_words(total),
             100 * sent / total if total else 100,
             bytes_in_words(rate),
-            left,
+            "all sent" if sent == total else time_left,
         )
 
 

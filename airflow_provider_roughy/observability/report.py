@@ -187,7 +187,7 @@ def _write(
 
 
 def read_report(location: ReportLocation, conn_id: str | None = None) -> Iterator[RecordingResult]:
-    """Yield the results of a report, all parts of it, one of each recording, in little memory.
+    """Yield the results of a report, all parts of it, one of each recording, with little memory.
 
     :param location: The folder, as :func:`write_report` takes it, or one ``.jsonl`` file in it.
     :param conn_id: The Airflow connection of its storage.
@@ -214,7 +214,7 @@ def _newest(shards: list[str], conn_id: str | None) -> dict[bytes, tuple[bool, b
     Several shards may have a result of one recording: the one that it belongs to, and one that has helped or replaced
     it. A final result counts before one that is not, then that of the shard that has the recording, then the newest.
 
-    :param shards: The parts. They are sorted by when they were written.
+    :param shards: The parts, which are sorted by the time of their writing.
     :param conn_id: The Airflow connection of their storage.
     """
     written = {}

@@ -125,8 +125,8 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
     Each uploads its own part, and then helps the others. It uploads only what is planned, in the project and with the
     ledger of the plan. Each shard writes a part of the report, by default beside the manifest
     (``plan-results/results-shard-0000-of-0008.jsonl``). Its result is the URI of that part; XComs have ``report``,
-    ``summary`` and ``counts`` only, however many files there are. Each recording is reported by the shard that has
-    ended it.
+    ``summary`` and ``counts`` only, however many files there are. ``read_report`` of the folder has one result of
+    each recording.
 
     :param source: A folder, a prefix such as ``s3://bucket/incoming/``, a glob, a file, an ``ObjectStoragePath``, or a
         list of them; or a manifest, whose name ends with ``.jsonl``. A source that is missing or unreadable fails the
@@ -370,15 +370,15 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         if batch.waiting and self.deferrable:
             self._defer_wait(context, batch, report, deadline)
         if batch.waiting:
-            batch.settle(self.wait_here(batch.waiting, deadline))
+            batch.settle(self.wait_on_worker(batch.waiting, deadline))
         not_written = self._report(context, batch, report)
         return self._end(context, batch, not_written)
 
     def _defer_wait(self, context: Context, batch: Batch, report: TaskReport, deadline: float) -> None:
         before = {**batch.to_dict(), "deadline": deadline, "report_facts": report.facts.to_dict()}
         context["ti"].xcom_push(_XCOM_KEY, before)
-        lease = batch.wait_elsewhere()
-        self.wait_elsewhere(batch.waiting[:_MAX_IDS], deadline, lease)
+        lease = batch.extend_lease()
+        self.defer_wait(batch.waiting[:_MAX_IDS], deadline, lease)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> list[str] | str:
         """Continue after the wait in the triggerer.

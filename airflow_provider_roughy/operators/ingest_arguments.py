@@ -14,7 +14,7 @@ from airflow_provider_roughy.exceptions import (
 from airflow_provider_roughy.ingest.discover import discover, list_of
 from airflow_provider_roughy.ledger import Ledger
 from airflow_provider_roughy.logs import counted
-from airflow_provider_roughy.transfer.storage import without_secrets
+from airflow_provider_roughy.transfer.storage import as_text, without_secrets
 
 if TYPE_CHECKING:
     import os
@@ -23,9 +23,15 @@ if TYPE_CHECKING:
     from airflow_provider_roughy.ingest.discover import Discovered
     from airflow_provider_roughy.ingest.trees import SourceLocation
 
+#: How many sources a message names.
+_MAX_NAMES = 5
+
 
 def check_shard(shard: object, shards: object) -> None:
-    """Refuse a shard that is not one of so many."""
+    """Check ``shard`` and ``shards``.
+
+    :raises ValueError: If one is not a whole number in its range.
+    """
     if shards is not None and (isinstance(shards, bool) or not isinstance(shards, int) or not 1 <= shards <= 1000):
         raise ValueError(f"shards must be 1 to 1,000, not {shards!r}")
     if shard is not None and (isinstance(shard, bool) or not isinstance(shard, int) or shard < 0):
@@ -39,7 +45,7 @@ def max_credits_of(value: int | str | None, *, is_priced: bool = False) -> int |
 
     :param value: The argument, which may have been a template.
     :param is_priced: Whether the length of each recording is read in any case.
-    :raises RoughyConfigurationError: If it is no whole number, or what reads lengths is not installed.
+    :raises RoughyConfigurationError: If it is not a whole number, or the extra ``probe`` is not installed.
     """
     if value is None and not is_priced:
         return None
@@ -90,23 +96,27 @@ def find_recordings(
     :param conn_id: The Airflow connection of its storage.
     :param ledger: The ledger, if there is one.
     :param on_empty: What to do if there is no file: ``"return"``, ``"skip"`` or ``"fail"``.
-    :raises RoughyUnusableSourceError: If the source is missing, unreadable, or empty.
+    :raises RoughyUnusableSourceError: If the source is missing, unreadable, or empty with ``on_empty="fail"``.
     :raises RoughyUnusableLedgerError: If the ledger is in the source.
-    :raises AirflowSkipException: If the source is empty.
+    :raises AirflowSkipException: If the source is empty with ``on_empty="skip"``.
     """
     found = discover(source, pattern=pattern, recursive=recursive, conn_id=conn_id)
     if ledger is not None and any(ledger.holds(file.canonical) for file in found.files):
         raise _ledger_in_source(ledger, source)
     if found.files or on_empty == "return":
         return found
-    nothing = f"There is no recording in {source}"
+    nothing = f"There is no recording in {_in_words(source)}"
     if found.left_out:
         nothing += f"; `pattern` does not match {counted(found.left_out, 'file')}: {found.listed_left_out}"
     raise (AirflowSkipException if on_empty == "skip" else RoughyUnusableSourceError)(nothing)
 
 
-def _ledger_in_source(ledger: Ledger, source: object) -> RoughyUnusableLedgerError:
+def _in_words(source: SourceLocation | Sequence[SourceLocation]) -> str:
+    names = [as_text(without_secrets(str(each))) for each in list_of(source)]
+    return ", ".join(names[:_MAX_NAMES]) + (", …" if len(names) > _MAX_NAMES else "")
+
+
+def _ledger_in_source(ledger: Ledger, source: SourceLocation | Sequence[SourceLocation]) -> RoughyUnusableLedgerError:
     return RoughyUnusableLedgerError(
-        f"Ledger {ledger.uri} is in the source, {without_secrets(str(source))}: its objects would be ingested. Put "
-        "it elsewhere"
+        f"Ledger {ledger.uri} is in the source, {_in_words(source)}: its objects would be ingested. Put it elsewhere"
     )

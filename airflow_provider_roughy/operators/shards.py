@@ -122,8 +122,8 @@ class ShardTask:
             with self._reported(), shard.running():
                 shard.journal.load()
                 kept = shard.ledger.read_waiting(self._owner, 0)
-                noted = kept.get("noted", {})
-                shard.journal.noted = {key: RecordingResult.from_dict(row) for key, row in noted.items()}
+                rows = kept.get("not_final", {})
+                shard.journal.not_final = {key: RecordingResult.from_dict(row) for key, row in rows.items()}
                 fatal = kept.get("fatal")
                 shard.journal.fatal = api_error(**fatal) if fatal else None
                 if error is not None:
@@ -132,12 +132,11 @@ class ShardTask:
                 shard.restore(shard.ledger.read_waiting(self._owner, self._unread.pop(0)))
                 shard.settle(verdicts)
                 shard.journal.store(now=True)
-                if left := shard.waiting:
+                if (left := shard.waiting) and part < before["parts"]:
                     # The trigger has no verdict on them.
                     following = shard.ledger.read_waiting(self._owner, part + 1).get("waiting", {})
                     more = {"waiting": {**following, **shard.kept(left)["waiting"]}}
-                    if part < before["parts"]:
-                        shard.ledger.write_waiting(self._owner, part + 1, more)
+                    shard.ledger.write_waiting(self._owner, part + 1, more)
                 shard.ledger.remove_waiting(self._owner, [part])
                 return self._wait_and_report(before["deadline"], part=part + 1, parts=before["parts"])
 
@@ -146,7 +145,8 @@ class ShardTask:
     def _check(self, header: Header) -> None:
         operator = self._operator
         for name in ("max_credits", "stable_for", "retry", "_dry_run"):
-            if getattr(operator, name):
+            value = getattr(operator, name)
+            if value or (name == "max_credits" and value is not None):
                 raise RoughyConfigurationError(
                     f"`{name.strip('_')}` has no effect on a manifest: give it to RoughyPlanIngestOperator, which "
                     "decides what is uploaded"
@@ -190,7 +190,11 @@ class ShardTask:
         self._name = f"{number} of {shards}"
         self._part = f"shard-{number:04}-of-{shards:04}"
         run_id = self._context["ti"].run_id
-        siblings = [ClaimOwner(self._owner.task_key, f"{run_id}[{index}]") for index in range(shards)]
+        # Of tasks that are mapped over something else, too, it is unknown which one has which shard: each treats the
+        # others like other runs.
+        is_numbered = shards > 1 and self._context["ti"].map_index == number
+        indexes = range(shards) if is_numbered else ()
+        siblings = [ClaimOwner(self._owner.task_key, f"{run_id}[{index}]") for index in indexes]
         self._shard = Shard(
             operator.hook,
             manifest=manifest,
@@ -227,7 +231,7 @@ class ShardTask:
         if part <= parts:
             fatal = shard.fatal.to_dict() if isinstance(shard.fatal, RoughyApiError) else None
             kept = {
-                "noted": {key: result.to_dict() for key, result in shard.journal.noted.items()},
+                "not_final": {key: result.to_dict() for key, result in shard.journal.not_final.items()},
                 "fatal": fatal,
             }
             shard.ledger.write_waiting(self._owner, 0, kept)
@@ -239,9 +243,9 @@ class ShardTask:
             }
             self._context["ti"].xcom_push(XCOM_KEY, before)
             ids = list(shard.ledger.read_waiting(self._owner, part).get("waiting", ()))
-            operator.wait_elsewhere(ids, deadline, shard.wait_elsewhere())
+            operator.defer_wait(ids, deadline, shard.extend_lease())
         if shard.waiting:
-            shard.settle(operator.wait_here(shard.waiting, deadline))
+            shard.settle(operator.wait_on_worker(shard.waiting, deadline))
         uri, totals = self._report()
         self._end(uri, totals)
         return uri
@@ -262,7 +266,7 @@ class ShardTask:
         with self._manifest() as manifest:
             summary = write_report(
                 folder,
-                totals.through(shard.rows(manifest, error)),
+                totals.counting(shard.rows(manifest, error)),
                 facts=replace(
                     self._facts, balance_after=self._balance(), error=None if error is None else as_text(str(error))
                 ),
@@ -275,7 +279,7 @@ class ShardTask:
             self._log.info("\n%s", "\n".join(totals.lines[start : start + _MAX_LINES]))
         if totals.not_ready > len(totals.lines):
             self._log.info("%s more are in %s", f"{totals.not_ready - len(totals.lines):,}", uri)
-        record_metrics(shard.journal.noted.values())
+        record_metrics(shard.journal.not_final.values())
         FILES.add(totals.already_ingested.total(), status="already_ingested")
         self._operator.run_facts = RunFacts(
             totals.numbers(), credits=totals.credits, media_seconds=totals.seconds, request_ids=totals.request_ids
@@ -305,12 +309,13 @@ class ShardTask:
 
     @contextmanager
     def _manifest(self) -> Iterator[Manifest | None]:
-        """Open the manifest once more; ``None`` if another one is there meanwhile."""
+        """Open the manifest again; yield ``None`` if another plan has replaced it."""
         with manifests.reading(self._location, conn_id=self._operator.source_conn_id) as manifest:
             is_same = manifest.header == self._header
             if not is_same:
                 self._log.warning(
-                    "Another plan has replaced manifest %s: the results have only what this shard has uploaded",
+                    "Another plan has replaced manifest %s: the results have only what this shard has uploaded. Give "
+                    "each run a manifest of its own",
                     manifest.uri,
                 )
             yield manifest if is_same else None

@@ -63,7 +63,7 @@ class WaitingOperator(BaseOperator):
     @cached_property
     def hook(self) -> RoughyHook:
         """The hook of this task."""
-        # A task that continues after a wait may send no request.
+        # Start metrics here: a task that continues after a wait may send no request, and would never start them.
         metrics.start()
         return RoughyHook(self.roughy_conn_id)
 
@@ -78,7 +78,7 @@ class WaitingOperator(BaseOperator):
         # Airflow 3 does not count the time in the triggerer.
         return min(deadline, started + self.execution_timeout.total_seconds())
 
-    def wait_here(self, ids: Sequence[str], deadline: float) -> list[Verdict]:
+    def wait_on_worker(self, ids: Sequence[str], deadline: float) -> list[Verdict]:
         """Wait for many resources on this worker, and return a verdict on each.
 
         :param ids: Their ids.
@@ -96,8 +96,8 @@ class WaitingOperator(BaseOperator):
             )
         )
 
-    def wait_elsewhere(self, ids: list[str], deadline: float, lease: dict[str, Any] | None) -> None:
-        """Wait for many resources in the triggerer. The task goes on in ``execute_complete``.
+    def defer_wait(self, ids: list[str], deadline: float, lease: dict[str, Any] | None) -> None:
+        """Defer the task until the triggerer has verdicts on many resources. ``execute_complete`` continues it.
 
         :param ids: Their ids.
         :param deadline: When the wait ends in any case, in seconds since the epoch.

@@ -1,4 +1,4 @@
-"""Other workers do what a dead one has left, on Celery's executor with three workers."""
+"""When a worker dies, other workers finish its work: Celery's executor with three workers."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ def shared_airflow() -> Iterator[LocalAirflow]:
             "CORE__EXECUTOR": "CeleryExecutor",
             "CELERY__BROKER_URL": f"sqla+{url}",
             "CELERY__RESULT_BACKEND": f"db+{url}",
-            # That broker cannot tell something to all workers at once.
+            # An SQL broker cannot broadcast, which remote control needs.
             "CELERY__WORKER_ENABLE_REMOTE_CONTROL": "False",
             # So that three shards that run at once run on three workers.
             "CELERY__WORKER_CONCURRENCY": "1",
-            # Seconds until a task without a sign of life is given to another worker.
+            # Seconds without a heartbeat after which Airflow gives a task to another worker.
             "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
         }
         with LocalAirflow(
@@ -107,7 +107,7 @@ def test_another_worker_resumes_the_batch_of_a_dead_one(
         airflow.kill(dead)
         link.cut()
         wait_until(lambda: MIDDLE in [asset["stored_bytes"] for asset in roughy.assets])
-        # All that the other one could know from it would be on its disk.
+        # The disk of the dead one has no file that another one could have used.
         assert not [path for path in airflow.disk(dead).rglob("*") if path.is_file()]
         shutil.rmtree(airflow.disk(dead))
 
@@ -125,7 +125,7 @@ def test_another_worker_resumes_the_batch_of_a_dead_one(
     assert len(found) == COUNT
     assert {asset["sha256"] for asset in found.values()} == wanted
     assert {(entry.asset_id, entry.state) for entry in ledger.entries()} == {(asset_id, "ready") for asset_id in found}
-    # What had arrived is not sent again, and of the one in the middle only the rest.
+    # Complete uploads are not sent again. The interrupted one resumes at its offset.
     assert asked(roughy, "POST") == COUNT - ARRIVED - PARALLEL
     sent = sent_to(roughy)
     assert not {found[asset_id]["upload_id"] for asset_id in complete} & sent.keys()

@@ -51,7 +51,7 @@ def test_each_output_is_made_once_whatever_dies(
         restart_dead(airflow)
 
     conf = {"asset_ids": ids, "target": str(target), "ledger": str(tmp_path / "ledger")}
-    # Slow enough to be killed in its middle.
+    # Delay replies, so that each kill happens during the work.
     roughy.inject(Fault(method="POST", path="/v1/renders", delay=0.3, times=None))
     roughy.inject(Fault(method="GET", path="/v1/cuts/*", delay=0.1, times=None))
     run = Run(airflow, "produces", airflow.trigger_dag("produces", conf=conf))
@@ -76,7 +76,7 @@ def test_each_output_is_made_once_whatever_dies(
     assert sorted(run.xcom("produce")) == sorted(ids)
     made = Counter(str(each["asset_id"]) for each in [*roughy.cuts, *roughy.renders])
     assert made == dict.fromkeys(ids, 2)
-    assert {path.parent.name: path.name for path in target.rglob("*") if path.is_file()}.keys() == set(ids)
+    assert {path.parent.name for path in target.rglob("*") if path.is_file()} == set(ids)
     ledger = Ledger(tmp_path / "ledger")
     for asset_id in ids:
         folder = target / asset_id
