@@ -59,6 +59,11 @@ class _Remote:
             return self._json(200, {"balance": 10**9})
         if place == "/v1/assets":
             return self._json(200, self._page(dict(part.split("=") for part in query.split("&")), headers["host"]))
+        if place.startswith("/v1/projects/"):
+            at = "2026-01-01T00:00:00Z"
+            return self._json(
+                200, {"id": asset_id, "name": "remote", "state": "active", "created_at": at, "updated_at": at}
+            )
         if asset_id not in self._uploads:
             return 404, {}, b""
         upload = self._uploads[asset_id]
