@@ -39,7 +39,7 @@ PARTS = ("kills", "speed", "restart")
 #: Files of one folder.
 _A_FOLDER = 1000
 #: The time after which the slow service replies, in seconds; files for each shard in that part.
-_REPLY_SECONDS, _FILES_A_SHARD = 0.05, 60
+_REPLY_SECONDS, _FILES_A_SHARD = 0.05, 300
 #: Free bytes that a run leaves on the disk.
 _FREE_BYTES = 2 * 1024**3
 _BYTES_A_FILE = 8 * 1024

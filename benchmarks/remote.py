@@ -91,7 +91,13 @@ class _Remote:
         arrived = size == offset
         return {
             "id": asset_id,
-            "project_id": None,
+            "project_id": "019de7f5-7e21-7402-92a8-1c0e1fa84411",
+            "type": "audio" if arrived else None,
+            "extension": "wav" if arrived else None,
+            "content_type": "audio/wav" if arrived else None,
+            "language": None,
+            "error_code": None,
+            "error_message": None,
             "state": "ready" if arrived else "pending_upload",
             "size_bytes": size if arrived else None,
             "duration_seconds": "1.0" if arrived else None,
