@@ -278,6 +278,11 @@ def test_plan_of_a_project_that_does_not_exist_writes_nothing(backlog: Backlog) 
     assert not backlog.manifest.exists()
 
 
+def test_sources_of_several_connections_are_refused(backlog: Backlog) -> None:
+    ended = backlog.plan(source=["s3://a@recordings/in/", "s3://b@recordings/in/"])
+    assert (ended.state, "several connections: a, b" in str(ended.error)) == ("failed", True)
+
+
 def test_two_plans_at_once_leave_one_whole_manifest(backlog: Backlog) -> None:
     ended: list[Ended] = []
     threads = [threading.Thread(target=lambda run=run: ended.append(backlog.plan(run))) for run in ("run 1", "run 2")]
@@ -679,21 +684,22 @@ def test_a_shard_leaves_what_an_active_run_uploads(
         renewing.join()
 
 
+@pytest.mark.parametrize("is_in_the_uri", [False, True])
 def test_archive_manifest_ledger_and_report_are_in_a_storage(
-    backlog: Backlog, roughy: Emulator, s3: Any, recordings: dict[str, Path]
+    backlog: Backlog, roughy: Emulator, s3: Any, recordings: dict[str, Path], is_in_the_uri: bool
 ) -> None:
+    conn_ids = {} if is_in_the_uri else dict.fromkeys(("source_conn_id", "ledger_conn_id", "manifest_conn_id"), "s3")
+    bucket = "s3://s3@recordings" if is_in_the_uri else "s3://recordings"
     audio = recordings["audio"].read_bytes()
     names = [f"in/{number}/a b{number}.mp3" for number in range(6)]
     for number, name in enumerate(names):
         s3.put_object(Bucket="recordings", Key=name, Body=audio + bytes(number))
     planned = backlog.plan(
-        source="s3://recordings/in/",
-        source_conn_id="s3",
+        source=f"{bucket}/in/",
         recursive=True,
-        ledger="s3://recordings/ledger",
-        ledger_conn_id="s3",
-        manifest="s3://recordings/plans/one.jsonl",
-        manifest_conn_id="s3",
+        ledger=f"{bucket}/ledger",
+        manifest=f"{bucket}/plans/one.jsonl",
+        **conn_ids,
     )
     # The connection of the manifest is a part of its URI, so that the shards need no other argument.
     assert planned.result == "s3://s3@recordings/plans/one.jsonl"

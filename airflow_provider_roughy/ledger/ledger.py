@@ -442,13 +442,17 @@ class Ledger(Runs, Announcements, Outputs):
             self._forget_legacy(about)
         return bool(names)
 
+    @property
+    def conn_id(self) -> str | None:
+        """The Airflow connection of the storage, given by itself or in the location."""
+        return self._conn_id or conn_id_in(self._location)
+
     def forget_call(self, key: str) -> str:
         """Return the call of :meth:`forget` as Python code, for messages. It contains no password.
 
         :param key: The ``key`` of an entry.
         """
-        conn_id = self._conn_id or conn_id_in(self._location)
-        options = f", conn_id={conn_id!r}" if conn_id else ""
+        options = f", conn_id={self.conn_id!r}" if self.conn_id else ""
         return f"Ledger({without_secrets(self._location)!r}{options}).forget({key!r})"
 
     def _find_all(self, key: str) -> list[Result | Version]:

@@ -14,7 +14,7 @@ from airflow_provider_roughy.exceptions import (
 from airflow_provider_roughy.ingest.discover import discover, list_of
 from airflow_provider_roughy.ledger import Ledger
 from airflow_provider_roughy.logs import counted
-from airflow_provider_roughy.transfer.storage import as_text, without_secrets
+from airflow_provider_roughy.transfer.storage import as_text, conn_id_in, local_path, without_secrets
 
 if TYPE_CHECKING:
     import os
@@ -109,6 +109,26 @@ def find_recordings(
     if found.left_out:
         nothing += f"; `pattern` does not match {counted(found.left_out, 'file')}: {found.listed_left_out}"
     raise (AirflowSkipException if on_empty == "skip" else RoughyUnusableSourceError)(nothing)
+
+
+def source_conn_id_of(source: SourceLocation | Sequence[SourceLocation], conn_id: str | None) -> str | None:
+    """Return the one Airflow connection of all sources, given by itself or in the sources.
+
+    :param source: The source.
+    :param conn_id: The connection that is given by itself.
+    :raises RoughyConfigurationError: If the sources have several.
+    """
+    stored = {
+        conn_id or getattr(each, "conn_id", None) or conn_id_in(str(each))
+        for each in list_of(source)
+        if local_path(str(each)) is None
+    }
+    if len(stored) > 1:
+        raise RoughyConfigurationError(
+            f"`source` names storages of several connections: {', '.join(sorted(map(str, stored)))}. A manifest has "
+            "one: plan each by itself"
+        )
+    return stored.pop() if stored else conn_id
 
 
 def _in_words(source: SourceLocation | Sequence[SourceLocation]) -> str:

@@ -20,7 +20,7 @@ from airflow_provider_roughy.ingest import manifest as manifests
 from airflow_provider_roughy.ingest.discover import MEDIA, Discovered, list_of
 from airflow_provider_roughy.ingest.manifest import DEFERRED, PLANNED, REJECTED, Header, ManifestWriter
 from airflow_provider_roughy.ingest.planning import EarlierPlan, Planner
-from airflow_provider_roughy.ledger import ClaimOwner
+from airflow_provider_roughy.ledger import ClaimOwner, Ledger
 from airflow_provider_roughy.logs import counted
 from airflow_provider_roughy.observability import lineage
 from airflow_provider_roughy.operators.ingest_arguments import (
@@ -28,6 +28,7 @@ from airflow_provider_roughy.operators.ingest_arguments import (
     find_recordings,
     ledger_outside,
     max_credits_of,
+    source_conn_id_of,
 )
 from airflow_provider_roughy.operators.interruptible import InterruptibleOperator
 from airflow_provider_roughy.transfer.progress import bytes_in_words
@@ -176,6 +177,7 @@ class RoughyPlanIngestOperator(InterruptibleOperator):
         max_credits = max_credits_of(self.max_credits, is_priced=self.prices or self._dry_run)
         priced = self.prices or self._dry_run or max_credits is not None
         uri = self._uri()
+        source_conn_id_of(self.source, self.source_conn_id)
         ledger = ledger_outside(self.ledger, self.ledger_conn_id, self.source)
         hook = RoughyHook(self.roughy_conn_id)
         with self._interrupt, hook, ManifestWriter() as writer:
@@ -215,7 +217,7 @@ class RoughyPlanIngestOperator(InterruptibleOperator):
                 stable_for=self.stable_for,
                 dry_run=self._dry_run,
             )
-            header = self._header(planner, ledger.uri, ti, max_credits, priced=priced)
+            header = self._header(planner, ledger, ti, max_credits, priced=priced)
             writer.write(header, uri)
             if not self._dry_run:
                 planner.remember_rejected(writer)
@@ -271,7 +273,7 @@ class RoughyPlanIngestOperator(InterruptibleOperator):
         except RoughySourceError as err:
             raise RoughySourceError(f"An earlier manifest of this run cannot be read: {err}") from err
 
-    def _header(self, planner: Planner, ledger: str, ti: Any, max_credits: int | None, *, priced: bool) -> Header:
+    def _header(self, planner: Planner, ledger: Ledger, ti: Any, max_credits: int | None, *, priced: bool) -> Header:
         sources = [as_text(without_secrets(str(source))) for source in list_of(self.source)]
         patterns = [self.pattern] if isinstance(self.pattern, str) else list(self.pattern)
         return Header(
@@ -282,11 +284,11 @@ class RoughyPlanIngestOperator(InterruptibleOperator):
             source=sources[:_MAX_NAMED] + (["…"] if len(sources) > _MAX_NAMED else []),
             pattern=patterns,
             recursive=self.recursive,
-            ledger=ledger,
+            ledger=ledger.uri,
             project_id=planner.project_id,
             language=planner.language,
-            source_conn_id=self.source_conn_id,
-            ledger_conn_id=self.ledger_conn_id or getattr(self.ledger, "conn_id", None),
+            source_conn_id=source_conn_id_of(self.source, self.source_conn_id),
+            ledger_conn_id=ledger.conn_id,
             shards=self.shards,
             dry_run=self._dry_run,
             max_credits=max_credits,
