@@ -9,17 +9,24 @@ import logging
 import threading
 
 import boto3
-from moto.server import ThreadedMotoServer
+from moto.moto_server.werkzeug_app import create_backend_app
+from werkzeug.serving import WSGIRequestHandler, make_server
 
 from benchmarks.processes import end_with_parent
+
+
+class _Handler(WSGIRequestHandler):
+    # Keeps connections.
+    protocol_version = "HTTP/1.1"
 
 
 def _main() -> None:
     # Otherwise, it logs each request.
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
+    # moto's own server looks for the service of each request, one request at a time.
+    server = make_server("127.0.0.1", 0, create_backend_app("s3"), threaded=True, request_handler=_Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    host, port = server.server_address[:2]
     login = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
     boto3.client("s3", endpoint_url=f"http://{host}:{port}", **login).create_bucket(Bucket="out")
     print(port, flush=True)
