@@ -337,6 +337,7 @@ def test_captions_are_made_of_the_report_of_all_shards_once(backlog: Backlog, ro
         captions="srt",
         target=f"{tmp_path}/out/{{source_stem}}.srt",
         ledger=backlog.ledger.uri,
+        poll_interval=0.1,
     )
     assert len(backlog._run(task, backlog._ti("produce", "run 1", -1)).result) == COUNT
     wanted = sorted(f"{path.stem}.srt" for path in backlog.folder.iterdir())
