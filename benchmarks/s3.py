@@ -26,9 +26,9 @@ def _main() -> None:
     # moto's own server looks for the service of each request, one request at a time.
     server = make_server("127.0.0.1", 0, create_backend_app("s3"), threaded=True, request_handler=_Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    host, port = server.server_address[:2]
+    port = server.server_port
     login = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
-    boto3.client("s3", endpoint_url=f"http://{host}:{port}", **login).create_bucket(Bucket="out")
+    boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", **login).create_bucket(Bucket="out")
     print(port, flush=True)
     threading.Event().wait()
 
