@@ -561,6 +561,7 @@ def test_a_manifest_may_be_a_path(backlog: Backlog, roughy: Emulator) -> None:
 # ---- Several processes
 
 
+@pytest.mark.once
 @pytest.mark.timeout(180)
 def test_others_finish_what_a_killed_shard_has_left(
     backlog: Backlog, roughy: Emulator, recordings: dict[str, Path], tmp_path: Path
@@ -591,6 +592,7 @@ def test_others_finish_what_a_killed_shard_has_left(
             assert_each_once(backlog, roughy)
 
 
+@pytest.mark.once
 @pytest.mark.timeout(180)
 def test_a_failed_upload_of_a_helper_is_reported_once(
     backlog: Backlog, roughy: Emulator, recordings: dict[str, Path], tmp_path: Path
@@ -628,6 +630,7 @@ def test_a_failed_upload_of_a_helper_is_reported_once(
             assert len(roughy.assets) == COUNT
 
 
+@pytest.mark.once
 @pytest.mark.timeout(180)
 def test_shards_at_once_meet_rarely(
     backlog: Backlog, roughy: Emulator, recordings: dict[str, Path], tmp_path: Path
