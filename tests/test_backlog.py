@@ -270,8 +270,6 @@ def test_price_list_is_a_manifest_of_which_nothing_is_uploaded(
     assert roughy.assets == []
 
 
-# Airflow 2 runs a task only in the main thread of a process.
-@pytest.mark.once
 def test_plan_of_a_project_that_does_not_exist_writes_nothing(backlog: Backlog) -> None:
     ended = backlog.plan(project_id="9b2d7a52-0000-4000-8000-000000000000")
     assert type(ended.error) is RoughyNotFoundError
@@ -283,6 +281,8 @@ def test_sources_of_several_connections_are_refused(backlog: Backlog) -> None:
     assert (ended.state, "several connections: a, b" in str(ended.error)) == ("failed", True)
 
 
+# Airflow 2 runs a task only in the main thread of a process.
+@pytest.mark.once
 def test_two_plans_at_once_leave_one_whole_manifest(backlog: Backlog) -> None:
     ended: list[Ended] = []
     threads = [threading.Thread(target=lambda run=run: ended.append(backlog.plan(run))) for run in ("run 1", "run 2")]
