@@ -530,6 +530,14 @@ class Batch:
 
     # ---- The wait in the triggerer, and the end
 
+    def renew_lease(self) -> None:
+        """Renew the lease now, for others that wait for a renewal.
+
+        :raises RoughyLedgerError: If the ledger cannot be written.
+        """
+        if self._lease is not None:
+            self._lease.renew()
+
     def extend_lease(self) -> dict[str, Any] | None:
         """Hand the lease over to the trigger that waits for the assets.
 

@@ -64,7 +64,7 @@ _LIST_SECONDS = 60.0
 _HELP_LIST_SECONDS, _MIN_PAUSE_FACTOR = 1.0, 10
 #: Seconds between two polls of the assets that are processed, while others are uploaded.
 _POLL_SECONDS = 10.0
-#: Seconds between two checks of the leases of the other shards.
+#: Seconds between two checks of the leases of the other shards, and between two renewals of a shard that checks.
 _WATCH_SECONDS = 2.0
 #: The number of a version from which on Roughy has all bytes, if nothing went wrong: claimed, uploading, sent.
 _SENT_VERSION = 3
@@ -332,6 +332,8 @@ class Shard(Batch):
                 yield None
                 continue
             checked_at = time.monotonic()
+            # The others may wait for this shard as it waits for them.
+            self.renew_lease()
             dead = []
             owners = list(undecided)
             for owner, lease in zip(owners, self.ledger.each(self.ledger.read_lease, owners), strict=True):
