@@ -38,9 +38,10 @@ PARALLEL = 4
 ARRIVED, MIDDLE = 12, 20_000
 UPLOAD = "/v1/uploads/*"
 
-#: Of the test with three shards: recordings, uploads at a time of each shard (dags/archiving.py), and seconds for which
-#: the first uploads of all shards are held, so that none of them ends before the last one has started.
-RECORDINGS, EACH, HELD = 60, 2, 15.0
+#: Of the test with three shards: recordings, uploads at a time of each shard (dags/archiving.py), seconds for which
+#: the first uploads of all shards are held, so that none of them ends before the last one has started, and those for
+#: which each later one is held, so that the others are still at work when a worker is killed.
+RECORDINGS, EACH, HELD, HELD_LATER = 60, 2, 15.0, 0.7
 #: Seconds of a lease there: less than until Airflow gives the task of a dead worker to another one.
 LEASE = 12.0
 
@@ -140,7 +141,9 @@ def test_other_workers_upload_the_shard_of_a_dead_one(
     for number in range(RECORDINGS):
         (folder / f"{number:02}.mp3").write_bytes(audio + bytes(number))
     wanted = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir())
-    roughy.inject(Fault(method="PATCH", path=UPLOAD, times=len(WORKERS) * EACH, delay=HELD))
+    first = len(WORKERS) * EACH
+    roughy.inject(Fault(method="PATCH", path=UPLOAD, times=first, delay=HELD))
+    roughy.inject(Fault(method="PATCH", path=UPLOAD, nth=first + 1, times=None, delay=HELD_LATER))
     conf = {
         "folder": str(folder),
         "ledger": str(tmp_path / "ledger"),
@@ -148,7 +151,7 @@ def test_other_workers_upload_the_shard_of_a_dead_one(
         "conn_id": connect(airflow, roughy),
     }
     run = Run(airflow, "archives", airflow.trigger_dag("archives", conf=conf))
-    wait_until(lambda: asked(roughy, "PATCH") >= len(WORKERS) * EACH)
+    wait_until(lambda: asked(roughy, "PATCH") >= first)
     workers = [worker_of(run, shard) for shard in range(3)]
     assert set(workers) == set(WORKERS)
     assert not arrived(roughy)
