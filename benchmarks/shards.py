@@ -89,6 +89,7 @@ def task_instance(task_id: str, map_index: int, pushed: dict[str, Any]) -> Any:
         task_id=task_id,
         run_id="run",
         map_index=map_index,
+        try_number=1,
         xcom_push=lambda key, value: pushed.update({key: value}),
     )
 

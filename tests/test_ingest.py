@@ -92,7 +92,7 @@ def test_second_run_uploads_only_new_files(
 def test_large_batch_is_deferred_in_parts_of_limited_size(
     roughy: Emulator, nights: Nights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_provider_roughy.operators.ingest._MAX_IDS", 2)
+    monkeypatch.setattr("airflow_provider_roughy.operators.ingest.MAX_IDS", 2)
     roughy.progression = "manual"
     left: list[dict[str, Any]] = []
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy.ingest.recorder import Recorder, row_of
-from airflow_provider_roughy.ingest.result import BatchResults, RecordingResult, Status, record_metrics
+from airflow_provider_roughy.ingest.result import RecordingResult, Status, numbers_of, record_metrics, summary_of
 from airflow_provider_roughy.ledger.claims import Done, Held
 
 if TYPE_CHECKING:
@@ -193,10 +193,8 @@ class ShardTotals:
 
     def numbers(self) -> dict[str, int]:
         """Count the recordings by status, without zeros."""
-        known = self.already_ingested.total()
-        numbers = {status.value: self.counts[status] for status in Status if self.counts[status]}
-        return {**numbers, **({"already_ingested": known} if known else {})}
+        return numbers_of(self.counts, self.already_ingested)
 
     def summary(self) -> str:
         """Return the counts as a line."""
-        return BatchResults([], self.already_ingested).summary_of(self.numbers())
+        return summary_of(self.numbers(), self.already_ingested)

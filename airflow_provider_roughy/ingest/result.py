@@ -166,26 +166,11 @@ class BatchResults:
 
     def numbers(self) -> dict[str, int]:
         """Count the recordings by status, without zeros."""
-        counts = Counter(result.status for result in self.results)
-        numbers = {status.value: counts[status] for status in Status if counts[status]}
-        known = self.already_ingested.total()
-        return {**numbers, **({"already_ingested": known} if known else {})}
+        return numbers_of(Counter(result.status for result in self.results), self.already_ingested)
 
     def summary(self) -> str:
         """Return the counts as a line: ``3 ready, 1 failed, 12 already ingested (11 ready, 1 failed)``."""
-        return self.summary_of(self.numbers())
-
-    def summary_of(self, numbers: dict[str, int]) -> str:
-        """Return counts as such a line.
-
-        :param numbers: The counts, by status.
-        """
-        known = numbers.pop("already_ingested", 0)
-        parts = [f"{number:,} {status}" for status, number in numbers.items()]
-        if known:
-            states = ", ".join(f"{number:,} {state}" for state, number in self.already_ingested.most_common())
-            parts.append(f"{known:,} already ingested ({states})")
-        return ", ".join(parts) or "no recordings"
+        return summary_of(self.numbers(), self.already_ingested)
 
     def table(self, *, without: Iterable[str] = ()) -> Iterator[str]:
         """Yield a line for each recording, by status.
@@ -239,6 +224,30 @@ class BatchResults:
                 [RecordingResult(**row) for row in values["results"]], Counter(values.get("already_ingested", {}))
             )
         return cls(list(_results_of_0_2(values)), Counter({"ready": known} if (known := values.get("known")) else {}))
+
+
+def numbers_of(counts: Mapping[str, int], already_ingested: Counter[str]) -> dict[str, int]:
+    """Return how many recordings there are by status, without zeros.
+
+    :param counts: How many results there are by status.
+    :param already_ingested: As that of :class:`BatchResults`.
+    """
+    numbers = {status.value: counts.get(status, 0) for status in Status}
+    numbers["already_ingested"] = already_ingested.total()
+    return {name: number for name, number in numbers.items() if number}
+
+
+def summary_of(numbers: Mapping[str, int], already_ingested: Counter[str]) -> str:
+    """Return such numbers as a line.
+
+    :param numbers: How many recordings there are by status.
+    :param already_ingested: As that of :class:`BatchResults`.
+    """
+    parts = [f"{number:,} {status}" for status, number in numbers.items() if status != "already_ingested"]
+    if total := already_ingested.total():
+        states = ", ".join(f"{number:,} {state}" for state, number in already_ingested.most_common())
+        parts.append(f"{total:,} already ingested ({states})")
+    return ", ".join(parts) or "no recordings"
 
 
 def record_metrics(results: Iterable[RecordingResult]) -> None:

@@ -38,8 +38,8 @@ from airflow_provider_roughy.operators.ingest_arguments import (
     max_credits_of,
 )
 from airflow_provider_roughy.operators.interruptible import InterruptibleOperator
-from airflow_provider_roughy.operators.reporting import TaskReport
-from airflow_provider_roughy.operators.waiting import WaitingOperator
+from airflow_provider_roughy.operators.reporting import TaskReport, error_text, log_table
+from airflow_provider_roughy.operators.waiting import MAX_IDS, WaitingOperator
 from airflow_provider_roughy.transfer.storage import asset_uri
 from airflow_provider_roughy.transfer.throttle import MIN_BYTES_A_SECOND
 
@@ -50,16 +50,8 @@ if TYPE_CHECKING:
     from airflow_provider_roughy.ingest.trees import SourceLocation
     from airflow_provider_roughy.operators.shards import ShardTask
 
-#: Lines of the table in one log record.
-_MAX_LINES = 100
-#: Lines of the table in an error message.
-_MAX_LINES_OF_ERROR = 10
-#: Assets of one wait in the triggerer. On MySQL, the row of a trigger in Airflow's database has room for about 1,200.
-_MAX_IDS = 1000
 #: Statuses of recordings that have an asset.
 _WITH_ASSETS = (Status.READY, Status.PENDING_PAYMENT, Status.FAILED)
-#: The XCom by which a try keeps its state during the wait in the triggerer.
-_XCOM_KEY = "roughy_before_the_wait"
 
 
 class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
@@ -376,16 +368,16 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
 
     def _defer_wait(self, context: Context, batch: Batch, report: TaskReport, deadline: float) -> None:
         before = {**batch.to_dict(), "deadline": deadline, "report_facts": report.facts.to_dict()}
-        context["ti"].xcom_push(_XCOM_KEY, before)
+        self.keep_before_wait(context, before)
         lease = batch.extend_lease()
-        self.defer_wait(batch.waiting[:_MAX_IDS], deadline, lease)
+        self.defer_wait(batch.waiting[:MAX_IDS], deadline, lease)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> list[str] | str:
         """Continue after the wait in the triggerer.
 
         :returns: The assets that are ready; with a manifest, the URI of the results.
         """
-        before = self._before_the_wait(context)
+        before = self.kept_before_wait(context) or {}
         if "header" in before:
             return self._shard_task(context).resume(before, event)
         if is_manifest(self.source):
@@ -402,16 +394,12 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
                 batch.settle(verdicts)
                 return self._wait_and_report(context, batch, report, before.get("deadline", 0.0))
 
-    def _before_the_wait(self, context: Context) -> dict[str, Any]:
-        ti = context["ti"]
-        return ti.xcom_pull(task_ids=self.task_id, key=_XCOM_KEY, map_indexes=ti.map_index) or {}
-
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Continue after the wait in the triggerer; report what is known if the wait brought no verdicts."""
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except (RoughyTimeoutError, RoughyProtocolError) as error:
-            before = self._before_the_wait(context)
+            before = self.kept_before_wait(context) or {}
             if "header" in before:
                 self._shard_task(context).resume(before, error=error)
             elif not self._is_reported:
@@ -454,9 +442,7 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         # An error before the first result needs no summary.
         if error is None or results.numbers():
             self.log.info("%s", results.summary())
-        lines = list(results.table())
-        for start in range(0, len(lines), _MAX_LINES):
-            self.log.info("\n%s", "\n".join(lines[start : start + _MAX_LINES]))
+        log_table(self.log, list(results.table()))
         balance = batch.log_unpaid()
         for name, value in results.xcoms().items():
             context["ti"].xcom_push(name, value)
@@ -476,9 +462,7 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         results, fatal = batch.results, batch.fatal
         self._report_lineage(results)
         lines = list(results.table(without=(Status.READY, Status.DEFERRED)))
-        text = "\n".join([f"{results.summary()}:", *lines[:_MAX_LINES_OF_ERROR]])
-        if len(lines) > _MAX_LINES_OF_ERROR:
-            text += f"\n… and {len(lines) - _MAX_LINES_OF_ERROR:,} more, see the log"
+        text = error_text(f"{results.summary()}:", lines)
         advice = _how_to_ingest_again(batch)
         if self.on_failed == "fail" and results.of(Status.FAILED, Status.REJECTED, Status.INTERRUPTED):
             again = any(result.retryable for result in results.results)

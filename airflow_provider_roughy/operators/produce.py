@@ -28,8 +28,8 @@ from airflow_provider_roughy.observability.outlets import Product, announce, ids
 from airflow_provider_roughy.observability.report import read_report
 from airflow_provider_roughy.operators.ingest import RoughyIngestOperator
 from airflow_provider_roughy.operators.interruptible import InterruptibleOperator
-from airflow_provider_roughy.operators.reporting import TaskReport
-from airflow_provider_roughy.operators.waiting import WaitingOperator
+from airflow_provider_roughy.operators.reporting import TaskReport, error_text, log_table
+from airflow_provider_roughy.operators.waiting import MAX_IDS, WaitingOperator
 from airflow_provider_roughy.polling import wait_for_some
 from airflow_provider_roughy.produce.inputs import asset_ids_of, ready_of, sources_of_ledger
 from airflow_provider_roughy.produce.names import TargetTemplate, check_template
@@ -44,15 +44,9 @@ if TYPE_CHECKING:
     from airflow_provider_roughy.compat import Context, ObjectStoragePath
     from airflow_provider_roughy.lifecycle import Verdict
 
-#: Lines of the table in one log record, and in an error message.
-_MAX_LINES, _MAX_LINES_OF_ERROR = 100, 10
-#: Resources of one wait in the triggerer. On MySQL, a trigger's row in Airflow's database has room for about 1,200.
-_MAX_IDS = 1000
 #: Seconds after which a wait ends as soon as a cut or render is completed, so that its files are written. Each such
 #: wait costs the start of a process.
 _GO_ON_AFTER = 60.0
-#: The XCom by which a try keeps its state during the wait in the triggerer.
-_XCOM_KEY = "roughy_before_the_wait"
 #: Templates are rendered in these, and the values of mappings and lists.
 _TEMPLATED = (
     "asset_ids",
@@ -286,8 +280,7 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         :returns: The assets whose outputs are all written.
         """
         verdicts = batch_from_event(event)
-        ti = context["ti"]
-        before = ti.xcom_pull(task_ids=self.task_id, key=_XCOM_KEY, map_indexes=ti.map_index)
+        before = self.kept_before_wait(context)
         if before is None:
             # Someone has deleted it. What was requested and written is found again.
             self.log.warning("The state from before the wait is gone; starting again")
@@ -410,11 +403,11 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
 
     def _defer_wait(self, context: Context, production: Production, report: TaskReport, deadline: float) -> None:
         rows, facts = production.to_dict(), report.facts.to_dict()
-        context["ti"].xcom_push(_XCOM_KEY, {"recordings": rows, "deadline": deadline, "report_facts": facts})
+        self.keep_before_wait(context, {"recordings": rows, "deadline": deadline, "report_facts": facts})
         ids: dict[str, list[str]] = {}
         # Those that are nearly done first.
         for kind, of_kind in reversed(production.waiting.items()):
-            room = _MAX_IDS - sum(map(len, ids.values()))
+            room = MAX_IDS - sum(map(len, ids.values()))
             if room:
                 ids[kind] = of_kind[:room]
         RoughyProduceTrigger(
@@ -458,9 +451,7 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         # An error before the first result needs no summary.
         if error is None or results.results:
             self.log.info("%s", results.summary())
-        lines = list(results.table())
-        for start in range(0, len(lines), _MAX_LINES):
-            self.log.info("\n%s", "\n".join(lines[start : start + _MAX_LINES]))
+        log_table(self.log, list(results.table()))
         for name, value in _xcoms(results, production).items():
             context["ti"].xcom_push(name, value)
         self._is_reported = True
@@ -474,9 +465,7 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         results = production.results()
         self._report_lineage(production)
         lines = list(results.table(without=(Status.READY,)))
-        text = "\n".join([f"{results.summary()}:", *lines[:_MAX_LINES_OF_ERROR]])
-        if len(lines) > _MAX_LINES_OF_ERROR:
-            text += f"\n… and {len(lines) - _MAX_LINES_OF_ERROR:,} more, see the log"
+        text = error_text(f"{results.summary()}:", lines)
         if production.fatal is not None:
             text = f"The batch was stopped: {production.fatal}\n{text}"
         outcomes = _xcoms(results, production)

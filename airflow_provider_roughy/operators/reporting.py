@@ -13,13 +13,69 @@ from airflow_provider_roughy.observability.report_summary import ReportFacts, Re
 from airflow_provider_roughy.transfer.storage import as_text, words_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from airflow_provider_roughy.compat import Context
     from airflow_provider_roughy.hooks import RoughyHook
     from airflow_provider_roughy.ingest.result import RecordingResult
     from airflow_provider_roughy.logs import Log
     from airflow_provider_roughy.observability.report import ReportLocation
+
+#: Lines of the table in one log record, and in an error message.
+_MAX_LINES, _MAX_LINES_OF_ERROR = 100, 10
+
+
+def facts_of(context: Context, *, work: str = "ingest") -> ReportFacts:
+    """Return what the report of a task says of the task, which begins now.
+
+    :param context: The context of the task.
+    :param work: What the task does, as in :class:`ReportFacts`.
+    """
+    ti: Any = context["ti"]
+    return ReportFacts(
+        dag_id=ti.dag_id,
+        task_id=ti.task_id,
+        run_id=str(ti.run_id),
+        map_index=ti.map_index if (ti.map_index or 0) >= 0 else None,
+        try_number=ti.try_number,
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        work=work,
+    )
+
+
+def balance_of(hook: RoughyHook, log: Log) -> int | None:
+    """Return the balance in credits for a report; ``None`` if it cannot be read.
+
+    :param hook: Talks to Roughy.
+    :param log: Logs why it cannot be read.
+    """
+    try:
+        return hook.get_credit_balance()
+    except RoughyError as error:
+        log.warning("Reading the balance for the report failed; the report does not show it: %s", error)
+        return None
+
+
+def log_table(log: Log, lines: Sequence[str]) -> None:
+    """Log a table, in records that no log handler cuts off.
+
+    :param log: Logs it.
+    :param lines: Its lines.
+    """
+    for start in range(0, len(lines), _MAX_LINES):
+        log.info("\n%s", "\n".join(lines[start : start + _MAX_LINES]))
+
+
+def error_text(summary: str, lines: Sequence[str], *, total: int | None = None) -> str:
+    """Return what an error message says of the results: the counts, and the first lines of the table.
+
+    :param summary: The counts.
+    :param lines: The first lines of the table.
+    :param total: How many lines the table has; by default those.
+    """
+    text = "\n".join([summary, *lines[:_MAX_LINES_OF_ERROR]])
+    more = (len(lines) if total is None else total) - _MAX_LINES_OF_ERROR
+    return f"{text}\n… and {more:,} more, see the log" if more > 0 else text
 
 
 class TaskReport:
@@ -43,21 +99,12 @@ class TaskReport:
         log: Log,
         work: str = "ingest",
     ) -> None:
-        ti = context["ti"]
-        self._ti: Any = ti
+        self._ti: Any = context["ti"]
         self._location = location
         self._conn_id = conn_id
         self._hook = hook
         self._log = log
-        self.facts = ReportFacts(
-            dag_id=ti.dag_id,
-            task_id=ti.task_id,
-            run_id=str(ti.run_id),
-            map_index=ti.map_index if (ti.map_index or 0) >= 0 else None,
-            try_number=ti.try_number,
-            started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            work=work,
-        )
+        self.facts = facts_of(context, work=work)
 
     def begin(self) -> None:
         """Check the folder of the report, and read the balance. Nothing is done without a report.
@@ -106,11 +153,7 @@ class TaskReport:
         """Return the balance in credits; ``None`` if there is no report, or the balance cannot be read."""
         if self._location is None:
             return None
-        try:
-            return self._hook.get_credit_balance()
-        except RoughyError as error:
-            self._log.warning("Reading the balance for the report failed; the report does not show it: %s", error)
-            return None
+        return balance_of(self._hook, self._log)
 
     def write(
         self, results: Collection[RecordingResult], *, error: BaseException | None = None, **facts: Any

@@ -6,7 +6,6 @@ import json
 import time
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy.api import language_code
@@ -14,7 +13,6 @@ from airflow_provider_roughy.compat import AirflowSkipException, AirflowTaskTime
 from airflow_provider_roughy.exceptions import (
     RoughyApiError,
     RoughyConfigurationError,
-    RoughyError,
     RoughyIngestError,
     RoughyIngestFailedError,
     api_error,
@@ -34,7 +32,8 @@ from airflow_provider_roughy.observability.links import report_url, show_report
 from airflow_provider_roughy.observability.openlineage import RunFacts
 from airflow_provider_roughy.observability.outlets import Product, announce
 from airflow_provider_roughy.observability.report import check_location, page_uri, write_report
-from airflow_provider_roughy.observability.report_summary import ReportFacts
+from airflow_provider_roughy.operators.reporting import balance_of, error_text, facts_of, log_table
+from airflow_provider_roughy.operators.waiting import MAX_IDS
 from airflow_provider_roughy.transfer.storage import as_text, asset_uri
 
 if TYPE_CHECKING:
@@ -42,13 +41,6 @@ if TYPE_CHECKING:
 
     from airflow_provider_roughy.compat import Context
     from airflow_provider_roughy.operators.ingest import RoughyIngestOperator
-
-#: Assets of one wait in the triggerer, as of a batch.
-_MAX_IDS = 1000
-#: The XCom by which a try keeps its state during the wait in the triggerer. Its size does not depend on the batch.
-XCOM_KEY = "roughy_before_the_wait"
-#: Lines about recordings that are not ready: in one log record, and in an error message.
-_MAX_LINES, _MAX_LINES_OF_ERROR = 100, 10
 
 
 class ShardTask:
@@ -63,16 +55,8 @@ class ShardTask:
         self._context = context
         self._log = operator.log
         self._location = str(operator.source)
-        ti = context["ti"]
-        self._owner = ClaimOwner.of(ti)
-        self._facts = ReportFacts(
-            dag_id=ti.dag_id,
-            task_id=ti.task_id,
-            run_id=str(ti.run_id),
-            map_index=ti.map_index if (ti.map_index or 0) >= 0 else None,
-            try_number=getattr(ti, "try_number", 0),
-            started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
+        self._owner = ClaimOwner.of(context["ti"])
+        self._facts = facts_of(context)
         self._shard: Shard
         #: The parts of what is waited for that are only in the ledger.
         self._unread: list[int] = []
@@ -221,7 +205,7 @@ class ShardTask:
         if not self._operator.deferrable:
             return 0
         waiting = shard.waiting
-        parts = [waiting[start : start + _MAX_IDS] for start in range(0, len(waiting), _MAX_IDS)]
+        parts = [waiting[start : start + MAX_IDS] for start in range(0, len(waiting), MAX_IDS)]
         for number, ids in enumerate(parts, start=1):
             shard.ledger.write_waiting(self._owner, number, shard.kept(ids))
         return len(parts)
@@ -241,7 +225,7 @@ class ShardTask:
                 "parts": parts,
                 "deadline": deadline,
             }
-            self._context["ti"].xcom_push(XCOM_KEY, before)
+            operator.keep_before_wait(self._context, before)
             ids = list(shard.ledger.read_waiting(self._owner, part).get("waiting", ()))
             operator.defer_wait(ids, deadline, shard.extend_lease())
         if shard.waiting:
@@ -268,15 +252,16 @@ class ShardTask:
                 folder,
                 totals.counting(shard.rows(manifest, error)),
                 facts=replace(
-                    self._facts, balance_after=self._balance(), error=None if error is None else as_text(str(error))
+                    self._facts,
+                    balance_after=balance_of(self._operator.hook, self._log),
+                    error=None if error is None else as_text(str(error)),
                 ),
                 conn_id=conn_id,
                 part=self._part,
             )
         uri = f"{folder}results-{self._part}.jsonl"
         self._log.info("Shard %s: %s. All results: %s", self._name, totals.summary(), as_text(uri))
-        for start in range(0, len(totals.lines), _MAX_LINES):
-            self._log.info("\n%s", "\n".join(totals.lines[start : start + _MAX_LINES]))
+        log_table(self._log, totals.lines)
         if totals.not_ready > len(totals.lines):
             self._log.info("%s more are in %s", f"{totals.not_ready - len(totals.lines):,}", uri)
         record_metrics(shard.journal.not_final.values())
@@ -320,14 +305,6 @@ class ShardTask:
                 )
             yield manifest if is_same else None
 
-    def _balance(self) -> int | None:
-        """Return the balance in credits; ``None`` if it cannot be read."""
-        try:
-            return self._operator.hook.get_credit_balance()
-        except RoughyError as error:
-            self._log.warning("Reading the balance for the report failed; the report does not show it: %s", error)
-            return None
-
     def _report_folder(self) -> tuple[str, str | None]:
         """Return the folder of the report, and the connection of its storage; by default beside the manifest.
 
@@ -345,7 +322,7 @@ class ShardTask:
         operator, shard = self._operator, self._shard
         lineage.report(operator.hook, read=[asset_uri(self._location)], written=[asset_uri(uri)])
         numbers = totals.numbers()
-        text = "\n".join([f"{totals.summary()}. All results: {uri}", *totals.lines[:_MAX_LINES_OF_ERROR]])
+        text = error_text(f"{totals.summary()}. All results: {uri}", totals.lines, total=totals.not_ready)
         ended = totals.counts[Status.FAILED] + totals.counts[Status.REJECTED]
         if ended and totals.ended_key:
             text += (
