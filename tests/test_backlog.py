@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -688,6 +690,18 @@ def test_a_shard_leaves_what_an_active_run_uploads(
         renewing.join()
 
 
+@pytest.mark.once
+def test_shards_that_end_together_do_not_wait_for_the_next_renewal(backlog: Backlog, roughy: Emulator) -> None:
+    backlog.plan()
+    # None of them ends before all are at work.
+    roughy.inject(Fault(method="PATCH", times=None, delay=0.2))
+    started = time.monotonic()
+    with ThreadPoolExecutor(SHARDS) as pool:
+        assert [ended.state for ended in pool.map(backlog.shard, range(SHARDS))] == ["success"] * SHARDS
+    assert time.monotonic() - started < lease.RENEW_SECONDS
+    assert_each_once(backlog, roughy)
+
+
 @pytest.mark.parametrize("is_in_the_uri", [False, True])
 def test_archive_manifest_ledger_and_report_are_in_a_storage(
     backlog: Backlog, roughy: Emulator, s3: Any, recordings: dict[str, Path], is_in_the_uri: bool
@@ -749,6 +763,32 @@ def test_a_rejected_key_during_the_wait_still_reports_all(backlog: Backlog, roug
     roughy.inject(Fault(path="/v1/assets*", method="GET", status=401, times=None))
     assert backlog.shard(0).state == "failed"
     assert_reported_once(backlog)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PATCH"])
+def test_nothing_that_a_backlog_writes_holds_a_secret(
+    backlog: Backlog, roughy: Emulator, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    backlog.plan()
+    page = f"<html>Authorization: Bearer {roughy.api_key}</html>"
+    told = ""
+    # A gateway's page, and errors of Roughy, that repeat what was sent; a mended service in the end.
+    for number, status in enumerate((502, 404, 400, 401)):
+        body: Any = page if status == 502 else {"error": {"code": "odd", "message": page}}
+        roughy.inject(Fault(method=method, status=status, body=body, nth=2, times=2))
+        told += repr(backlog.shard(number % SHARDS, parallel=1, timeout=5)) + json.dumps(backlog.xcoms)
+        roughy.clear_faults()
+    for number in range(SHARDS):
+        told += repr(backlog.shard(number)) + json.dumps(backlog.xcoms)
+    written = [path for path in backlog.folder.parent.rglob("*") if path.is_file() and path.suffix != ".mp3"]
+    assert {"plan.jsonl", "index-shard-0000-of-0003.html", "results-shard-0000-of-0003.jsonl"} <= {
+        path.name for path in written
+    }
+    told += caplog.text + "".join(path.read_text() for path in written)
+    uploads = {request.path.rpartition("/")[2] for request in roughy.requests if request.method == "PATCH"}
+    assert len(uploads) >= COUNT
+    assert not [secret for secret in (roughy.api_key, *uploads) if secret in told]
 
 
 def test_a_failed_upload_of_a_forgotten_recording_fails(backlog: Backlog, roughy: Emulator) -> None:
