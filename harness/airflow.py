@@ -71,6 +71,8 @@ SETTINGS = {
     "DAG_PROCESSOR__REFRESH_INTERVAL": "1",
     "DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "1",
     "DAG_PROCESSOR__PARSING_PROCESSES": "1",
+    # Others are not parsed again, which would take a quarter of a core all the time.
+    "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "86400",
     "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
     # A dead component is noticed within seconds, and its replacement adopts its work.
     "SCHEDULER__JOB_HEARTBEAT_SEC": "2",

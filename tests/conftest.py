@@ -64,6 +64,8 @@ ONCE = {
     "test_probe.py",
     "test_referees.py",
     "test_report_page.py",
+    "test_s3.py",
+    "test_s3_downloads.py",
     "test_soak.py",
     "test_storage.py",
     "test_tus.py",
@@ -109,11 +111,26 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
     return _ByAirflow(config, log) if config.getoption("dist") == "loadgroup" else None
 
 
+def _top(path: Path) -> str:
+    """Return the file or folder of ``tests`` that a path is in; empty for that folder itself."""
+    parts = path.relative_to(Path(__file__).parent).parts
+    return parts[0] if parts else ""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the modules of which the marks of a run (Makefile) select no test: to import them takes seconds."""
+    marks, top = config.getoption("markexpr"), _top(collection_path)
+    if marks == "live":
+        is_left_out = top not in {"live", ""}
+    else:
+        is_left_out = (top == "live" and marks.startswith("not live")) or (top in ONCE and marks.endswith(" not once"))
+    return is_left_out or None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that the older lines leave out, and sort the live ones by group."""
-    here = Path(__file__).parent
     for item in items:
-        if item.path.relative_to(here).parts[0] in ONCE:
+        if _top(item.path) in ONCE:
             item.add_marker("once")
     items.sort(key=lambda item: live_group(item.nodeid))
 

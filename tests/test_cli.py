@@ -420,6 +420,7 @@ def process(connection: dict[str, Any], tmp_path: Path) -> Any:
     return command
 
 
+@pytest.mark.once
 def test_a_process_prints_json_that_another_program_reads(
     nights: Nights, process: Any, ledger: str, roughy: Emulator
 ) -> None:

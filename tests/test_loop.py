@@ -114,6 +114,7 @@ def turns(virtual: Roughy) -> Turns:
     return Turns(virtual)
 
 
+@pytest.mark.once
 def test_a_thousand_waiters_that_settle_at_once_are_answered_some_at_a_time(virtual: Roughy, turns: Turns) -> None:
     ids = virtual.add(1000, (100.0, "ready"))
 
@@ -160,6 +161,7 @@ def test_waiters_that_share_a_connection_lookup_continue_some_at_a_time(
     assert len(looked_up) <= 3
 
 
+@pytest.mark.once
 def test_replies_of_a_batch_are_evaluated_some_at_a_time(
     virtual: Roughy, turns: Turns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +210,7 @@ async def cancel(tasks: list[asyncio.Task[None]]) -> None:
     await asyncio.wait(tasks)
 
 
+@pytest.mark.once
 def test_rounds_wake_no_waiter_and_leave_python_nothing_to_collect(virtual: Roughy) -> None:
     waiters = [Counted(all_events(id)) for id in virtual.add(1000)]
 
@@ -229,6 +232,7 @@ def test_rounds_wake_no_waiter_and_leave_python_nothing_to_collect(virtual: Roug
     assert after_forty == after_three_rounds
 
 
+@pytest.mark.once
 def test_a_waiter_is_few_objects_for_a_full_collection_to_visit(virtual: Roughy) -> None:
     first, *others = virtual.add(501)
 

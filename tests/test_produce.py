@@ -203,6 +203,7 @@ def test_without_a_ledger_nothing_is_made_twice_at_roughy(production: Production
     assert (len(production.roughy.cuts), len(production.roughy.renders)) == (1, 1)
 
 
+@pytest.mark.once
 def test_killed_at_any_step_every_output_is_whole_and_made_once(
     roughy: Emulator, tmp_path: Path, recordings: dict[str, Path]
 ) -> None:

@@ -485,6 +485,7 @@ def kill_in_mid_way(path: Path) -> None:
     assert died.returncode == -signal.SIGKILL
 
 
+@pytest.mark.once
 def test_what_a_killed_worker_left_is_removed(tmp_path: Path) -> None:
     """Whatever it was to become."""
     kill_in_mid_way(tmp_path / "other.mp3")
