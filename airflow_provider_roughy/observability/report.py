@@ -10,8 +10,9 @@ File              Content
 ================= =====================================================================================================
 
 A task that shares its folder with others writes a *part*: ``results-PART.jsonl``, ``summary-PART.json`` and
-``index-PART.html``. :func:`read_report` reads all parts of a folder, in the order of their names. Mapped tasks write
-parts ``part-0000``, ``part-0001``, … by their map index. :func:`combine_report` makes one page of them.
+``index-PART.html``. Mapped tasks write parts ``part-0000``, ``part-0001``, … by their map index; the shards of a
+manifest write ``shard-0000-of-0008``, …, which may name the same recording. :func:`read_report` reads all parts of a
+folder and yields one result of each such recording. :func:`combine_report` makes one page of all parts.
 
 Each file appears whole or not at all, and none of the three appears before all are complete. A report that exists is
 replaced.
