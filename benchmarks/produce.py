@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import sys
 import tempfile
 import threading
@@ -240,9 +239,8 @@ def _peaks(airflow: LocalAirflow) -> Iterator[dict[str, int]]:
                 for pid in airflow.pids(component):  # type: ignore[arg-type]
                     with suppress(psutil.Error):
                         process = psutil.Process(pid)
-                        words = " ".join(process.cmdline())
                         # The scheduler itself is no task.
-                        if name == "task" and not re.search(r"task|supervisor", words):
+                        if name == "task" and "scheduler" in process.cmdline():
                             continue
                         peaks[name] = max(peaks[name], process.memory_info().rss)
 
