@@ -130,7 +130,7 @@ def _requests(server: Server) -> Counter[str]:
 
 
 def _run_dag(airflow: LocalAirflow, server: Server, scratch: Scratch, dag_id: str, ids: list[str]) -> Cost:
-    file, target = scratch.folder / f"{dag_id}-{len(ids)}.json", scratch.folder / f"{dag_id}-{len(ids)}"
+    file, target = scratch.folder / f"{dag_id}-{ids[0]}.json", scratch.folder / f"{dag_id}-{ids[0]}"
     file.write_text(json.dumps(ids))
     before, cpu = _requests(server), _cpu(airflow)
     run_id = airflow.trigger_dag(dag_id, conf={"file": str(file), "target": str(target)})
