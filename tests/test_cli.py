@@ -158,6 +158,24 @@ def test_retry_has_the_next_run_ingest_a_recording_again(
     assert len(roughy.assets) == 4
 
 
+def test_retry_of_a_replaced_file_costs_nothing(
+    a_night: None, run: Run, ledger: str, nights: Nights, roughy: Emulator, folder: Path
+) -> None:
+    (folder / "text.mp3").write_bytes((folder / "a.mp3").read_bytes() + b"another")
+    nights.run(on_pending_payment="return")
+    assert len(nights.xcoms["ready"]) == 1
+    ran = run("ledger", "retry", "text.mp3", "--ledger", ledger, "--yes")
+    assert (ran.status, ran.out.count("Left as it is"), ran.out.count("its state was rejected")) == (0, 1, 1)
+    roughy.clear_requests()
+    nights.run(on_pending_payment="return")
+    assert {request.method for request in roughy.requests} <= {"GET"}
+    # By its key, it is meant.
+    [key] = [
+        row["key"] for row in run("ledger", "list", "--ledger", ledger, "-o", "json").rows if "text" in row["source"]
+    ]
+    assert "its state was ready" in run("ledger", "retry", key, "--ledger", ledger, "--yes").out
+
+
 def test_retry_leaves_an_unpaid_recording_as_it_is(a_night: None, run: Run, ledger: str) -> None:
     ran = run("ledger", "retry", "b.mp3", "--ledger", ledger, "--yes")
     assert ran.status == 1

@@ -82,6 +82,12 @@ def retry(args: argparse.Namespace) -> int:
     for entry in unfinished:
         say(args, f"Left as it is: {entry.source}: {_what_next(ledger, entry)}")
     done = [entry for entry in entries if entry.is_done]
+    # A file that was replaced has an entry for each of its versions.
+    ended_badly = {entry.source for entry in done if entry.state not in WENT_WELL}
+    for entry in [entry for entry in done if entry.state in WENT_WELL and entry.source in ended_badly]:
+        if entry.key not in args.recording:
+            done.remove(entry)
+            say(args, f"Left as it is: {entry.source} ({entry.state}, key {entry.key}) is another version of that file")
     if done:
         listed = ", ".join(f"{entry.source} ({entry.state})" for entry in done[:5]) + (", …" if len(done) > 5 else "")
         confirm(args, f"Have the next run ingest {listed} again? {_what_it_costs(done)}.")
