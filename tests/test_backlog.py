@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import threading
 import time
@@ -690,6 +691,18 @@ def test_a_shard_leaves_what_an_active_run_uploads(
         renewing.join()
 
 
+def test_a_shard_says_what_is_to_be_paid(backlog: Backlog, roughy: Emulator, log: Callable[[], str]) -> None:
+    # Each costs a credit, and is charged when it is uploaded.
+    roughy.balance = COUNT - 3
+    backlog.plan(shards=1)
+    assert backlog.shard(0, on_pending_payment="return", parallel=8).state == "success"
+    unpaid = [row.status for row in backlog.rows()].count("pending_payment")
+    said = re.search(r"(\d+) recordings? (?:is|are) not paid for: (\d+) credits? needed, the balance is 0", log())
+    assert said is not None
+    assert (int(said[1]), int(said[2])) == (unpaid, unpaid)
+    assert unpaid
+
+
 @pytest.mark.once
 def test_shards_that_end_together_do_not_wait_for_the_next_renewal(backlog: Backlog, roughy: Emulator) -> None:
     backlog.plan()
@@ -767,7 +780,7 @@ def test_a_rejected_key_during_the_wait_still_reports_all(backlog: Backlog, roug
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PATCH"])
 def test_nothing_that_a_backlog_writes_holds_a_secret(
-    backlog: Backlog, roughy: Emulator, method: str, caplog: pytest.LogCaptureFixture
+    backlog: Backlog, roughy: Emulator, method: str, caplog: pytest.LogCaptureFixture, log: Callable[[], str]
 ) -> None:
     caplog.set_level(logging.DEBUG)
     backlog.plan()
@@ -785,7 +798,7 @@ def test_nothing_that_a_backlog_writes_holds_a_secret(
     assert {"plan.jsonl", "index-shard-0000-of-0003.html", "results-shard-0000-of-0003.jsonl"} <= {
         path.name for path in written
     }
-    told += caplog.text + "".join(path.read_text() for path in written)
+    told += caplog.text + log() + "".join(path.read_text() for path in written)
     uploads = {request.path.rpartition("/")[2] for request in roughy.requests if request.method == "PATCH"}
     assert len(uploads) >= COUNT
     assert not [secret for secret in (roughy.api_key, *uploads) if secret in told]

@@ -162,8 +162,9 @@ class ShardTotals:
     retryable: bool = False
     #: The key of a recording that failed or was rejected.
     ended_key: str | None = None
-    #: Unpaid recordings that this run has uploaded.
+    #: Unpaid recordings that this run has uploaded, and the credits that all unpaid ones need.
     unpaid: int = 0
+    credits_needed: int = 0
 
     def add(self, result: RecordingResult) -> None:
         """Count a result."""
@@ -183,6 +184,7 @@ class ShardTotals:
             self.ended_key = self.ended_key or result.key
         if result.status == Status.PENDING_PAYMENT:
             self.unpaid += not result.earlier
+            self.credits_needed += result.credits or 0
 
     def counting(self, results: Iterable[RecordingResult]) -> Iterator[RecordingResult]:
         """Yield all results, and count those without ``elsewhere``."""

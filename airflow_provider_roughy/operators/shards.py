@@ -27,6 +27,7 @@ from airflow_provider_roughy.ingest.upload import FORGET_IMPORT
 from airflow_provider_roughy.instruments import FILES
 from airflow_provider_roughy.ledger import ClaimOwner, Ledger
 from airflow_provider_roughy.lifecycle import ASSET, batch_from_event, end_unpaid
+from airflow_provider_roughy.logs import counted
 from airflow_provider_roughy.observability import lineage
 from airflow_provider_roughy.observability.links import report_url, show_report
 from airflow_provider_roughy.observability.openlineage import RunFacts
@@ -247,13 +248,14 @@ class ShardTask:
         shard.finish()
         totals = ShardTotals(already_ingested=shard.results.already_ingested)
         folder, conn_id = self._report_folder()
+        balance = balance_of(self._operator.hook, self._log)
         with self._manifest() as manifest:
             summary = write_report(
                 folder,
                 totals.counting(shard.rows(manifest, error)),
                 facts=replace(
                     self._facts,
-                    balance_after=balance_of(self._operator.hook, self._log),
+                    balance_after=balance,
                     error=None if error is None else as_text(str(error)),
                 ),
                 conn_id=conn_id,
@@ -261,6 +263,14 @@ class ShardTask:
             )
         uri = f"{folder}results-{self._part}.jsonl"
         self._log.info("Shard %s: %s. All results: %s", self._name, totals.summary(), as_text(uri))
+        if unpaid := totals.counts[Status.PENDING_PAYMENT]:
+            self._log.warning(
+                "%s not paid for: %s needed, the balance is %s; Roughy keeps each for 30 days, and prepares it "
+                "automatically once the credits are topped up",
+                "1 recording is" if unpaid == 1 else f"{unpaid:,} recordings are",
+                counted(totals.credits_needed, "credit"),
+                "unknown" if balance is None else f"{balance:,}",
+            )
         log_table(self._log, totals.lines)
         if totals.not_ready > len(totals.lines):
             self._log.info("%s more are in %s", f"{totals.not_ready - len(totals.lines):,}", uri)
