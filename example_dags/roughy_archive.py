@@ -3,7 +3,7 @@
 ``plan`` lists the archive once and writes a manifest: one line for each recording that the ledger does not have yet, as
 far as ``max_credits`` allows. The mapped task ``ingest`` uploads it: each of its instances takes one shard of the
 manifest, and then helps the others. Each writes its results into the report beside the manifest; XComs have counts
-only. ``summary`` reads the report.
+only. ``summary`` and ``captions`` read the report.
 
 Trigger it again to continue: a new plan contains only what is missing. A retry, a cleared task and a worker that was
 killed upload and pay for nothing again.
@@ -14,7 +14,11 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from airflow_provider_roughy.compat import DAG, AirflowSkipException, Param, task
-from airflow_provider_roughy.operators import RoughyIngestOperator, RoughyPlanIngestOperator
+from airflow_provider_roughy.operators import (
+    RoughyIngestOperator,
+    RoughyPlanIngestOperator,
+    RoughyProduceOperator,
+)
 
 SHARDS = 3
 
@@ -27,6 +31,7 @@ with DAG(
     params={
         "archive": Param("/data/archive", type="string", description="Where the recordings are: a path, or s3://…"),
         "ledger": Param("/data/roughy-ledger", type="string", description="A folder that all workers can write to"),
+        "captions": Param("/data/captions", type="string", description="Where the captions go"),
         "plans": Param("/data/roughy-plans", type="string", description="A folder for manifests and reports"),
         "max_credits": Param(5000, type="integer", minimum=0, description="The most credits that this run may cost"),
     },
@@ -56,6 +61,20 @@ with DAG(
         deferrable=True,
     ).expand(shard=list(range(SHARDS)))
     # [END archive]
+
+    # [START captions]
+    RoughyProduceOperator(
+        task_id="captions",
+        from_report=ingest.output["report"],
+        source_root="{{ params.archive }}",
+        captions="srt",
+        target="{{ params.captions }}/{source_dir}/{source_name}.srt",
+        ledger="{{ params.ledger }}",
+        poll_interval=5,
+        timeout=12 * 3600,
+        deferrable=True,
+    )
+    # [END captions]
 
     # [START summary]
     @task(trigger_rule="all_done")

@@ -229,14 +229,15 @@ def test_nightly_batch_of_nothing(roughy: Emulator, tmp_path: Path) -> None:
 
 @pytest.mark.timeout(600)
 def test_archive(roughy: Emulator, recordings: dict[str, Path], tmp_path: Path) -> None:
-    archive, places = tmp_path / "archive", {"ledger": str(tmp_path / "ledger"), "plans": str(tmp_path / "plans")}
+    archive, places = tmp_path / "archive", {name: str(tmp_path / name) for name in ("ledger", "plans", "captions")}
     audio = recordings["audio"].read_bytes()
     for number in range(200):
         folder = archive / f"{number % 7}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{number}.mp3").write_bytes(audio + bytes(number))
     first = run("roughy_archive", archive=str(archive), max_credits=150, **places)
-    assert first.states() == {"plan": ["success"], "ingest": ["success"] * 3, "summary": ["success"]}
+    states = {"plan": ["success"], "ingest": ["success"] * 3, "captions": ["success"], "summary": ["success"]}
+    assert first.states() == states
     assert "150 ready" in first.result("summary")
     assert len(roughy.assets) == 150
     [manifest] = (tmp_path / "plans").glob("*.jsonl")
@@ -247,8 +248,10 @@ def test_archive(roughy: Emulator, recordings: dict[str, Path], tmp_path: Path) 
     assert run("roughy_archive", archive=str(archive), **places).state == "success"
     assert len({asset["sha256"] for asset in roughy.assets}) == len(roughy.assets) == 200
     roughy.clear_requests()
+    wanted = {f"{path.relative_to(archive)}.srt" for path in archive.glob("*/*")}
+    assert {str(path.relative_to(tmp_path / "captions")) for path in (tmp_path / "captions").glob("*/*")} == wanted
     third = run("roughy_archive", archive=str(archive), **places)
-    assert third.states() == {"plan": ["success"], "ingest": ["success"] * 3, "summary": ["success"]}
+    assert third.states() == states
     assert {request.method for request in roughy.requests} <= {"GET"}
 
 

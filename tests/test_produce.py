@@ -560,6 +560,11 @@ def test_report_of_a_batch_names_recordings_and_sources(production: Production, 
     report.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert production.run(from_report=str(report), timeline=None, render=None).result == [a]
     assert set(production.files()) == {"a.mp3/captions.srt", "a.mp3/captions.vtt"}
+    # As mapped tasks pass it on, which share a report.
+    assert production.run(from_report=[str(report), None, str(report)], timeline=None, render=None).result == [a]
+    for nothing in ([], [None]):
+        ended = production.run(from_report=nothing)
+        assert (ended.state, "`from_report` is empty" in str(ended.error)) == ("failed", True)
     report.write_text("{")
     ended = production.run(from_report=str(report))
     assert (ended.state, type(ended.error)) == ("failed", RoughyUnusableSourceError)

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from airflow_provider_roughy import api
@@ -31,7 +32,7 @@ from airflow_provider_roughy.operators.interruptible import InterruptibleOperato
 from airflow_provider_roughy.operators.reporting import TaskReport, error_text, log_table
 from airflow_provider_roughy.operators.waiting import MAX_IDS, WaitingOperator
 from airflow_provider_roughy.polling import wait_for_some
-from airflow_provider_roughy.produce.inputs import asset_ids_of, ready_of, sources_of_ledger
+from airflow_provider_roughy.produce.inputs import asset_ids_of, ready_of, reports_of, sources_of_ledger
 from airflow_provider_roughy.produce.names import TargetTemplate, check_template
 from airflow_provider_roughy.produce.production import Production
 from airflow_provider_roughy.produce.wanted import Wanted, check_render, formats_of
@@ -134,8 +135,9 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
 
     :param asset_ids: The assets: a list of ids, or the output of the task that ingests them. Give this or
         ``from_report``. (templated)
-    :param from_report: The report of a batch, such as ``ingest.output["report"]``: the folder that was given to
-        ``RoughyIngestOperator(report=…)``. Its ready recordings are used, however many they are. (templated)
+    :param from_report: The report of a batch, such as ``ingest.output["report"]``, also if ``ingest`` is mapped over
+        the shards of a manifest: the folder that was given to ``RoughyIngestOperator(report=…)``. Its ready recordings
+        are used, however many they are. (templated)
     :param from_report_conn_id: The Airflow connection of that report's storage. (templated)
     :param sources: The file of each asset id, for names. By default those of the task that ``asset_ids`` is the output
         of, if it is a ``RoughyIngestOperator``, or those that the ledger has. A recording without a source has its
@@ -353,7 +355,8 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
     def _sources(self, ledger: Ledger | None) -> dict[str, str]:
         """Return the source of each recording, by its asset's id."""
         if self.from_report is not None:
-            ready = ready_of(read_report(self.from_report, self.from_report_conn_id))
+            results = (read_report(each, self.from_report_conn_id) for each in reports_of(self.from_report))
+            ready = ready_of(chain.from_iterable(results))
             return {_canonical(id): source for id, source in ready.items()}
         ids = [_canonical(id) for id in asset_ids_of(self.asset_ids)]
         if self.sources is not None and not isinstance(self.sources, Mapping):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from airflow_provider_roughy.ingest.result import Status
 if TYPE_CHECKING:
     from airflow_provider_roughy.ingest.result import RecordingResult
     from airflow_provider_roughy.ledger import Ledger
+    from airflow_provider_roughy.observability.report import ReportLocation
 
 
 def asset_ids_of(value: Any) -> list[str]:
@@ -38,6 +40,19 @@ def asset_ids_of(value: Any) -> list[str]:
         if id:
             ids.append(id)
     return list(dict.fromkeys(ids))
+
+
+def reports_of(value: Any) -> list[ReportLocation]:
+    """Return the folders of reports, each once.
+
+    :param value: A folder, or those of mapped tasks, such as the shards of a manifest, which share one.
+    :raises RoughyConfigurationError: If there is none.
+    """
+    several = isinstance(value, Iterable) and not isinstance(value, (str, os.PathLike))
+    reports = list(dict.fromkeys(report for report in (value if several else [value]) if report is not None))
+    if not reports:
+        raise RoughyConfigurationError("`from_report` is empty: the task before has written no report")
+    return reports
 
 
 def ready_of(results: Iterable[RecordingResult]) -> dict[str, str]:

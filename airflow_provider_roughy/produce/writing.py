@@ -64,7 +64,7 @@ class Writer:
         :raises RoughyTargetError: If the storage does not answer.
         """
         if root.rpartition("/")[2] not in ("", ":"):
-            find_target(f"{root}/{{probe}}", name="", conn_id=self._target_conn_id)
+            find_target(f"{root}/output", name="", conn_id=self._target_conn_id)
 
     # ---- What is written already
 

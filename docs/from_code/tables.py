@@ -58,7 +58,8 @@ ADVICE: dict[str, str] = {
         "again, unless you [forget](guides/nightly-folder.md#ingest-a-failed-file-again) them first."
     ),
     "RoughyProduceError": "Nothing at first: the retry makes only what is missing.",
-    "RoughyProduceFailedError": "Read the table in the log, and [what each failure does](guides/produce.md).",
+    "RoughyProduceFailedError": "Read the table in the log, and [what each failure does](guides/produce.md). Correct "
+    "the cause, and clear the task in that run.",
     "RoughyTargetError": "Free space on the disk, or check whether the storage can be reached.",
     "RoughyUnusableTargetError": "Correct `target`, its permissions, or `target_conn_id`.",
     "RoughyTargetExistsError": 'Choose another `target`, or `overwrite="replace"`.',
