@@ -12,7 +12,6 @@ from airflow_provider_roughy.ingest.result import Status
 if TYPE_CHECKING:
     from airflow_provider_roughy.ingest.result import RecordingResult
     from airflow_provider_roughy.ledger import Ledger
-    from airflow_provider_roughy.observability.report import ReportLocation
 
 
 def asset_ids_of(value: Any) -> list[str]:
@@ -42,7 +41,7 @@ def asset_ids_of(value: Any) -> list[str]:
     return list(dict.fromkeys(ids))
 
 
-def reports_of(value: Any) -> list[ReportLocation]:
+def reports_of(value: Any) -> list[Any]:
     """Return the folders of reports, each once.
 
     :param value: A folder, or those of mapped tasks, such as the shards of a manifest, which share one.
