@@ -42,6 +42,7 @@ ONCE = {
     "emulator",
     "test_acknowledged.py",
     "test_api.py",
+    "test_backlog.py",
     "test_claims.py",
     "test_client.py",
     "test_conformance.py",

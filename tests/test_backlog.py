@@ -120,14 +120,12 @@ def assert_each_once(backlog: Backlog, roughy: Emulator) -> None:
 KEYS = st.lists(st.binary(min_size=20, max_size=20).map(bytes.hex), unique=True, max_size=200)
 
 
-@pytest.mark.once
 @given(KEYS, st.integers(1, 64))
 def test_each_recording_belongs_to_one_shard(keys: list[str], shards: int) -> None:
     parts = [[key for key in keys if shard_of(key, shards) == shard] for shard in range(shards)]
     assert sorted(key for part in parts for key in part) == sorted(keys)
 
 
-@pytest.mark.once
 @given(st.integers(1, 64).flatmap(lambda shards: st.tuples(st.integers(0, shards - 1), st.just(shards))))
 def test_a_shard_helps_all_others_and_starts_after_itself(numbers: tuple[int, int]) -> None:
     shard, shards = numbers
@@ -157,7 +155,6 @@ PLANNED = st.builds(
 HEADER = Header("2026-01-01T00:00:00+00:00", "d", "t", "r", ["/a"], ["*"], True, "/ledger", "p", balance=7, spent=3)
 
 
-@pytest.mark.once
 @given(st.lists(PLANNED, max_size=20))
 def test_a_manifest_is_read_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, lines: list[Planned]) -> None:
     assert [Planned.decode(line.encode()) for line in lines] == lines
@@ -165,7 +162,6 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path_factory: pytest.TempPathF
     assert Header.decode(HEADER.encode()) == HEADER
 
 
-@pytest.mark.once
 def test_bandwidth_is_shared_by_all_transfers() -> None:
     now, lock = [0.0], threading.Lock()
 
@@ -285,7 +281,6 @@ def test_sources_of_several_connections_are_refused(backlog: Backlog) -> None:
 
 
 # Airflow 2 runs a task only in the main thread of a process.
-@pytest.mark.once
 def test_two_plans_at_once_leave_one_whole_manifest(backlog: Backlog) -> None:
     ended: list[Ended] = []
     threads = [threading.Thread(target=lambda run=run: ended.append(backlog.plan(run))) for run in ("run 1", "run 2")]
@@ -564,7 +559,6 @@ def test_a_manifest_may_be_a_path(backlog: Backlog, roughy: Emulator) -> None:
 # ---- Several processes
 
 
-@pytest.mark.once
 @pytest.mark.timeout(180)
 def test_others_finish_what_a_killed_shard_has_left(
     backlog: Backlog, roughy: Emulator, recordings: dict[str, Path], tmp_path: Path
@@ -595,7 +589,6 @@ def test_others_finish_what_a_killed_shard_has_left(
             assert_each_once(backlog, roughy)
 
 
-@pytest.mark.once
 @pytest.mark.timeout(180)
 def test_a_failed_upload_of_a_helper_is_reported_once(
     backlog: Backlog, roughy: Emulator, recordings: dict[str, Path], tmp_path: Path
@@ -633,7 +626,6 @@ def test_a_failed_upload_of_a_helper_is_reported_once(
             assert len(roughy.assets) == COUNT
 
 
-@pytest.mark.once
 @pytest.mark.timeout(180)
 def test_shards_at_once_meet_rarely(
     backlog: Backlog, roughy: Emulator, recordings: dict[str, Path], tmp_path: Path
@@ -703,7 +695,6 @@ def test_a_shard_says_what_is_to_be_paid(backlog: Backlog, roughy: Emulator, log
     assert unpaid
 
 
-@pytest.mark.once
 def test_shards_that_end_together_do_not_wait_for_the_next_renewal(backlog: Backlog, roughy: Emulator) -> None:
     backlog.plan()
     # None of them ends before all are at work.
