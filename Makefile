@@ -3,7 +3,7 @@
 #   AIRFLOW=3.1         the minor version of Airflow to work on: 2.11, 3.0, 3.1, 3.2, 3.3 or 3.4
 #   PYTHON=python3.12   another interpreter than that version's default, with its own environment: .venv-3.1-python3.12
 #   ARGS="-k upload"    more arguments for pytest
-#   WORKERS=4           processes that share the tests; by default three per core, because tests wait more than they compute
+#   WORKERS=4           processes that share the tests; by default two per core, because tests wait more than they compute
 #   FILE=talk.mp4       the media of `make demo`
 #   KEEP=1              leave the demo running
 #   MINUTES=60          duration of `make soak`; SEED=1 repeats its random faults and kills
@@ -12,7 +12,7 @@
 AIRFLOW  ?= $(MAIN)
 PYTHON   ?=
 ARGS     ?=
-WORKERS  ?= $(shell python3 -c 'import os; print(3 * os.cpu_count())')
+WORKERS  ?= $(shell python3 -c 'import os; print(2 * os.cpu_count())')
 MINUTES  ?= 60
 AIRFLOWS := 2.11 3.0 3.1 3.2 3.3 3.4
 
