@@ -8,7 +8,7 @@ from __future__ import annotations
 from hypothesis import HealthCheck, settings
 
 #: Times as many examples as by default.
-_THOROUGH = 5
+_THOROUGH = 3
 
 
 def register_profiles() -> None:
