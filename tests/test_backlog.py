@@ -695,6 +695,30 @@ def test_a_shard_says_what_is_to_be_paid(backlog: Backlog, roughy: Emulator, log
     assert unpaid
 
 
+def test_a_shard_that_waits_leaves_the_lease_of_another_live_try(
+    backlog: Backlog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backlog.plan()
+    sibling, other_try = ClaimOwner("dag.ingest", "run 1[1]", "1"), ClaimOwner("dag.ingest", "run 1[0]", "another")
+    backlog.ledger.write_lease(sibling, time.time() + lease.LEASE_SECONDS)
+    monkeypatch.setattr(shards_module, "_WATCH_SECONDS", 0.05)
+    read_lease, checks = Ledger.read_lease, []
+
+    def read(ledger: Ledger, owner: Any) -> Any:
+        if str(owner) == str(sibling):
+            checks.append(owner)
+            if len(checks) == 1:
+                backlog.ledger.write_lease(other_try, time.time() + lease.LEASE_SECONDS)
+            if len(checks) == 4:
+                backlog.ledger.write_lease(sibling, 0.0)
+        return read_lease(ledger, owner)
+
+    monkeypatch.setattr(Ledger, "read_lease", read)
+    assert backlog.shard(0).state == "success"
+    assert len(checks) >= 4
+    assert backlog.ledger.is_alive(other_try)
+
+
 def test_shards_that_end_together_do_not_wait_for_the_next_renewal(backlog: Backlog, roughy: Emulator) -> None:
     backlog.plan()
     # None of them ends before all are at work.

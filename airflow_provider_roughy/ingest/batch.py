@@ -531,11 +531,14 @@ class Batch:
     # ---- The wait in the triggerer, and the end
 
     def renew_lease(self) -> None:
-        """Renew the lease now, for others that wait for a renewal.
+        """Renew the lease now, for others that wait for a renewal, unless another live try of this run has it.
 
-        :raises RoughyLedgerError: If the ledger cannot be written.
+        :raises RoughyLedgerError: If the ledger cannot be read or written.
         """
-        if self._lease is not None:
+        if self._lease is None or self._ledger is None:
+            return
+        stored = self._ledger.read_lease(self._owner)
+        if stored is None or stored.try_token == self._owner.try_token:
             self._lease.renew()
 
     def extend_lease(self) -> dict[str, Any] | None:
