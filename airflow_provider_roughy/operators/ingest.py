@@ -368,7 +368,7 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
 
     def _defer_wait(self, context: Context, batch: Batch, report: TaskReport, deadline: float) -> None:
         before = {**batch.to_dict(), "deadline": deadline, "report_facts": report.facts.to_dict()}
-        self.keep_before_wait(context, before)
+        self.save_state(context, before)
         lease = batch.extend_lease()
         self.defer_wait(batch.waiting[:MAX_IDS], deadline, lease)
 
@@ -377,7 +377,7 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
 
         :returns: The assets that are ready; with a manifest, the URI of the results.
         """
-        before = self.kept_before_wait(context) or {}
+        before = self.saved_state(context) or {}
         if "header" in before:
             return self._shard_task(context).resume(before, event)
         if is_manifest(self.source):
@@ -399,7 +399,7 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except (RoughyTimeoutError, RoughyProtocolError) as error:
-            before = self.kept_before_wait(context) or {}
+            before = self.saved_state(context) or {}
             if "header" in before:
                 self._shard_task(context).resume(before, error=error)
             elif not self._is_reported:

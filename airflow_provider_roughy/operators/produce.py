@@ -282,7 +282,7 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         :returns: The assets whose outputs are all written.
         """
         verdicts = batch_from_event(event)
-        before = self.kept_before_wait(context)
+        before = self.saved_state(context)
         if before is None:
             # Someone has deleted it. What was requested and written is found again.
             self.log.warning("The state from before the wait is gone; starting again")
@@ -406,13 +406,13 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
 
     def _defer_wait(self, context: Context, production: Production, report: TaskReport, deadline: float) -> None:
         rows, facts = production.to_dict(), report.facts.to_dict()
-        self.keep_before_wait(context, {"recordings": rows, "deadline": deadline, "report_facts": facts})
+        self.save_state(context, {"recordings": rows, "deadline": deadline, "report_facts": facts})
         ids: dict[str, list[str]] = {}
         # Those that are nearly done first.
         for kind, of_kind in reversed(production.waiting.items()):
-            room = MAX_IDS - sum(map(len, ids.values()))
-            if room:
-                ids[kind] = of_kind[:room]
+            free = MAX_IDS - sum(map(len, ids.values()))
+            if free:
+                ids[kind] = of_kind[:free]
         RoughyProduceTrigger(
             ids=ids,
             go_on_after=_GO_ON_AFTER,

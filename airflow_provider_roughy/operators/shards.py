@@ -226,7 +226,7 @@ class ShardTask:
                 "parts": parts,
                 "deadline": deadline,
             }
-            operator.keep_before_wait(self._context, before)
+            operator.save_state(self._context, before)
             ids = list(shard.ledger.read_waiting(self._owner, part).get("waiting", ()))
             operator.defer_wait(ids, deadline, shard.extend_lease())
         if shard.waiting:

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from airflow_provider_roughy.compat import Context
     from airflow_provider_roughy.lifecycle import Verdict
 
-#: Resources of one wait in the triggerer. On MySQL, a trigger's row in Airflow's database has room for about 1,200.
+#: The most resources of one wait in the triggerer. On MySQL, the row of a trigger holds about 1,200 ids.
 MAX_IDS = 1000
 #: The XCom by which a try keeps its state during the wait in the triggerer.
-_BEFORE_THE_WAIT = "roughy_before_the_wait"
+_STATE_XCOM = "roughy_before_the_wait"
 
 
 class WaitingOperator(BaseOperator):
@@ -119,23 +119,21 @@ class WaitingOperator(BaseOperator):
             lease=lease,
         ).defer(self)
 
-    def keep_before_wait(self, context: Context, state: dict[str, Any]) -> None:
-        """Keep the state of this try during the wait in the triggerer.
+    def save_state(self, context: Context, state: dict[str, Any]) -> None:
+        """Save the state of this try for the time after the wait in the triggerer.
 
         :param context: The context of the task.
         :param state: The state, as plain JSON.
         """
-        context["ti"].xcom_push(_BEFORE_THE_WAIT, state)
+        context["ti"].xcom_push(_STATE_XCOM, state)
 
-    def kept_before_wait(self, context: Context) -> dict[str, Any] | None:
-        """Return what :meth:`keep_before_wait` kept; ``None`` if someone has deleted it.
+    def saved_state(self, context: Context) -> dict[str, Any] | None:
+        """Return what :meth:`save_state` kept; ``None`` if someone has deleted it.
 
         :param context: The context of the task.
         """
         ti = context["ti"]
-        kept: dict[str, Any] | None = ti.xcom_pull(
-            task_ids=self.task_id, key=_BEFORE_THE_WAIT, map_indexes=ti.map_index
-        )
+        kept: dict[str, Any] | None = ti.xcom_pull(task_ids=self.task_id, key=_STATE_XCOM, map_indexes=ti.map_index)
         return kept
 
     def give_up(self, id: str | None) -> None:

@@ -45,7 +45,7 @@ def reports_of(value: Any) -> list[Any]:
     """Return the folders of reports, each once.
 
     :param value: A folder, or those of mapped tasks, such as the shards of a manifest, which share one.
-    :raises RoughyConfigurationError: If there is none.
+    :raises RoughyConfigurationError: If no folder is given.
     """
     several = isinstance(value, Iterable) and not isinstance(value, (str, os.PathLike))
     reports = list(dict.fromkeys(report for report in (value if several else [value]) if report is not None))
