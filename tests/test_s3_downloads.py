@@ -217,7 +217,7 @@ def start_download(asset_id: str, folder: Path) -> subprocess.Popen[str]:
 def test_a_download_takes_little_memory_and_no_disk(
     roughy: Emulator, storage: Storage, out: Out, tmp_path: Path
 ) -> None:
-    storage.content *= 3
+    storage.content *= 6
     asset_id = roughy.seed_asset(size_bytes=len(storage.content))
     lead(roughy, asset_id, storage)
     with start_download(asset_id, tmp_path) as process:
@@ -225,7 +225,8 @@ def test_a_download_takes_little_memory_and_no_disk(
     ended = json.loads(told.splitlines()[-1])
     assert ended["result"] == "s3://recordings/talk.mp3", ended
     assert out.objects == {"talk.mp3": storage.content}
-    assert ended["grown"] < 40 * MIB
+    # A few parts of 8 MiB, whatever the size: how many depends on how busy the machine is.
+    assert ended["grown"] < len(storage.content) / 2
     assert list(tmp_path.iterdir()) == []
 
 
