@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_roughy.compat import AirflowTaskTimeout, TaskDeferred
 from airflow_provider_roughy.emulator import Emulator, Fault
-from airflow_provider_roughy.exceptions import RoughyNotFoundError, RoughyTimeoutError
+from airflow_provider_roughy.exceptions import RoughyLedgerError, RoughyNotFoundError, RoughyTimeoutError
 from airflow_provider_roughy.ingest import shard as shards_module
 from airflow_provider_roughy.ingest.manifest import Header, Manifest, Planned
 from airflow_provider_roughy.ingest.result import RecordingResult
@@ -717,6 +717,28 @@ def test_a_shard_that_waits_leaves_the_lease_of_another_live_try(
     assert backlog.shard(0).state == "success"
     assert len(checks) >= 4
     assert backlog.ledger.is_alive(other_try)
+
+
+def test_a_shard_that_cannot_renew_its_lease_ends_as_usual(
+    backlog: Backlog, roughy: Emulator, monkeypatch: pytest.MonkeyPatch, log: Callable[[], str]
+) -> None:
+    backlog.plan()
+    sibling = ClaimOwner("dag.ingest", "run 1[1]", "1")
+    backlog.ledger.write_lease(sibling, time.time() + lease.LEASE_SECONDS)
+    monkeypatch.setattr(shards_module, "_WATCH_SECONDS", 0.05)
+    write_lease, failed = Ledger.write_lease, []
+
+    def write(ledger: Ledger, owner: ClaimOwner, until: float) -> None:
+        if until and owner.run_key.endswith("[0]") and asked(roughy, "PATCH") == COUNT and not failed:
+            failed.append(owner)
+            write_lease(backlog.ledger, sibling, 0.0)
+            raise RoughyLedgerError("the storage is busy")
+        write_lease(ledger, owner, until)
+
+    monkeypatch.setattr(Ledger, "write_lease", write)
+    assert backlog.shard(0).state == "success"
+    assert failed
+    assert "Renewing the lease of" in log()
 
 
 def test_shards_that_end_together_do_not_wait_for_the_next_renewal(backlog: Backlog, roughy: Emulator) -> None:

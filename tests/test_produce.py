@@ -562,6 +562,8 @@ def test_report_of_a_batch_names_recordings_and_sources(production: Production, 
     assert set(production.files()) == {"a.mp3/captions.srt", "a.mp3/captions.vtt"}
     # As mapped tasks pass it on, which share a report.
     assert production.run(from_report=[str(report), None, str(report)], timeline=None, render=None).result == [a]
+    ended = production.run(from_report="['/reports/a', '/reports/a']")
+    assert (ended.state, "`from_report` is a text that looks like a list" in str(ended.error)) == ("failed", True)
     for nothing in ([], [None]):
         ended = production.run(from_report=nothing)
         assert (ended.state, "`from_report` is empty" in str(ended.error)) == ("failed", True)

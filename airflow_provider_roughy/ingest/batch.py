@@ -533,13 +533,13 @@ class Batch:
     def renew_lease(self) -> None:
         """Renew the lease now, for others that wait for a renewal, unless another live try of this run has it.
 
-        :raises RoughyLedgerError: If the ledger cannot be read or written.
+        :raises RoughyLedgerError: If the ledger cannot be read.
         """
         if self._lease is None or self._ledger is None:
             return
         stored = self._ledger.read_lease(self._owner)
         if stored is None or stored.try_token == self._owner.try_token:
-            self._lease.renew()
+            self._lease.renew_or_log()
 
     def extend_lease(self) -> dict[str, Any] | None:
         """Hand the lease over to the trigger that waits for the assets.

@@ -121,6 +121,13 @@ class Lease:
             if not self._ended.is_set():
                 self._write(time.time() + LEASE_SECONDS)
 
+    def renew_or_log(self) -> None:
+        """Renew it, and log an error: the next renewal may succeed."""
+        try:
+            self.renew()
+        except RoughyLedgerError as err:
+            log_failed_renewal(_log, self._name, err)
+
     def extend(self, until: float) -> None:
         """Keep it after the end of the work, for a wait in the triggerer.
 
@@ -141,7 +148,4 @@ class Lease:
     def run(self) -> None:
         """Renew it until it ends. The intervals do not depend on the system clock."""
         while not self._ended.wait(RENEW_SECONDS):
-            try:
-                self.renew()
-            except RoughyLedgerError as err:
-                log_failed_renewal(_log, self._name, err)
+            self.renew_or_log()

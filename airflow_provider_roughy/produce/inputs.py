@@ -21,11 +21,7 @@ def asset_ids_of(value: Any) -> list[str]:
     :raises RoughyConfigurationError: If it is a list that was rendered as text, or has something else than text.
     """
     if isinstance(value, str):
-        if value.strip()[:1] in ("[", "(", "{"):
-            raise RoughyConfigurationError(
-                f"`asset_ids` is a text that looks like a list: {value[:100]!r}. Pass the output of the task itself "
-                "(`ingest.output`), or set `render_template_as_native_obj=True` in the DAG"
-            )
+        _check_no_list("asset_ids", value, "ingest.output")
         value = [value]
     if value is None or isinstance(value, Mapping) or not isinstance(value, Iterable):
         raise RoughyConfigurationError(f"`asset_ids` must be a list of asset ids, not {value!r}")
@@ -45,13 +41,24 @@ def reports_of(value: Any) -> list[Any]:
     """Return the folders of reports, each once.
 
     :param value: A folder, or those of mapped tasks, such as the shards of a manifest, which share one.
-    :raises RoughyConfigurationError: If no folder is given.
+    :raises RoughyConfigurationError: If no folder is given, or a list was rendered as text.
     """
+    if isinstance(value, str):
+        _check_no_list("from_report", value, 'ingest.output["report"]')
     several = isinstance(value, Iterable) and not isinstance(value, (str, os.PathLike))
     reports = list(dict.fromkeys(report for report in (value if several else [value]) if report is not None))
     if not reports:
         raise RoughyConfigurationError("`from_report` is empty: the task before has written no report")
     return reports
+
+
+def _check_no_list(name: str, text: str, output: str) -> None:
+    """Raise an error about a list, or Airflow's sequence of XComs, that a template has rendered as text."""
+    if text.strip().startswith(("[", "(", "{", "LazyXCom", "LazySelect")):
+        raise RoughyConfigurationError(
+            f"`{name}` is a text that looks like a list: {text[:100]!r}. Pass the output of the task itself "
+            f"(`{output}`), or set `render_template_as_native_obj=True` in the DAG"
+        )
 
 
 def ready_of(results: Iterable[RecordingResult]) -> dict[str, str]:
