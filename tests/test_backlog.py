@@ -726,7 +726,8 @@ def test_a_shard_that_cannot_renew_its_lease_ends_as_usual(
     sibling = ClaimOwner("dag.ingest", "run 1[1]", "1")
     backlog.ledger.write_lease(sibling, time.time() + lease.LEASE_SECONDS)
     monkeypatch.setattr(shards_module, "_WATCH_SECONDS", 0.05)
-    write_lease, failed = Ledger.write_lease, []
+    write_lease = Ledger.write_lease
+    failed: list[ClaimOwner] = []
 
     def write(ledger: Ledger, owner: ClaimOwner, until: float) -> None:
         if until and owner.run_key.endswith("[0]") and asked(roughy, "PATCH") == COUNT and not failed:
