@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -16,6 +17,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -353,11 +355,11 @@ class LocalAirflow:
         while left := self.pids(*components):
             if time.monotonic() > deadline:
                 raise RuntimeError(f"These processes of Airflow outlived SIGKILL: {sorted(left)}")
-            for pid in left:
-                try:
-                    os.kill(pid, 9)
-                except ProcessLookupError:
-                    continue
+            # All are stopped first, as when a machine dies: a task that outlives its supervisor would tidy up.
+            for sent in (signal.SIGSTOP, signal.SIGKILL):
+                for pid in left:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, sent)
             self._wait_until_gone(components, 0.5)
         for process in processes:
             process.wait()

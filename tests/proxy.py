@@ -11,6 +11,9 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
+#: Bytes that a link takes from a client before it has passed them on.
+_RECEIVE_BYTES = 256 * 1024
+
 
 class Link(ABC):
     """Takes connections on loopback, each in a thread of its own, until the context ends.
@@ -21,6 +24,8 @@ class Link(ABC):
     def __init__(self, port: int) -> None:
         self._target = port
         self._listener = socket.create_server(("127.0.0.1", 0))
+        # Otherwise the kernel takes up to 32 MiB of what is held, and the client has sent it.
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BYTES)
         self._threads: list[threading.Thread] = []
         self.port: int = self._listener.getsockname()[1]
 
