@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import socket
 import threading
 import time
@@ -231,6 +232,19 @@ def test_a_proxy_that_leads_nowhere(run: Run, connect: Connect, monkeypatch: pyt
     assert finding["found"].startswith(f"requests to roughy.example go to the proxy http://127.0.0.1:{port}, and no")
     assert finding["do"] == "correct HTTP_PROXY, or add roughy.example to NO_PROXY"
     assert "hunter2" not in ran.out
+
+
+def test_source_is_listed_as_a_batch_lists_it(run: Run, connect: Connect, folder: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    shutil.copytree(folder, archive / "2026")
+    source = ("doctor", "--source", archive, "-o", "json")
+    flat = findings(run(*source))["source"]
+    assert (flat["status"], flat["found"]) == ("warning", f"{archive}: 0 recordings")
+    assert flat["do"] == "check the folder and the names in it; --recursive looks into subfolders"
+    assert findings(run(*source, "--recursive"))["source"]["found"] == f"{archive}: 3 recordings"
+    named = findings(run(*source, "--recursive", "--pattern", "*.mov"))["source"]
+    assert named["found"] == f"{archive}: 0 recordings; 3 files of other names"
+    assert named["do"] == "check the folder and the names in it"
 
 
 def test_storages_that_cannot_be_used(run: Run, connect: Connect, folder: Path, tmp_path: Path) -> None:

@@ -77,6 +77,8 @@ RECORDINGS = Arg(
 LIMIT = Arg(("--limit",), type=whole, default=100, help="Show at most this many, the newest (default: 100; 0 for all)")
 PROJECT_ID = Arg(("--project-id",), help="The project; by default, that of the connection")
 SOURCE_CONN_ID = Arg(("--source-conn-id",), help="The Airflow connection of the source's storage")
+PATTERN = Arg(("--pattern",), action="append", help="Names to take, such as '*.mp4'; may be given several times")
+RECURSIVE = Arg(("--recursive",), action="store_true", help="Take the files of subfolders, too")
 
 _LEDGER = (LEDGER, LEDGER_CONN_ID, VERBOSE)
 _ROUGHY = (CONN_ID, VERBOSE)
@@ -168,8 +170,8 @@ PLAN = ActionCommand(
         LEDGER_OPTIONAL,
         LEDGER_CONN_ID,
         Arg(("source",), nargs="+", help="Folders, prefixes, globs or files, as `source` of the operator"),
-        Arg(("--pattern",), action="append", help="Names to take, such as '*.mp4'; may be given several times"),
-        Arg(("--recursive",), action="store_true", help="Take the files of subfolders, too"),
+        PATTERN,
+        RECURSIVE,
         Arg(("--language",), help="The language spoken, two letters of ISO 639-1"),
         Arg(("--max-credits",), type=whole, help="The most that the run may cost"),
         Arg(("--credits-if-unknown",), type=whole, help="The credits to count for a recording of unknown length"),
@@ -304,6 +306,8 @@ DOCTOR = ActionCommand(
         LEDGER_CONN_ID,
         SOURCE_CONN_ID,
         Arg(("--source",), action="append", help="A source of a batch, to list it; may be given several times"),
+        PATTERN,
+        RECURSIVE,
         Arg(("--webhook-url",), help="The route of webhooks (default: as in `webhooks test`)"),
     ),
 )

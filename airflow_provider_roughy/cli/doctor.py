@@ -28,7 +28,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyNotFoundError,
     RoughyUnreachableError,
 )
-from airflow_provider_roughy.ingest.discover import discover
+from airflow_provider_roughy.ingest.discover import MEDIA, discover
 from airflow_provider_roughy.ledger import Ledger
 from airflow_provider_roughy.logs import counted
 from airflow_provider_roughy.settings import Address, Settings
@@ -248,12 +248,15 @@ def _proxy(setup: Setup) -> Iterator[Finding]:
 
 
 def _source(setup: Setup) -> Iterator[Finding]:
-    if not setup.args.source:
+    args = setup.args
+    if not args.source:
         yield Finding(Status.SKIPPED, "no --source is given")
-    for source in setup.args.source or ():
+    for source in args.source or ():
         shown = without_secrets(source)
         try:
-            found = discover(source, conn_id=setup.args.source_conn_id)
+            found = discover(
+                source, pattern=args.pattern or MEDIA, recursive=args.recursive, conn_id=args.source_conn_id
+            )
         except RoughyError as error:
             yield Finding(Status.FAILED, str(error), "correct the source, its connection, or what it may read")
             continue
@@ -269,7 +272,8 @@ def _source(setup: Setup) -> Iterator[Finding]:
                 "let the worker's user read them, or move them away",
             )
         elif not found.files:
-            yield Finding(Status.WARNING, text, "check the folder and the names in it")
+            subfolders = "" if args.recursive else "; --recursive looks into subfolders"
+            yield Finding(Status.WARNING, text, f"check the folder and the names in it{subfolders}")
         else:
             yield Finding(Status.OK, text)
 
