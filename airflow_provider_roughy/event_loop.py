@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
 from typing import Any, TypeVar
+
+from airflow_provider_roughy.http import interrupt
 
 T = TypeVar("T")
 
 #: Seconds after which a cancelled task is cancelled again.
 _CANCEL_SECONDS = 1.0
+#: Seconds between two checks for an interrupt.
+_CHECK_SECONDS = 0.25
 
 
 def run_here(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -21,6 +25,7 @@ def run_here(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
     is killed or takes too long, reaches the caller and not an arbitrary part of the loop.
 
     :param make: Creates the coroutine.
+    :raises RoughyInterruptedError: If the task is killed meanwhile.
     """
     loop: asyncio.AbstractEventLoop | None = None
     running: asyncio.Task[T] | None = None
@@ -36,6 +41,9 @@ def run_here(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
     with ThreadPoolExecutor(1, thread_name_prefix="roughy-wait") as thread:
         future = thread.submit(copy_context().run, asyncio.run, run())
         try:
+            while interrupt.current() is not None and not future.done():
+                interrupt.check()
+                wait([future], timeout=_CHECK_SECONDS)
             return future.result()
         except BaseException:
             # Without a cancellation, leaving the pool would wait for the coroutine, which may not have started yet.

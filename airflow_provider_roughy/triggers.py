@@ -237,13 +237,17 @@ class RoughyProduceTrigger(_WaitingTrigger):
 
     :param ids: The ids of the resources, by the name of their kind.
     :param go_on_after: Seconds after which it is enough that some resources are in a final state.
+    :param ends_at: When it ends although none may be, in seconds since the epoch: others are to be polled then.
     :param options: See :class:`_WaitingTrigger`, without ``kind``.
     """
 
-    def __init__(self, *, ids: dict[str, list[str]], go_on_after: float, **options: Any) -> None:
+    def __init__(
+        self, *, ids: dict[str, list[str]], go_on_after: float, ends_at: float | None = None, **options: Any
+    ) -> None:
         super().__init__(kind=next(iter(ids), ASSET.name), **options)
         self.ids = ids
         self.go_on_after = go_on_after
+        self.ends_at = ends_at
 
     @property
     def subject(self) -> str:
@@ -255,6 +259,7 @@ class RoughyProduceTrigger(_WaitingTrigger):
         return "airflow_provider_roughy.triggers.RoughyProduceTrigger", {
             "ids": self.ids,
             "go_on_after": self.go_on_after,
+            "ends_at": self.ends_at,
             **self._stored_alike(),
         }
 
@@ -264,6 +269,7 @@ class RoughyProduceTrigger(_WaitingTrigger):
             RoughyHook(self.roughy_conn_id),
             self.ids,
             go_on_after=self.go_on_after,
+            ends_at=self.ends_at,
             poll_interval=self.poll_interval,
             deadline=self.deadline,
             on_pending_payment=self.on_pending_payment,

@@ -19,6 +19,7 @@ from airflow_provider_roughy.emulator import Emulator, Fault
 from airflow_provider_roughy.exceptions import (
     RoughyAuthenticationError,
     RoughyConfigurationError,
+    RoughyInterruptedError,
     RoughyProduceError,
     RoughyProduceFailedError,
     RoughyServerError,
@@ -503,7 +504,7 @@ def test_kill_on_the_worker_ends_the_writing_and_a_retry_goes_on(
     is_writing = lambda: any("storage" in each.path for each in production.roughy.requests)  # noqa: E731
     with whenever(lambda: "running" in task and is_writing_or_late(production), lambda: task["running"].on_kill()):
         ended = production.run(timeline=None)
-    assert (ended.state, type(ended.error)) == ("up_for_retry", RoughyProduceError)
+    assert (ended.state, type(ended.error)) == ("up_for_retry", RoughyInterruptedError)
     assert "The task was killed" in str(ended.error)
     assert not [name for name in production.files() if ".roughy-" in name]
     production.roughy.clear_faults()

@@ -233,6 +233,18 @@ def _newest(shards: list[str], conn_id: str | None) -> dict[bytes, tuple[bool, b
     return found
 
 
+def find_missing_shards(location: ReportLocation, *, conn_id: str | None = None) -> str | None:
+    """Say which shards of a manifest have written no results into a report; ``None`` if none is missing.
+
+    :param location: The folder, as :func:`write_report` takes it.
+    :param conn_id: The Airflow connection of its storage.
+    :raises RoughySourceError: If it cannot be read.
+    """
+    if str(location).endswith(".jsonl"):
+        return None
+    return _missing_shards(_names(_folder(location), conn_id or getattr(location, "conn_id", None)))
+
+
 def _missing_shards(names: Iterable[str]) -> str | None:
     """Say which shards of a manifest have written no part."""
     found: dict[int, set[int]] = {}

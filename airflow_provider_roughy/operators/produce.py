@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -17,7 +18,10 @@ from airflow_provider_roughy.exceptions import (
     RoughyConfigurationError,
     RoughyProduceError,
     RoughyProduceFailedError,
+    RoughyProtocolError,
+    RoughyTimeoutError,
 )
+from airflow_provider_roughy.http import interrupt
 from airflow_provider_roughy.ingest.result import BatchResults, Status
 from airflow_provider_roughy.ledger import ClaimOwner, Ledger
 from airflow_provider_roughy.lifecycle import ASSET, batch_from_event, end_unpaid
@@ -26,7 +30,7 @@ from airflow_provider_roughy.observability import lineage
 from airflow_provider_roughy.observability.links import report_links
 from airflow_provider_roughy.observability.openlineage import RunFacts
 from airflow_provider_roughy.observability.outlets import Product, announce, ids_by_outcome
-from airflow_provider_roughy.observability.report import read_report
+from airflow_provider_roughy.observability.report import find_missing_shards, read_report
 from airflow_provider_roughy.operators.ingest import RoughyIngestOperator
 from airflow_provider_roughy.operators.interruptible import InterruptibleOperator
 from airflow_provider_roughy.operators.reporting import TaskReport, error_text, log_table
@@ -35,9 +39,9 @@ from airflow_provider_roughy.polling import wait_for_some
 from airflow_provider_roughy.produce.inputs import asset_ids_of, ready_of, reports_of, sources_of_ledger
 from airflow_provider_roughy.produce.names import TargetTemplate, check_template
 from airflow_provider_roughy.produce.production import Production
-from airflow_provider_roughy.produce.wanted import Wanted, check_render, formats_of
+from airflow_provider_roughy.produce.wanted import Wanted, check_frame_rate, check_render, check_scripts, formats_of
 from airflow_provider_roughy.produce.writing import Writer
-from airflow_provider_roughy.transfer.storage import asset_uri, without_secrets
+from airflow_provider_roughy.transfer.storage import asset_uri, canonical_location, without_secrets
 from airflow_provider_roughy.transfer.target import Overwrite, check_overwrite, check_rendered
 from airflow_provider_roughy.triggers import RoughyProduceTrigger
 
@@ -48,6 +52,8 @@ if TYPE_CHECKING:
 #: Seconds after which a wait ends as soon as a cut or render is completed, so that its files are written. Each such
 #: wait costs the start of a process.
 _GO_ON_AFTER = 60.0
+#: Seconds of one wait if there is more to wait for than one wait takes.
+_TURN_SECONDS = 300.0
 #: Templates are rendered in these, and the values of mappings and lists.
 _TEMPLATED = (
     "asset_ids",
@@ -214,6 +220,8 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         super().__init__(**kwargs)
         if (asset_ids is None) == (from_report is None):
             raise ValueError("RoughyProduceOperator takes `asset_ids` or `from_report`, and needs one of them")
+        if from_report is not None and sources is not None:
+            raise ValueError("`sources` belongs to `asset_ids`: a report has the source of each recording")
         if not (captions or timeline or render or original):
             raise ValueError("nothing to make: give `captions`, `timeline`, `render` or `original`")
         check_choice("render_of", render_of, ("cut", "asset"))
@@ -266,12 +274,13 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         """
         deadline = self.deadline(time.time())
         report = self._task_report(context)
+        self._check_report()
         with self._interrupt, self.hook:
             ledger = self._open_ledger()
-            production = self._production(context, ledger)
+            production = self._production(context, ledger, self._arguments())
             with self._reported(context, production, report):
-                report.begin()
                 sources = self._sources(ledger)
+                report.begin()
                 self.log.info("Making the outputs of %s", counted(len(sources), "recording"))
                 production.begin(sources, self._script_of)
                 return self._work(context, production, report, deadline)
@@ -281,20 +290,48 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
 
         :returns: The assets whose outputs are all written.
         """
-        verdicts = batch_from_event(event)
         before = self.saved_state(context)
         if before is None:
+            batch_from_event(event)
             # Someone has deleted it. What was requested and written is found again.
             self.log.warning("The state from before the wait is gone; starting again")
             return self.execute(context)
+        return self._continue(context, before, event=event)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Continue after the wait in the triggerer; report what is known if Airflow ended the wait."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except (RoughyTimeoutError, RoughyProtocolError) as error:
+            before = self.saved_state(context)
+            if before is not None and not self._is_reported:
+                self._continue(context, before, error=error)
+            raise
+
+    def _continue(
+        self,
+        context: Context,
+        before: dict[str, Any],
+        *,
+        event: dict[str, Any] | None = None,
+        error: Exception | None = None,
+    ) -> list[str]:
+        """Continue with the arguments from before the wait.
+
+        :param before: The state from before the wait.
+        :param event: The event of the trigger.
+        :param error: Why there is none.
+        """
+        report = self._task_report(context)
+        report.resume(before.get("report_facts"))
         with self._interrupt, self.hook:
-            production = self._production(context, self._open_ledger())
-            report = self._task_report(context)
-            report.resume(before.get("report_facts"))
+            production = self._production(context, self._open_ledger(), before["arguments"])
             with self._reported(context, production, report):
-                production.resume(before.get("recordings", ()), self._script_of)
-                production.settle(verdicts)
-                return self._work(context, production, report, before.get("deadline", 0.0))
+                production.resume(before)
+                if error is not None:
+                    raise error
+                production.settle(batch_from_event(event))
+                return self._work(context, production, report, before["deadline"], turn=before["turn"])
 
     def stop_running(self) -> None:
         """End the work under way. The next try makes what is missing."""
@@ -303,26 +340,35 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
 
     # ---- Parameters
 
-    def _production(self, context: Context, ledger: Ledger | None) -> Production:
-        # Fetch the Airflow connection here, and not in several threads at once.
-        self.hook.get_conn()
+    def _arguments(self) -> dict[str, Any]:
+        """Return what this try makes, and where, as plain JSON. A try keeps it, whatever becomes of the DAG."""
+        if self.source_root is not None and not isinstance(self.source_root, str):
+            raise RoughyConfigurationError(f"source_root must be a folder, not {self.source_root!r}; nothing was made")
+        return {
+            "wanted": asdict(self._wanted()),
+            "target": str(self.target),
+            "target_conn_id": self.target_conn_id,
+            "source_root": None if self.source_root is None else str(self.source_root),
+        }
+
+    def _production(self, context: Context, ledger: Ledger | None, arguments: Mapping[str, Any]) -> Production:
         owner = ClaimOwner.of(context["ti"])
         writer = Writer(
             self.hook,
             owner=owner,
             ledger=ledger,
-            target_conn_id=self.target_conn_id,
+            target_conn_id=arguments["target_conn_id"],
             overwrite=self.overwrite,
             log=self.log,
         )
-        check_rendered(str(self.target))
+        check_rendered(arguments["target"])
         return Production(
             self.hook,
             writer,
-            wanted=self._wanted(),
-            template=TargetTemplate(str(self.target)),
+            wanted=Wanted(**arguments["wanted"]),
+            template=TargetTemplate(arguments["target"]),
             owner=owner,
-            source_root=self.source_root,
+            source_root=arguments["source_root"],
             ledger=ledger,
             parallel=self.parallel,
             go_on_after=_GO_ON_AFTER,
@@ -333,6 +379,8 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
     def _wanted(self) -> Wanted:
         try:
             check_render(self.render)
+            check_frame_rate(self.frame_rate)
+            check_scripts(self.script)
             return Wanted(
                 captions=formats_of("captions", self.captions),
                 timelines=formats_of("timeline", self.timeline),
@@ -348,14 +396,27 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         if self.ledger is None:
             self.log.warning("No `ledger` is given: a retry and the next run write all files again")
             return None
-        ledger = Ledger(self.ledger, conn_id=self.ledger_conn_id)
-        ledger.check()
-        return ledger
+        return Ledger(self.ledger, conn_id=self.ledger_conn_id)
+
+    def _check_report(self) -> None:
+        """Refuse to replace the report that this task reads."""
+        if self.report is None or self.from_report is None:
+            return
+        if canonical_location(str(self.report)) in {
+            canonical_location(str(each)) for each in reports_of(self.from_report)
+        }:
+            raise RoughyConfigurationError(
+                "`report` is the folder of `from_report`: give this task a folder of its own. Nothing was made"
+            )
 
     def _sources(self, ledger: Ledger | None) -> dict[str, str]:
         """Return the source of each recording, by its asset's id."""
         if self.from_report is not None:
-            results = (read_report(each, self.from_report_conn_id) for each in reports_of(self.from_report))
+            reports = reports_of(self.from_report)
+            for each in reports:
+                if missing := find_missing_shards(each, conn_id=self.from_report_conn_id):
+                    self.log.warning("%s", missing)
+            results = (read_report(each, self.from_report_conn_id) for each in reports)
             ready = ready_of(chain.from_iterable(results))
             return {_canonical(id): source for id, source in ready.items()}
         ids = [_canonical(id) for id in asset_ids_of(self.asset_ids)]
@@ -364,28 +425,37 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         # A source is the name of files, and is logged: a web address may have a signature in its query.
         sources = {_canonical(id): without_secrets(str(each)) for id, each in (self.sources or {}).items() if each}
         unknown = [id for id in ids if id not in sources]
-        if unknown and ledger is not None and "{source_" in str(self.target):
+        if unknown and ledger is not None and ("{source_" in str(self.target) or isinstance(self.script, Mapping)):
             sources |= sources_of_ledger(ledger, unknown)
         return {id: sources.get(id, id) for id in ids}
 
     def _script_of(self, asset_id: str, source: str) -> str | None:
         if not isinstance(self.script, Mapping):
             return self.script
+        scripts = {_canonical(name): script for name, script in self.script.items()}
         names = (asset_id, source, source.rpartition("/")[2])
-        return next((self.script[name] for name in names if name in self.script), None)
+        return next((scripts[name] for name in names if name in scripts), None)
 
     # ---- Work and wait
 
-    def _work(self, context: Context, production: Production, report: TaskReport, deadline: float) -> list[str]:
+    def _work(
+        self, context: Context, production: Production, report: TaskReport, deadline: float, *, turn: int = 0
+    ) -> list[str]:
         production.work(deadline)
         not_before = 0.0
-        while production.waiting:
-            if self.deferrable:
-                self._defer_wait(context, production, report, deadline)
-            production.settle(self._wait(production, deadline, not_before))
-            # What is requested now is polled when the rest is due.
-            not_before = time.time() + self.poll_interval
+        while True:
+            if production.waiting and self.deferrable:
+                self._defer_wait(context, production, report, deadline, turn)
+            elif production.waiting:
+                production.settle(self._wait(production, deadline, not_before))
+                # What is requested now is polled when the rest is due.
+                not_before = time.time() + self.poll_interval
+            elif (held_until := production.held_until) is not None:
+                interrupt.pause(max(0.0, min(held_until, deadline) - time.time()))
+            else:
+                break
             production.work(deadline)
+        interrupt.check()
         not_written = self._push(context, production, report)
         return self._end(context, production, not_written)
 
@@ -396,6 +466,7 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
                 self.hook,
                 production.waiting,
                 go_on_after=0.0,
+                ends_at=production.held_until,
                 poll_interval=self.poll_interval,
                 deadline=deadline,
                 not_before=not_before,
@@ -404,18 +475,31 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
             )
         )
 
-    def _defer_wait(self, context: Context, production: Production, report: TaskReport, deadline: float) -> None:
-        rows, facts = production.to_dict(), report.facts.to_dict()
-        self.save_state(context, {"recordings": rows, "deadline": deadline, "report_facts": facts})
-        ids: dict[str, list[str]] = {}
+    def _defer_wait(
+        self, context: Context, production: Production, report: TaskReport, deadline: float, turn: int
+    ) -> None:
         # Those that are nearly done first.
-        for kind, of_kind in reversed(production.waiting.items()):
-            free = MAX_IDS - sum(map(len, ids.values()))
-            if free:
-                ids[kind] = of_kind[:free]
+        waiting = [(kind, id) for kind, of_kind in reversed(production.waiting.items()) for id in of_kind]
+        ends_at = production.held_until or float("inf")
+        if len(waiting) > MAX_IDS:
+            # One wait takes no more, so they take turns.
+            start = turn * MAX_IDS % len(waiting)
+            waiting = (waiting[start:] + waiting[:start])[:MAX_IDS]
+            ends_at = min(ends_at, time.time() + _TURN_SECONDS)
+        ids: dict[str, list[str]] = {}
+        for kind, id in waiting:
+            ids.setdefault(kind, []).append(id)
+        before = {
+            **production.to_dict(),
+            "deadline": deadline,
+            "turn": turn + 1,
+            "report_facts": report.facts.to_dict(),
+        }
+        self.save_state(context, before)
         RoughyProduceTrigger(
             ids=ids,
             go_on_after=_GO_ON_AFTER,
+            ends_at=None if ends_at == float("inf") else ends_at,
             roughy_conn_id=self.roughy_conn_id,
             poll_interval=self.poll_interval,
             deadline=deadline,
@@ -475,6 +559,8 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         bad = results.of(Status.FAILED, Status.REJECTED, Status.INTERRUPTED, Status.DEFERRED)
         if production.fatal is not None or (bad and self.on_failed == "fail"):
             again = any(result.retryable for result in results.results)
+            if production.fatal is not None:
+                again = not production.fatal.final
             raise (RoughyProduceError if again else RoughyProduceFailedError)(text, outcomes=outcomes)
         if results.of(Status.PENDING_PAYMENT):
             message = (

@@ -10,7 +10,7 @@ from airflow_provider_roughy.exceptions import RoughyError
 from airflow_provider_roughy.observability.links import report_url, show_report
 from airflow_provider_roughy.observability.report import check_location, find_facts, page_uri, write_report
 from airflow_provider_roughy.observability.report_summary import ReportFacts, ReportSummary, visible
-from airflow_provider_roughy.transfer.storage import as_text, words_of
+from airflow_provider_roughy.transfer.storage import as_text, without_secrets, words_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -134,7 +134,7 @@ class TaskReport:
                 visible(found.dag_id),
                 visible(found.task_id),
                 visible(found.run_id),
-                as_text(str(location)),
+                as_text(without_secrets(str(location))),
             )
 
     @property
@@ -169,7 +169,7 @@ class TaskReport:
         if self._location is None:
             self._push(ReportSummary.of(results, facts_now))
             return None
-        where = as_text(str(self._location))
+        where = as_text(without_secrets(str(self._location)))
         try:
             summary = write_report(self._location, results, facts=facts_now, conn_id=self._conn_id, part=self._part)
         except Exception as err:  # Whatever goes wrong, the task's own error is more important.

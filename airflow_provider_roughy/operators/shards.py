@@ -35,7 +35,7 @@ from airflow_provider_roughy.observability.outlets import Product, announce
 from airflow_provider_roughy.observability.report import check_location, page_uri, write_report
 from airflow_provider_roughy.operators.reporting import balance_of, error_text, facts_of, log_table
 from airflow_provider_roughy.operators.waiting import MAX_IDS
-from airflow_provider_roughy.transfer.storage import as_text, asset_uri
+from airflow_provider_roughy.transfer.storage import as_text, asset_uri, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -282,7 +282,7 @@ class ShardTask:
         ti.xcom_push("report", folder)
         if url := report_url(page_uri(folder, part=self._part)):
             show_report(ti, url)
-        ti.xcom_push("summary", summary.text(report=url or as_text(folder)))
+        ti.xcom_push("summary", summary.text(report=url or as_text(without_secrets(folder))))
         ti.xcom_push("counts", {**totals.numbers(), "credits": totals.credits})
         shard.ledger.remove_waiting(self._owner, [0, *self._unread])
         return uri, totals

@@ -21,6 +21,7 @@ async def wait_for_some(
     poll_interval: float,
     deadline: float,
     not_before: float = 0.0,
+    ends_at: float | None = None,
     on_pending_payment: OnPendingPayment = "fail",
     log: Log,
 ) -> list[Verdict]:
@@ -32,6 +33,7 @@ async def wait_for_some(
     :param poll_interval: See :func:`~airflow_provider_roughy.polling.wait_until_all_final`.
     :param deadline: See the same function. Afterwards, there is a verdict on each resource.
     :param not_before: When to poll first, in seconds since the epoch.
+    :param ends_at: When to end although nothing may have ended, in seconds since the epoch.
     :param on_pending_payment: See :class:`~airflow_provider_roughy.polling.ResourcePoller`.
     :param log: Logs the progress.
     :returns: The final verdicts.
@@ -67,15 +69,21 @@ async def wait_for_some(
     }
     for wait in waits.values():
         wait.add_done_callback(lambda _: changed.set())
-    timer = asyncio.get_running_loop().call_later(go_on_after, changed.set)
+    loop = asyncio.get_running_loop()
+    timers = [loop.call_later(go_on_after, changed.set)]
+    if ends_at is not None:
+        timers.append(loop.call_later(max(0.0, ends_at - time.time()), changed.set))
     try:
         while not all(wait.done() for wait in waits.values()):
             await changed.wait()
             changed.clear()
             if time.monotonic() >= enough_from and any(map(_has_ended, pollers.values())):
                 break
+            if ends_at is not None and time.time() >= ends_at:
+                break
     finally:
-        timer.cancel()
+        for timer in timers:
+            timer.cancel()
         for wait in waits.values():
             wait.cancel()
         # Each one leaves its poll.

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from airflow_provider_roughy.event_loop import run_here
-from airflow_provider_roughy.exceptions import RoughyError
+from airflow_provider_roughy.exceptions import RoughyApiError, RoughyError
 from airflow_provider_roughy.hooks import RoughyHook
+from airflow_provider_roughy.http.retry import Backoff
 from airflow_provider_roughy.instruments import WAIT_DURATION, WAITS
 from airflow_provider_roughy.lifecycle import Kind, OnPendingPayment, Verdict
 from airflow_provider_roughy.logs import SILENT, Log, counted
@@ -66,7 +67,7 @@ async def poll_batch(
 
 
 async def read_batch(hook: RoughyHook, kind: Kind, ids: Sequence[str]) -> dict[str, Answer]:
-    """Read a batch of resources once, by lists where they cost fewer requests.
+    """Read a batch of resources, by lists where they cost fewer requests, and repeat what fails, as any request.
 
     :param hook: Names the connection.
     :param kind: The kind of the resources.
@@ -74,7 +75,23 @@ async def read_batch(hook: RoughyHook, kind: Kind, ids: Sequence[str]) -> dict[s
     :returns: Each resource, or the error of reading it.
     :raises RoughyError: If the connection cannot be read, or is unusable.
     """
-    return {id: answer for id, (_, answer) in (await _poll_once(hook, kind, ids)).items()}
+    answers: dict[str, Answer] = {}
+    backoff, left, pause = Backoff(), list(ids), 0.0
+    while True:
+        await asyncio.sleep(pause)
+        answers |= {id: answer for id, (_, answer) in (await _poll_once(hook, kind, left)).items()}
+        errors = {id: answer for id in left if isinstance(answer := answers.get(id), RoughyError) and answer.transient}
+        if not errors:
+            return answers
+        seconds = backoff.pause_after(max(errors.values(), key=_retry_after))
+        if seconds is None:
+            return answers
+        left, pause = list(errors), seconds
+
+
+def _retry_after(error: RoughyError) -> float:
+    """Return how many seconds Roughy asks to wait for."""
+    return (error.retry_after or 0.0) if isinstance(error, RoughyApiError) else 0.0
 
 
 async def _poll_once(hook: RoughyHook, kind: Kind, ids: Sequence[str]) -> dict[str, tuple[ResourcePoller, Answer]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy.exceptions import RoughyConfigurationError
 from airflow_provider_roughy.ingest.result import Status
+from airflow_provider_roughy.transfer.storage import without_secrets
 
 if TYPE_CHECKING:
     from airflow_provider_roughy.ingest.result import RecordingResult
@@ -22,6 +23,8 @@ def asset_ids_of(value: Any) -> list[str]:
     """
     if isinstance(value, str):
         _check_no_list("asset_ids", value, "ingest.output")
+        if not value.strip():
+            raise RoughyConfigurationError("`asset_ids` is empty text. Is a template empty?")
         value = [value]
     if value is None or isinstance(value, Mapping) or not isinstance(value, Iterable):
         raise RoughyConfigurationError(f"`asset_ids` must be a list of asset ids, not {value!r}")
@@ -66,7 +69,11 @@ def ready_of(results: Iterable[RecordingResult]) -> dict[str, str]:
 
     :param results: The results of a batch.
     """
-    return {result.asset_id: result.source for result in results if result.status == Status.READY and result.asset_id}
+    return {
+        result.asset_id: without_secrets(result.source)
+        for result in results
+        if result.status == Status.READY and result.asset_id
+    }
 
 
 def sources_of_ledger(ledger: Ledger, asset_ids: Iterable[str]) -> dict[str, str]:

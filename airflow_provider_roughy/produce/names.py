@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from string import Formatter
 
 from airflow_provider_roughy.exceptions import RoughyConfigurationError
-from airflow_provider_roughy.transfer.storage import as_text, local_path
+from airflow_provider_roughy.transfer.storage import as_text, local_path, without_secrets
 
 #: The placeholders, and what each stands for.
 PLACEHOLDERS = {
@@ -102,17 +102,21 @@ def check_template(template: str) -> None:
     for name in _fields(_JINJA.sub("", template)):
         if name not in PLACEHOLDERS:
             known = ", ".join(f"{{{each}}}" for each in PLACEHOLDERS)
-            raise ValueError(f"target {template!r} has an unknown placeholder {{{name}}}; known are {known}")
+            raise ValueError(
+                f"target {without_secrets(template)!r} has an unknown placeholder {{{name}}}; known are {known}"
+            )
 
 
 def _fields(template: str) -> list[str]:
     try:
         parsed = list(Formatter().parse(template))
     except ValueError as err:
-        raise ValueError(f"target {template!r} cannot be read: {err}") from None
+        raise ValueError(f"target {without_secrets(template)!r} cannot be read: {err}") from None
     for _, name, spec, conversion in parsed:
         if name is not None and (spec or conversion):
-            raise ValueError(f"target {template!r} has a placeholder {{{name}}} with a format or conversion")
+            raise ValueError(
+                f"target {without_secrets(template)!r} has a placeholder {{{name}}} with a format or conversion"
+            )
     return [name for _, name, _, _ in parsed if name is not None]
 
 
@@ -131,7 +135,8 @@ def _check_place(text: str) -> None:
         )
     if path is None and "{" in text.partition("://")[2].partition("/")[0]:
         raise RoughyConfigurationError(
-            f"`target` {text!r} has a placeholder in the name of the bucket or host: name it in full. Nothing was made"
+            f"`target` {without_secrets(text)!r} has a placeholder in the name of the bucket or host: name it "
+            "in full. Nothing was made"
         )
 
 
@@ -148,6 +153,8 @@ class TargetTemplate:
         except ValueError as err:
             raise RoughyConfigurationError(f"{err}; nothing was made") from None
         _check_place(text)
+        #: The target as it was given.
+        self.text = text
         self._text = text + FILE_NAME if text.endswith("/") else text
         self._is_local = local_path(text) is not None
         #: The placeholders that it has.

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import chain
 from typing import TYPE_CHECKING
 
-from airflow_provider_roughy.exceptions import RoughyConfigurationError
+from airflow_provider_roughy.exceptions import RoughyConfigurationError, RoughyTargetError
 from airflow_provider_roughy.ingest.result import Status
 from airflow_provider_roughy.produce.names import SourceName, unknown_cut
+from airflow_provider_roughy.produce.problems import problem_of
 from airflow_provider_roughy.produce.recording import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Iterator
 
     from airflow_provider_roughy.ledger import ClaimOwner, Ledger, OutputRecord
     from airflow_provider_roughy.produce.names import TargetTemplate
@@ -23,20 +24,19 @@ if TYPE_CHECKING:
 def plan(recording: Recording, wanted: Wanted, template: TargetTemplate, source_root: str | None) -> None:
     """Set which outputs apply to a recording, and their names.
 
-    The type of an asset that is not ready may be unknown: then it gets the outputs of every type, and is planned again.
+    Nothing is set while the type of its asset is unknown, or if its asset has failed.
 
     :param recording: The recording.
     :param wanted: The outputs that are wanted.
     :param template: Where they go.
     :param source_root: The folder to which ``{source_dir}`` is relative.
     """
+    is_gone = recording.problem is not None and recording.problem.status == Status.FAILED
+    if is_gone or (recording.type is None and not recording.is_ready):
+        return
     name = SourceName.of(recording.source, source_root)
     extension = recording.extension or name.extension or "media"
     recording.outputs, recording.left_out = wanted.of(recording.type, extension=extension)
-    if recording.type is None and not recording.is_ready:
-        recording.left_out = {}
-        of_types = [wanted.of(type, extension=extension)[0] for type in ("video", "audio")]
-        recording.outputs = list({output.name: output for outputs in of_types for output in outputs}.values())
     values = {
         "source_name": name.name,
         "source_stem": name.stem,
@@ -51,31 +51,44 @@ def plan(recording: Recording, wanted: Wanted, template: TargetTemplate, source_
     }
 
 
-def find_collisions(recordings: Iterable[Recording]) -> None:
-    """Reject recordings whose outputs have the name of another recording's output.
+def find_collisions(recordings: Iterable[Recording], named: Collection[Recording]) -> None:
+    """Reject recordings whose outputs have the name of another recording's output, or of the folder of one.
 
-    :param recordings: The recordings.
+    :param recordings: All recordings.
+    :param named: Those of them that have got their names now. The others keep theirs.
     :raises RoughyConfigurationError: If outputs of one recording have the same name.
     """
     by_location: dict[str, list[tuple[Recording, str]]] = {}
     for recording in recordings:
         for output, location in recording.locations.items():
             by_location.setdefault(location, []).append((recording, output))
-    for location, users in by_location.items():
-        for (first, output), (second, other) in pairwise(users):
-            if first is second:
+    for location, of_location in by_location.items():
+        users = [*of_location, *chain.from_iterable(by_location.get(each, ()) for each in _folders_of(location))]
+        outputs: dict[Recording, str] = {}
+        for recording, output in users:
+            if recording in outputs:
                 raise RoughyConfigurationError(
-                    f"`target` gives {output} and {other} of {first.source} the same name, {location}: add {{kind}} "
-                    "and {format}, or end it with a slash. Nothing was made"
+                    f"`target` gives {outputs[recording]} and {output} of {recording.source} the same name, "
+                    f"{location}: add {{kind}} and {{format}}, or end it with a slash. Nothing was made of it"
                 )
-        if len(users) > 1:
-            for recording, output in users:
-                other = next(each.source for each, _ in users if each is not recording)
+            outputs[recording] = output
+        if len(outputs) == 1:
+            continue
+        for recording, output in outputs.items():
+            if recording in named:
+                other = next(each for each in outputs if each is not recording)
                 recording.problem = recording.problem or Problem(
                     Status.REJECTED,
-                    f"its {output} and that of {other} have the same name, {location}: add {{source_dir}}, "
+                    f"its {output} and that of {other.source} have the same name, {location}: add {{source_dir}}, "
                     "{source_name} or {asset_id} to `target`",
                 )
+
+
+def _folders_of(location: str) -> Iterator[str]:
+    """Yield the folders that a location is in."""
+    while "/" in location:
+        location = location.rpartition("/")[0]
+        yield location
 
 
 def find_written(recordings: Iterable[Recording], writer: Writer, ledger: Ledger, owner: ClaimOwner) -> int:
@@ -90,13 +103,20 @@ def find_written(recordings: Iterable[Recording], writer: Writer, ledger: Ledger
     """
     items = [(recording, output) for recording in recordings for output in recording.missing()]
 
-    def find(item: tuple[Recording, Output]) -> tuple[OutputRecord | None, bool]:
+    def find(item: tuple[Recording, Output]) -> tuple[OutputRecord | None, bool | RoughyTargetError]:
         record = writer.find_written(*item)
-        return record, record is not None and writer.is_there(*item, record)
+        try:
+            return record, record is not None and writer.is_there(*item, record)
+        except RoughyTargetError as error:
+            return record, error
 
     found = 0
     for (recording, output), (record, is_there) in zip(items, ledger.each(find, items), strict=True):
         if record is None:
+            continue
+        if isinstance(is_there, RoughyTargetError):
+            # What cannot be looked up is not made again.
+            recording.problems[output.name] = problem_of(is_there)
             continue
         if is_there:
             found += 1

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy import api
@@ -21,9 +22,10 @@ from airflow_provider_roughy.exceptions import (
     RoughyAssetFailedError,
     RoughyAssetProcessingError,
     RoughyAuthenticationError,
+    RoughyConfigurationError,
     RoughyError,
+    RoughyInterruptedError,
     RoughyPaymentRequiredError,
-    RoughyProduceError,
     RoughyUnusableTargetError,
 )
 from airflow_provider_roughy.http import interrupt
@@ -50,10 +52,10 @@ if TYPE_CHECKING:
     from airflow_provider_roughy.produce.writing import Writer
     from airflow_provider_roughy.transfer.pool import OnProgress
 
-#: Outputs that failed in a row with errors that may pass, or as the target may not be written, after which the batch
-#: stops.
+#: Recordings that failed in a row with errors that may pass, or as the target may not be written, after which the
+#: batch stops.
 _MAX_FAILED_IN_A_ROW = 5
-#: How often an asset that is listed as ready may refuse a cut or render as not ready.
+#: How often an asset that is read as ready may refuse a cut or render as not ready or not paid for.
 _MAX_REFUSALS = 5
 #: Seconds of ``Retry-After`` that a request for a cut or render obeys.
 _MAX_RETRY_AFTER = 30.0
@@ -108,9 +110,8 @@ class Production:
         self.recordings: list[Recording] = []
         #: The error that stopped the batch, if one did.
         self.fatal: RoughyError | None = None
-        self._failed_in_a_row = 0
+        self._failed_in_a_row: set[Recording] = set()
         self._deadline = float("inf")
-        self._refusals: dict[Recording, int] = {}
         self._lock = threading.Lock()
         self._pool: TransferPool[Any] | None = None
 
@@ -124,46 +125,58 @@ class Production:
         :raises RoughyConfigurationError: If the outputs of one recording have the same name.
         :raises RoughyError: If Roughy, the ledger or the target cannot be used.
         """
-        self._writer.check(self._template.root)
         self.recordings = [Recording(id, source, script=scripts(id, source)) for id, source in sources.items()]
-        self._read_assets(self.recordings)
-        for recording in self.recordings:
-            self._plan(recording)
-        find_collisions(self.recordings)
-        if self._ledger is not None:
-            found = find_written(self.recordings, self._writer, self._ledger, self._owner)
-            if found:
-                self._log.info("Found %s that are written already", counted(found, "output"))
-
-    def resume(self, rows: Iterable[Mapping[str, Any]], scripts: Callable[[str, str], str | None]) -> None:
-        """Continue after the wait in the triggerer.
-
-        :param rows: What :meth:`to_dict` returned.
-        :param scripts: See :meth:`begin`.
-        """
-        self.recordings = [Recording.from_dict(row) for row in rows]
-        for recording in self.recordings:
-            recording.script = scripts(recording.asset_id, recording.source)
-            self._plan(recording)
-
-    def to_dict(self) -> list[dict[str, Any]]:
-        """Return the state that :meth:`resume` needs, as plain JSON."""
-        return [recording.to_dict() for recording in self.recordings]
-
-    def _read_assets(self, recordings: Sequence[Recording]) -> None:
-        if not recordings:
-            return
-        ids = [recording.asset_id for recording in recordings]
-        answers = run_here(lambda: read_batch(self._hook, ASSET, ids))
+        self._check()
+        answers = self._read_assets(self.recordings)
         errors = [answer for answer in answers.values() if isinstance(answer, RoughyError)]
-        for error in errors:
-            if isinstance(error, RoughyAuthenticationError) and stops_batch(error):
-                raise error
-        if len(errors) == len(recordings) and all(error.transient for error in errors):
+        if errors and len(errors) == len(self.recordings) and all(error.transient for error in errors):
             # Roughy is down: fail with its error, instead of a table that repeats it for each recording.
             raise errors[0]
-        for recording in recordings:
+        for recording in self.recordings:
             self._take_asset(recording, answers.get(recording.asset_id))
+        self._plan(self.recordings)
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Continue after the wait in the triggerer.
+
+        :param state: What :meth:`to_dict` returned.
+        :raises RoughyError: If Roughy, the ledger or the target cannot be used.
+        """
+        scripts = state["scripts"]
+        for row in state["recordings"]:
+            recording = Recording.from_dict({name: value for name, value in row.items() if name != "script"})
+            recording.script = scripts[row["script"]]
+            self.recordings.append(recording)
+            plan(recording, self._wanted, self._template, self._source_root)
+        self._check()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the state that :meth:`resume` needs, as plain JSON."""
+        # A script may be long, and is usually the same for all.
+        numbers = {script: n for n, script in enumerate(dict.fromkeys(each.script for each in self.recordings))}
+        rows = [{**recording.to_dict(), "script": numbers[recording.script]} for recording in self.recordings]
+        arguments = {
+            "wanted": asdict(self._wanted),
+            "target": self._template.text,
+            "target_conn_id": self._writer.target_conn_id,
+            "source_root": self._source_root,
+        }
+        return {"arguments": arguments, "scripts": list(numbers), "recordings": rows}
+
+    def _check(self) -> None:
+        # The Airflow connection is read here, and not in several threads at once.
+        self._hook.get_conn()
+        if self._ledger is not None:
+            self._ledger.check()
+        self._writer.check(self._template.root)
+
+    def _read_assets(self, recordings: Sequence[Recording]) -> dict[str, Answer]:
+        ids = [recording.asset_id for recording in recordings]
+        answers = run_here(lambda: read_batch(self._hook, ASSET, ids)) if ids else {}
+        for error in answers.values():
+            if isinstance(error, RoughyAuthenticationError) and stops_batch(error):
+                raise error
+        return answers
 
     def _take_asset(self, recording: Recording, answer: Answer | None) -> None:
         if not isinstance(answer, RoughyAsset):
@@ -182,8 +195,19 @@ class Production:
         if verdict.is_final(self._on_pending_payment):
             self._settle_asset(recording, verdict)
 
-    def _plan(self, recording: Recording) -> None:
-        plan(recording, self._wanted, self._template, self._source_root)
+    def _plan(self, recordings: Sequence[Recording]) -> None:
+        """Name the outputs of recordings whose assets were read, and find those that are written."""
+        named = set()
+        for recording in recordings:
+            before = recording.locations
+            plan(recording, self._wanted, self._template, self._source_root)
+            if recording.locations != before:
+                named.add(recording)
+        find_collisions(self.recordings, named)
+        if self._ledger is not None:
+            found = find_written(recordings, self._writer, self._ledger, self._owner)
+            if found:
+                self._log.info("Found %s that are written already", counted(found, "output"))
 
     # ---- Work
 
@@ -191,7 +215,7 @@ class Production:
         """Request and write all that is possible now. What has to be waited for is in :attr:`waiting`.
 
         :param deadline: When to start nothing more, in seconds since the epoch. What is missing then is interrupted.
-        :raises RoughyProduceError: If :meth:`stop` ended it.
+        :raises RoughyInterruptedError: If the task was killed.
         """
         self._deadline = deadline
         while True:
@@ -203,7 +227,7 @@ class Production:
         if self.fatal is not None:
             reason = f"not made: the batch was stopped: {self.fatal}"
             for recording in self.recordings:
-                if recording.missing():
+                if recording.is_unfinished:
                     recording.give_up(Problem(Status.DEFERRED, reason, retryable=not self.fatal.final))
         elif time.time() >= deadline:
             for recording in self.recordings:
@@ -224,10 +248,11 @@ class Production:
         if self.fatal is not None:
             return {}
         ids: dict[str, list[str]] = {ASSET.name: [], CUT.name: [], RENDER.name: []}
+        now = time.time()
         for recording in self.recordings:
-            if not recording.missing():
+            if not recording.is_unfinished:
                 continue
-            if not recording.is_ready:
+            if not recording.is_ready and recording.not_before <= now:
                 ids[ASSET.name].append(recording.asset_id)
             if recording.cut_id and not recording.is_cut and self._cut_missing(recording):
                 ids[CUT.name].append(recording.cut_id)
@@ -235,11 +260,25 @@ class Production:
                 ids[RENDER.name].append(recording.render_id)
         return {kind: of_kind for kind, of_kind in ids.items() if of_kind}
 
+    @property
+    def held_until(self) -> float | None:
+        """When to ask again about a recording that Roughy refuses for the time being, in seconds since the epoch.
+
+        ``None`` if there is none.
+        """
+        if self.fatal is not None:
+            return None
+        held = (each.not_before for each in self.recordings if each.is_unfinished and not each.is_ready)
+        return min((each for each in held if each > time.time()), default=None)
+
+    def _needs_cut(self, output: Output) -> bool:
+        """Return whether an output is made from the cut, or its name has the cut's id."""
+        is_of_cut = output.kind in ("captions", "timeline") or output.request.get("of") == "cut"
+        return is_of_cut or (self._wanted.needs_cut and "cut_id" in self._template.fields)
+
     def _cut_missing(self, recording: Recording) -> list[Output]:
-        """Return the outputs that are made from the cut, and neither written nor given up."""
-        kinds = ("captions", "timeline", "render") if self._wanted.render_of == "cut" else ("captions", "timeline")
-        # The name of an original may have the cut's id.
-        return recording.missing(*kinds, *(("original",) if "cut_id" in self._template.fields else ()))
+        """Return the outputs that need the cut, and are neither written nor given up."""
+        return [output for output in recording.missing() if self._needs_cut(output)]
 
     def _may_cut(self, recording: Recording) -> bool:
         return (
@@ -250,8 +289,11 @@ class Production:
         )
 
     def _may_render(self, recording: Recording) -> bool:
-        is_cut = recording.is_cut or self._wanted.render_of == "asset"
-        return recording.is_ready and is_cut and not recording.render_id and bool(recording.missing("render"))
+        return (
+            recording.is_ready
+            and not recording.render_id
+            and any(recording.is_cut or not self._needs_cut(output) for output in recording.missing("render"))
+        )
 
     def _request(self) -> None:
         """Create the cuts and renders that can be created now."""
@@ -265,46 +307,66 @@ class Production:
 
     def _request_one(self, recording: Recording) -> bool:
         """Create the cut and the render of a recording, and return whether that worked."""
-        kinds: tuple[str, ...] = ()
+        outputs: list[Output] = []
         try:
             if self._may_cut(recording):
-                kinds = tuple({output.kind for output in self._cut_missing(recording)})
+                outputs = self._cut_missing(recording)
                 # Lineage is reported once, at the end: Airflow keeps a limited number of URIs.
                 new_cut = api.create_cut(recording.asset_id, script=recording.script)
                 cut = self._hook.run_for_asset(recording.asset_id, new_cut)
                 recording.cut_id = cut.id
                 self._settle_cut(recording, Verdict.of(CUT, cut))
             if self._may_render(recording):
-                kinds = ("render",)
-                (output,) = recording.missing("render")
+                outputs = recording.missing("render")
+                (output,) = outputs
                 cut_id = recording.cut_id if self._wanted.render_of == "cut" else None
                 new_render = api.create_render(recording.asset_id, output.request["output"], cut_id=cut_id)
                 render = self._hook.run_for_asset(recording.asset_id, new_render)
                 recording.render_id = render.id
                 self._settle_render(recording, Verdict.of(RENDER, render))
         except RoughyAssetProcessingError as error:
-            self._refusals[recording] = refusals = self._refusals.get(recording, 0) + 1
-            if refusals > _MAX_REFUSALS:
-                self._fail(recording, error, *kinds)
-                return False
             # The list of assets was wrong, or the asset is processed again.
-            interrupt.pause(min(error.retry_after or 1.0, _MAX_RETRY_AFTER))
-            recording.asset_state = "processing"
+            self._hold(recording, error, outputs, state="processing", seconds=error.retry_after)
         except RoughyPaymentRequiredError as error:
-            recording.asset_state = "pending_payment"
             verdict = Verdict(
                 recording.asset_id, Outcome.PAYMENT_REQUIRED, kind=ASSET.name, request_id=error.request_id
             )
             if verdict.is_final(self._on_pending_payment):
                 self._settle_asset(recording, verdict)
+            else:
+                self._hold(recording, error, outputs, state="pending_payment")
         except RoughyAssetFailedError as error:
             recording.problem = problem_of(error)
         except RoughyError as error:
-            self._fail(recording, error, *kinds)
+            self._fail(recording, error, outputs)
         else:
-            self._failed_in_a_row = 0
+            self._failed_in_a_row.clear()
             return True
         return False
+
+    def _hold(
+        self,
+        recording: Recording,
+        error: RoughyError,
+        outputs: Sequence[Output] | None = None,
+        *,
+        state: str,
+        seconds: float | None = None,
+    ) -> None:
+        """Ask about a recording again later, as Roughy has read its asset as ready and refuses to work on it.
+
+        :param recording: The recording.
+        :param error: The error.
+        :param outputs: The outputs that were asked for; by default all.
+        :param state: The state that its asset has by the error.
+        :param seconds: When Roughy asks to repeat the request.
+        """
+        recording.refusals += 1
+        if recording.refusals > _MAX_REFUSALS:
+            self._fail(recording, error, outputs)
+            return
+        recording.asset_state = state
+        recording.not_before = time.time() + min(seconds or 1.0, _MAX_RETRY_AFTER)
 
     def _write(self) -> bool:
         """Write the outputs that can be written now.
@@ -329,20 +391,18 @@ class Production:
             try:
                 self._writer.write(recording, output, on_progress)
             except RoughyError as error:
-                self._fail(recording, error, output.kind, name=output.name)
+                self._fail(recording, error, [output])
                 return False
-            self._failed_in_a_row = 0
+            self._failed_in_a_row.clear()
             return True
 
         self._run(items, write, self._log_files)
         return bool(left) and self.fatal is None
 
     def _is_made(self, recording: Recording, output: Output) -> bool:
-        if output.kind in ("captions", "timeline"):
-            return recording.is_cut
-        if output.kind == "render":
-            return recording.is_rendered
-        return recording.is_ready and (recording.is_cut or "cut_id" not in self._template.fields)
+        if self._needs_cut(output) and not recording.is_cut:
+            return False
+        return recording.is_rendered if output.kind == "render" else recording.is_ready
 
     def _run(
         self,
@@ -367,10 +427,9 @@ class Production:
         pool = self._pool = TransferPool(items, work, lambda item, error, in_a_row: True)
         try:
             pool.run(self._parallel, lambda seconds, sent: log_progress(len(done), len(items), seconds, sent))
-        except Stopped:
-            raise RoughyProduceError(
-                "The task was killed; a retry makes only what is missing", outcomes=self.results().xcoms()
-            ) from None
+            interrupt.check()
+        except (Stopped, RoughyInterruptedError):
+            raise RoughyInterruptedError("The task was killed; a retry makes only what is missing") from None
         finally:
             self._pool = None
 
@@ -386,22 +445,22 @@ class Production:
             bytes_in_words(sent / seconds if seconds else 0.0),
         )
 
-    def _fail(self, recording: Recording, error: RoughyError, *kinds: str, name: str | None = None) -> None:
+    def _fail(self, recording: Recording, error: RoughyError, outputs: Sequence[Output] | None) -> None:
         """Report why outputs are not made, and stop the batch if no other one could be made either.
 
         :param recording: The recording.
         :param error: The error.
-        :param kinds: The kinds of the outputs that cannot be made.
-        :param name: The one output, if it is one.
+        :param outputs: The outputs that cannot be made; ``None`` for all.
+        :raises RoughyInterruptedError: If that is the error.
         """
+        if isinstance(error, RoughyInterruptedError):
+            raise error
         problem = problem_of(error)
         with self._lock:
-            if name is not None:
-                recording.problems[name] = problem
-            else:
-                recording.give_up(problem, *kinds)
-            self._failed_in_a_row += problem.retryable or isinstance(error, RoughyUnusableTargetError)
-            if self.fatal is None and (stops_batch(error) or self._failed_in_a_row >= _MAX_FAILED_IN_A_ROW):
+            recording.give_up(problem, outputs)
+            if problem.retryable or isinstance(error, RoughyUnusableTargetError):
+                self._failed_in_a_row.add(recording)
+            if self.fatal is None and (stops_batch(error) or len(self._failed_in_a_row) >= _MAX_FAILED_IN_A_ROW):
                 self.fatal = error
                 self._log.error("Stopping the batch at %s: %s", recording.source, error)
 
@@ -426,10 +485,22 @@ class Production:
             elif verdict.kind == RENDER.name and (recording := of_render.get(verdict.id)):
                 self._settle_render(recording, verdict)
         if ready:
-            # Their type and length were not known before.
-            self._read_assets(ready)
-            for recording in ready:
-                self._plan(recording)
+            self._begin_ready(ready)
+
+    def _begin_ready(self, recordings: Sequence[Recording]) -> None:
+        """Read assets that are ready now, whose type and length were not known before, and name their outputs."""
+        answers, read = self._read_assets(recordings), []
+        for recording in recordings:
+            answer = answers.get(recording.asset_id)
+            if isinstance(answer, RoughyError) and answer.transient:
+                self._hold(recording, answer, state="processing")
+            else:
+                self._take_asset(recording, answer)
+                read.append(recording)
+        try:
+            self._plan(read)
+        except RoughyConfigurationError as error:
+            self.fatal = self.fatal or error
 
     def _settle_asset(self, recording: Recording, verdict: Verdict) -> bool:
         """Take a final verdict on an asset, and return whether it is ready."""
@@ -446,14 +517,13 @@ class Production:
         if verdict.outcome is Outcome.SUCCEEDED:
             recording.is_cut = True
         elif verdict.is_final():
-            problem = self._problem_of_verdict(verdict)
-            recording.give_up(problem, *{output.kind for output in self._cut_missing(recording)})
+            recording.give_up(self._problem_of_verdict(verdict), self._cut_missing(recording))
 
     def _settle_render(self, recording: Recording, verdict: Verdict) -> None:
         if verdict.outcome is Outcome.SUCCEEDED:
             recording.is_rendered = True
         elif verdict.is_final():
-            recording.give_up(self._problem_of_verdict(verdict), "render")
+            recording.give_up(self._problem_of_verdict(verdict), recording.missing("render"))
 
     def _problem_of_verdict(self, verdict: Verdict) -> Problem:
         try:

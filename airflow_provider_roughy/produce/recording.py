@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -53,7 +53,9 @@ class Recording:
     :param recorded: Bytes of each output that the ledger has with other options, by its name.
     :param problem: Why nothing more can be made of it.
     :param problems: Why an output is not made, by its name.
-    :param outputs: The outputs that apply to it.
+    :param refusals: How often Roughy has refused a cut or render of it for the time being.
+    :param not_before: When to ask again after that, in seconds since the epoch.
+    :param outputs: The outputs that apply to it; ``None`` until its asset was read and they were looked up.
     :param locations: Where they go, by their names, as in :class:`~airflow_provider_roughy.ledger.OutputRecord`.
     :param left_out: Why other outputs are left out, by their names.
     """
@@ -76,7 +78,9 @@ class Recording:
     recorded: dict[str, int] = field(default_factory=dict)
     problem: Problem | None = None
     problems: dict[str, Problem] = field(default_factory=dict)
-    outputs: list[Output] = field(default_factory=list)
+    refusals: int = 0
+    not_before: float = 0.0
+    outputs: list[Output] | None = None
     locations: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
@@ -84,6 +88,11 @@ class Recording:
     def is_ready(self) -> bool:
         """Whether Roughy has prepared its asset."""
         return self.asset_state == "ready"
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether something of it may still be made."""
+        return self.problem is None and (self.outputs is None or bool(self.missing()))
 
     def missing(self, *kinds: str) -> list[Output]:
         """Return the outputs that are not written and have no problem.
@@ -94,25 +103,26 @@ class Recording:
             return []
         return [
             output
-            for output in self.outputs
+            for output in self.outputs or ()
             if output.name not in self.written
             and output.name not in self.problems
             and (not kinds or output.kind in kinds)
         ]
 
-    def give_up(self, problem: Problem, *kinds: str) -> None:
+    def give_up(self, problem: Problem, outputs: Iterable[Output] | None = None) -> None:
         """Report why outputs are not made.
 
         :param problem: Why.
-        :param kinds: The kinds of the outputs.
+        :param outputs: The outputs; by default all that are missing.
         """
-        for output in self.missing(*kinds):
+        if self.outputs is None:
+            self.problem = self.problem or problem
+        for output in self.missing() if outputs is None else outputs:
             self.problems[output.name] = problem
 
     def result(self) -> RecordingResult:
         """Return its result."""
         problems = {"": self.problem} if self.problem is not None else self.problems
-        unfinished = self.missing()
         status, reasons = Status.READY.value, []
         # Statuses that can still change come first: a retry or a top-up may help.
         order = (Status.INTERRUPTED, Status.PENDING_PAYMENT, Status.DEFERRED, Status.REJECTED, Status.FAILED)
@@ -124,9 +134,10 @@ class Recording:
             by_reason.setdefault(problem.reason, []).append(name)
         for reason, names in by_reason.items():
             reasons.append(": ".join(filter(None, (", ".join(filter(None, names)), reason))))
-        if unfinished and not problems:
+        if self.is_unfinished and not problems:
             status = Status.INTERRUPTED.value
-            reasons.append(f"{', '.join(output.name for output in unfinished)}: not made yet")
+            unfinished = ", ".join(output.name for output in self.missing())
+            reasons.append(": ".join(filter(None, (unfinished, "not made yet"))))
         reasons += [f"{name} left out: {why}" for name, why in self.left_out.items()]
         found = [problem for problem in problems.values() if problem.request_id]
         return RecordingResult(
@@ -145,7 +156,9 @@ class Recording:
 
     def files(self) -> dict[str, str]:
         """Return the URI of each output that is written, by its name."""
-        return {output.name: self.written[output.name] for output in self.outputs if output.name in self.written}
+        names = dict.fromkeys(output.name for output in self.outputs or ())
+        # Files that were written before the outputs were planned again.
+        return {name: self.written[name] for name in {**names, **self.written} if name in self.written}
 
     def to_dict(self) -> dict[str, Any]:
         """Return its state as plain JSON, without what a plan finds again."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, Literal
 
 #: What a render is made of.
@@ -113,6 +115,31 @@ def formats_of(name: str, value: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(values))
 
 
+def check_frame_rate(value: object) -> None:
+    """Refuse what is no frame rate.
+
+    :param value: Frames a second: a number, or a text such as ``"25"`` or ``"30000/1001"``; ``None`` for none.
+    :raises ValueError: If it is not above zero.
+    """
+    try:
+        is_rate = value is None or (not isinstance(value, bool) and Fraction(str(value)) > 0)
+    except (ValueError, ZeroDivisionError):
+        is_rate = False
+    if not is_rate:
+        raise ValueError(f"frame_rate must be a number above zero, such as 25 or '30000/1001', not {value!r}")
+
+
+def check_scripts(value: object) -> None:
+    """Refuse what is neither a script nor scripts by recording.
+
+    :param value: A text, a mapping of recordings to texts, or ``None``.
+    :raises ValueError: If it is something else.
+    """
+    scripts = value.values() if isinstance(value, Mapping) else [value]
+    if not all(script is None or isinstance(script, str) for script in scripts):
+        raise ValueError(f"script must be a text, or a mapping of recordings to texts, not {value!r}")
+
+
 def check_render(render: object) -> None:
     """Refuse an output that names no format.
 
@@ -128,6 +155,10 @@ def check_render(render: object) -> None:
         ):
             for each in outputs.values():
                 formats_of("render", str(each["format"]))
+            try:
+                json.dumps(render, allow_nan=False)
+            except (TypeError, ValueError) as err:
+                raise ValueError(f"render cannot be sent to Roughy: {err}") from None
             return
     raise ValueError(
         "render must be an output such as {'format': 'mp4'}, or outputs by the asset's type such as "

@@ -8,7 +8,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from airflow_provider_roughy import api
-from airflow_provider_roughy.exceptions import RoughyFrameRateRequiredError, RoughyTargetError
+from airflow_provider_roughy.exceptions import RoughyFrameRateRequiredError
 from airflow_provider_roughy.ledger import OutputRecord
 from airflow_provider_roughy.lifecycle import ASSET, RENDER
 from airflow_provider_roughy.logs import Log, Quiet
@@ -52,7 +52,7 @@ class Writer:
         self._hook = hook
         self._owner = owner
         self._ledger = ledger
-        self._target_conn_id = target_conn_id
+        self.target_conn_id = target_conn_id
         self._overwrite = overwrite
         self._log = Quiet(log)
 
@@ -64,7 +64,7 @@ class Writer:
         :raises RoughyTargetError: If the storage does not answer.
         """
         if root.rpartition("/")[2] not in ("", ":"):
-            find_target(f"{root}/output", name="", conn_id=self._target_conn_id)
+            find_target(f"{root}/output", name="", conn_id=self.target_conn_id)
 
     # ---- What is written already
 
@@ -83,15 +83,13 @@ class Writer:
         :param recording: The recording.
         :param output: Its output.
         :param record: The record.
+        :raises RoughyTargetError: If the storage does not say what is there.
         """
         if record.request != request_of(recording, output):
             return False
-        try:
-            target = self._target(recording, output, record.cut_id)
-        except RoughyTargetError:
-            # Writing the file raises the same error, and it is reported then.
-            return False
-        return target.size == record.size_bytes
+        target = self._target(recording, output, record.cut_id)
+        # A storage that may be written, but not looked at, has what the ledger says.
+        return target.unseen is not None or target.size == record.size_bytes
 
     # ---- Writing
 
@@ -114,7 +112,7 @@ class Writer:
                 kind,
                 id or "",
                 location_of(recording, output, recording.cut_id),
-                conn_id=self._target_conn_id,
+                conn_id=self.target_conn_id,
                 overwrite=overwrite,
                 on_progress=on_progress,
                 log=self._log,
@@ -172,7 +170,7 @@ class Writer:
 
     def _target(self, recording: Recording, output: Output, cut_id: str | None) -> Target:
         location = location_of(recording, output, cut_id)
-        return find_target(location, name=output.name, conn_id=self._target_conn_id)
+        return find_target(location, name=output.name, conn_id=self.target_conn_id)
 
 
 def location_of(recording: Recording, output: Output, cut_id: str | None) -> str:
@@ -192,6 +190,8 @@ def request_of(recording: Recording, output: Output) -> str:
     :param output: Its output.
     """
     of_cut = output.kind in ("captions", "timeline") or output.request.get("of") == "cut"
+    # A file whose place has the id of its cut belongs to that cut.
+    of_cut = of_cut or unknown_cut(recording.asset_id) in recording.locations[output.name]
     request = {
         "asset_id": recording.asset_id,
         "output": output.name,

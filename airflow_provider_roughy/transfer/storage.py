@@ -221,6 +221,10 @@ def as_line(location: str) -> str:
     return _NOT_IN_A_LINE.sub(lambda found: found[0].encode("unicode_escape").decode(), as_text(location))
 
 
+#: A URI with a password, which may have slashes, up to its last @. A number after a host's name is a port.
+_WITH_PASSWORD = re.compile(r"\A([A-Za-z][A-Za-z0-9+.-]*://)(?!\[|[^/@:]*:\d{1,5}/)[^/@]*:.*@", re.DOTALL)
+
+
 def without_secrets(uri: str) -> str:
     """Return a URI without its credentials and, if it is a web address, without its query.
 
@@ -228,7 +232,8 @@ def without_secrets(uri: str) -> str:
 
     :param uri: ``scheme://…``, or a path.
     """
-    shown = re.sub(r"\A([A-Za-z][A-Za-z0-9+.-]*://)[^/]*@", r"\1", uri)
+    shown = _WITH_PASSWORD.sub(r"\1", uri)
+    shown = re.sub(r"\A([A-Za-z][A-Za-z0-9+.-]*://)[^/]*@", r"\1", shown)
     return re.sub(r"\A(https?://[^?]*)\?.*", r"\1", shown, flags=re.DOTALL | re.IGNORECASE)
 
 
@@ -290,7 +295,7 @@ def check_no_password(location: str) -> None:
     :param location: A path, or a URI.
     :raises ValueError: If it has a password, which the message does not quote.
     """
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://[^/]*:[^/]*@", location):
+    if _WITH_PASSWORD.match(location):
         raise ValueError("before its @, a URI names an Airflow connection, which keeps the password")
 
 

@@ -12,7 +12,7 @@ import re
 from typing import TYPE_CHECKING
 
 from airflow_provider_roughy.exceptions import RoughyUnusableTargetError
-from airflow_provider_roughy.transfer.storage import as_text, local_path
+from airflow_provider_roughy.transfer.storage import as_text, check_no_password, local_path, without_secrets
 from airflow_provider_roughy.transfer.target_base import Overwrite, Sink, Target, check_overwrite
 from airflow_provider_roughy.transfer.target_local import LocalTarget
 from airflow_provider_roughy.transfer.target_stored import APPEARS_WHOLE, StoredTarget
@@ -56,12 +56,18 @@ def find_target(target: str | os.PathLike[str] | ObjectStoragePath, *, name: str
 
 
 def check_rendered(location: str) -> None:
-    """Refuse the locations that templates render if a value is missing.
+    """Refuse the locations that templates render if a value is missing, and those with a password.
 
-    :raises RoughyUnusableTargetError: If it names no folder or no bucket, or a part of it is ``None`` or blank.
+    :raises RoughyUnusableTargetError: If it has a password, if it names no folder or no bucket, or a part of it is
+        ``None`` or blank.
     """
+    shown = as_text(without_secrets(location))
+    try:
+        check_no_password(location)
+    except ValueError as err:
+        raise RoughyUnusableTargetError(f"Target {shown!r} has a password: {err}") from None
     if "\0" in location:
-        raise RoughyUnusableTargetError(f"Target {as_text(location)} contains a NUL character")
+        raise RoughyUnusableTargetError(f"Target {shown} contains a NUL character")
     path = local_path(location)
     scheme, _, rest = location.partition("://") if path is None else ("", "", path)
     # The part before an @ is the id of a connection.
@@ -69,13 +75,13 @@ def check_rendered(location: str) -> None:
     if not location:
         raise RoughyUnusableTargetError("The target is empty")
     if not place.strip("/ \t\r\n"):
-        raise RoughyUnusableTargetError(f"Target {location!r} names no folder and no file. Is a template empty?")
+        raise RoughyUnusableTargetError(f"Target {shown!r} names no folder and no file. Is a template empty?")
     if scheme.lower() in APPEARS_WHOLE and place.startswith("/"):
-        raise RoughyUnusableTargetError(f"Target {location!r} names no bucket. Is a template empty?")
+        raise RoughyUnusableTargetError(f"Target {shown!r} names no bucket. Is a template empty?")
     if any(part and not part.strip() for part in place.split("/")):
-        raise RoughyUnusableTargetError(f"Target {as_text(location)!r} has a blank part. Is a template empty?")
+        raise RoughyUnusableTargetError(f"Target {shown!r} has a blank part. Is a template empty?")
     if "None" in place.split("/"):
-        raise RoughyUnusableTargetError(f"Target {as_text(location)!r} has a part `None`. Is a template empty?")
+        raise RoughyUnusableTargetError(f"Target {shown!r} has a part `None`. Is a template empty?")
 
 
 def _at(location: str, conn_id: str | None) -> Target:

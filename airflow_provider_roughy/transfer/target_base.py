@@ -47,7 +47,7 @@ class Target(ABC):
         #: Bytes of the existing file; ``None`` if there is none.
         self.size: int | None = None
         #: Why the storage did not say whether it exists. To replace a file, that permission is not needed.
-        self._unseen: RoughyTargetError | None = None
+        self.unseen: RoughyTargetError | None = None
         self._inspect()
 
     @abstractmethod
@@ -79,8 +79,8 @@ class Target(ABC):
         """
         if overwrite == "replace":
             return True
-        if self._unseen is not None:
-            raise self._unseen
+        if self.unseen is not None:
+            raise self.unseen
         if self.size is None:
             return True
         if self.size == size and (digest is None or digest == self._digest()):

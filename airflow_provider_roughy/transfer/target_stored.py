@@ -45,7 +45,7 @@ class StoredTarget(Target):
         return FileSystem(path.fs), path.path
 
     def _inspect(self) -> None:
-        self.is_folder, self.size, self._unseen = False, None, None
+        self.is_folder, self.size, self.unseen = False, None, None
         what = f"Target {self.uri} cannot be checked"
         with storage_errors(what, RoughyTargetError, RoughyUnusableTargetError):
             fs, path = self._opened
@@ -54,7 +54,7 @@ class StoredTarget(Target):
             except Exception as err:
                 kind = kind_of(err)
                 if kind is ErrorKind.FORBIDDEN:
-                    self._unseen = RoughyUnusableTargetError(f"{what}: {words_of(err)}")
+                    self.unseen = RoughyUnusableTargetError(f"{what}: {words_of(err)}")
                 elif kind is not ErrorKind.MISSING:
                     raise
                 return

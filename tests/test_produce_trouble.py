@@ -1,0 +1,523 @@
+"""What a task that makes outputs does when something goes wrong at an awkward moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_roughy.compat import AirflowFailException, AirflowTaskTimeout, TaskDeferred
+from airflow_provider_roughy.emulator import Emulator, Fault
+from airflow_provider_roughy.exceptions import (
+    RoughyConfigurationError,
+    RoughyError,
+    RoughyInterruptedError,
+    RoughyProduceFailedError,
+)
+from airflow_provider_roughy.ingest.result import RecordingResult
+from airflow_provider_roughy.lifecycle import batch_to_event
+from airflow_provider_roughy.observability.report import read_report, write_report
+from airflow_provider_roughy.operators import RoughyProduceOperator, produce
+from airflow_provider_roughy.produce import production as productions
+from tests.ingesting import Nights
+from tests.producing import Production
+from tests.running import TaskInstance, whenever
+
+NOBODY = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"
+WAYS = pytest.mark.parametrize("deferrable", [False, True], ids=["worker", "triggerer"])
+CAPTIONS: dict[str, Any] = {"captions": "srt", "timeline": None, "render": None}
+ORIGINAL: dict[str, Any] = {"captions": None, "timeline": None, "render": None, "original": True}
+
+pytestmark = [pytest.mark.usefixtures("patient"), pytest.mark.once]
+
+
+@pytest.fixture
+def production(roughy: Emulator, tmp_path: Path, recordings: dict[str, Path]) -> Production:
+    return Production(roughy, tmp_path, recordings)
+
+
+@pytest.fixture
+def task(monkeypatch: pytest.MonkeyPatch) -> dict[str, RoughyProduceOperator]:
+    """The task that is running."""
+    found: dict[str, RoughyProduceOperator] = {}
+    execute = RoughyProduceOperator.execute
+
+    def remember(self: RoughyProduceOperator, context: Any) -> list[str]:
+        found["running"] = self
+        return execute(self, context)
+
+    monkeypatch.setattr(RoughyProduceOperator, "execute", remember)
+    return found
+
+
+def add_unsent(production: Production, source: str, *, more: bytes = b"") -> str:
+    """Seed a video whose upload has not ended, so that its type is unknown."""
+    asset_id = production.roughy.seed_asset("pending_upload", content=production._media["video"] + more)
+    production.sources[asset_id] = source
+    return asset_id
+
+
+# ---- Before the outputs are planned
+
+
+@pytest.mark.parametrize("status", [401, 503])
+def test_recordings_whose_assets_were_not_read_are_not_ready(
+    production: Production, tmp_path: Path, status: int
+) -> None:
+    production.add("/in/0.mp3")
+    production.add("/in/1.mp3")
+    production.roughy.inject(
+        Fault(method="GET", path="/v1/assets*", status=status, times=None, headers={"Retry-After": "0"})
+    )
+    report = str(tmp_path / "report")
+    ended = production.run(report=report, **CAPTIONS)
+    assert ended.state == {401: "failed", 503: "up_for_retry"}[status]
+    assert production.xcoms["ready"] == []
+    assert {result.status for result in read_report(report)} == {"interrupted"}
+
+
+def test_timeout_while_assets_are_read_leaves_no_recording_ready(
+    production: Production, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    production.add("/in/0.mp3")
+
+    def time_out(make: Any) -> Any:
+        raise AirflowTaskTimeout("Timeout")
+
+    monkeypatch.setattr(productions, "run_here", time_out)
+    ti = TaskInstance()
+    with pytest.raises(AirflowTaskTimeout):
+        production.run(context={"ti": ti}, **CAPTIONS)
+    assert json.loads(ti.xcoms["ready"]) == []
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_one_error_of_a_read_is_repeated(production: Production, status: int) -> None:
+    for number in range(3):
+        production.add(f"/in/{number}.mp3")
+    production.roughy.inject(Fault(method="GET", path="/v1/assets*", status=status, headers={"Retry-After": "0"}))
+    ended = production.run(**CAPTIONS)
+    assert (ended.state, len(ended.result or ())) == ("success", 3)
+
+
+@WAYS
+def test_error_of_the_read_after_the_wait_is_repeated(production: Production, deferrable: bool) -> None:
+    roughy = production.roughy
+    for number in range(2):
+        production.add(f"/in/{number}.mp3")
+    late = add_unsent(production, "/in/late.mp4")
+
+    def ready() -> None:
+        roughy.set_state(late, "ready", type="video", extension="mp4")
+        roughy.inject(Fault(method="GET", path="/v1/assets*", nth=2, status=503, headers={"Retry-After": "0"}))
+
+    with whenever(lambda: any(r.method == "POST" for r in roughy.requests), ready):
+        ended = production.run(deferrable=deferrable, poll_interval=0.3, **CAPTIONS)
+    assert (ended.state, len(ended.result or ())) == ("success", 3)
+
+
+# ---- Names
+
+
+def test_names_that_collide_after_a_wait_are_found_before_anything_is_made(production: Production) -> None:
+    ids = [add_unsent(production, source) for source in ("/in/talk.MP4", "/in/talk.mov")]
+
+    def ready() -> None:
+        for asset_id in ids:
+            production.roughy.set_state(asset_id, "ready", type="video", extension="mp4")
+
+    target = f"{production.out}/{{source_stem}}.{{format}}"
+    ended = production.run(deferrable=True, before_resuming=ready, target=target, **ORIGINAL)
+    assert ended.state == "failed"
+    assert set(production.xcoms["rejected"]) == {"/in/talk.MP4", "/in/talk.mov"}
+    assert not production.out.exists()
+
+
+def test_file_of_another_recording_is_not_replaced_after_a_wait(production: Production) -> None:
+    production.add("/in/talk.mp4")
+    target = f"{production.out}/{{source_stem}}.{{format}}"
+    assert production.run(target=target, **ORIGINAL).state == "success"
+    written = (production.out / "talk.mp4").read_bytes()
+    production.sources.clear()
+    other = add_unsent(production, "/in/talk.mov", more=b"another recording")
+    ready = lambda: production.roughy.set_state(other, "ready", type="video", extension="mp4")  # noqa: E731
+    ended = production.run(deferrable=True, before_resuming=ready, target=target, **ORIGINAL)
+    assert (ended.state, set(production.xcoms["rejected"])) == ("failed", {"/in/talk.mov"})
+    assert (production.out / "talk.mp4").read_bytes() == written
+
+
+@pytest.mark.parametrize("name", ["{source_stem}.{format}", "{source_stem}/rendered"])
+def test_recording_of_unknown_type_collides_with_none(production: Production, name: str) -> None:
+    video = add_unsent(production, "/in/talk.mp4")
+    production.add("/in/talk.mp3" if "format" in name else "/in/other.mp3")
+    ready = lambda: production.roughy.set_state(video, "ready", type="video", extension="mp4")  # noqa: E731
+    render = {"video": {"format": "mp4"}, "audio": {"format": "m4a"}}
+    options: dict[str, Any] = {"captions": None, "timeline": None, "render": render}
+    ended = production.run(deferrable=True, before_resuming=ready, target=f"{production.out}/{name}", **options)
+    assert (ended.state, len(ended.result or ())) == ("success", 2)
+
+
+def test_name_of_a_recording_that_is_gone_is_free(production: Production) -> None:
+    asset_id = production.add("/in/talk.mp3")
+    production.sources[NOBODY] = "/in/talk.mp3"
+    production.run(**CAPTIONS)
+    assert (production.xcoms["ready"], set(production.xcoms["failed"])) == ([asset_id], {NOBODY})
+
+
+def test_name_that_is_the_folder_of_another_is_a_collision(production: Production) -> None:
+    sources = ["/in/talk/captions.srt.mp4", "/in/talk.mp4"]
+    for source in sources:
+        production.add(source)
+    target = f"{production.out}/{{source_dir}}/{{source_stem}}"
+    (production.out / "talk").mkdir(parents=True)
+    ended = production.run(target=target, parallel=1, **CAPTIONS)
+    assert (ended.state, set(production.xcoms["rejected"])) == ("failed", set(sources))
+    assert production.files() == {}
+
+
+def test_names_with_the_id_of_a_cut(production: Production) -> None:
+    production.add("/in/a.mp4")
+    target = f"{production.out}/{{cut_id}}/{{source_name}}/"
+    assert production.run(target=target, **ORIGINAL).state == "success"
+    assert production.roughy.cuts == []
+    options = {**CAPTIONS, "original": True, "target": target, "render": {"format": "mp4"}, "render_of": "asset"}
+    for script in ("old", "new"):
+        assert production.run(script=script, **options).state == "success"
+        (outputs,) = production.xcoms["outputs"].values()
+        (cut_id,) = {cut["id"] for cut in production.roughy.cuts if cut["script"] == script}
+        assert {name for name, uri in outputs.items() if cut_id in uri} == set(outputs)
+        assert len(outputs) == 3
+
+
+# ---- The wait
+
+
+@pytest.mark.parametrize("changed", ["script", "render", "target"])
+def test_arguments_that_change_during_the_wait_concern_the_next_try(
+    production: Production, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    roughy = production.roughy
+    roughy.progression = "manual"
+    production.add("/in/a.mp4")
+    old: dict[str, Any] = {
+        "captions": "srt",
+        "timeline": None,
+        "render": {"format": "mp4"},
+        "script": "old",
+        "target": production.options["target"],
+    }
+    values = {"script": "new", "render": {"format": "mov"}, "target": f"{production.out}/new/{{source_name}}/"}
+    new: dict[str, Any] = {**old, changed: values[changed]}
+    resume = RoughyProduceOperator.execute_complete
+
+    def change(self: RoughyProduceOperator, context: Any, event: Any = None) -> list[str]:
+        setattr(self, changed, new[changed])
+        return resume(self, context, event)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RoughyProduceOperator, "execute_complete", change)
+        ended = production.run(deferrable=True, before_resuming=lambda: roughy.settle(), **old)
+    assert ended.state == "success"
+    assert set(production.files()) == {"a.mp4/captions.srt", "a.mp4/render.mp4"}
+    assert [cut["script"] for cut in roughy.cuts] == ["old"]
+    roughy.progression = "immediate"
+    assert production.run(**new).state == "success"
+    (outputs,) = production.xcoms["outputs"].values()
+    if changed == "target":
+        assert all("/new/" in uri for uri in outputs.values())
+    if changed == "script":
+        assert [cut["script"] for cut in roughy.cuts] == ["old", "new"]
+        assert len(roughy.renders) == 2
+    if changed == "render":
+        assert b"ftypqt" in Path(outputs["render.mov"]).read_bytes()[:16]
+
+
+def test_long_wait_of_some_does_not_hold_up_the_others(production: Production, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(produce, "MAX_IDS", 2)
+    monkeypatch.setattr(produce, "_TURN_SECONDS", 0.3)
+    monkeypatch.setattr(produce, "_GO_ON_AFTER", 0.1)
+    for number in range(2):
+        production.add(f"/in/unpaid {number}.mp3", state="pending_payment")
+    late = production.add("/in/late.mp3", state="processing")
+    resumed: list[float] = []
+
+    def ready() -> None:
+        resumed.append(time.time())
+        production.roughy.set_state(late, "ready")
+
+    ended = production.run(
+        deferrable=True, before_resuming=ready, on_pending_payment="wait", on_failed="return", timeout=5, **CAPTIONS
+    )
+    assert production.xcoms["ready"] == [late]
+    assert (ended.state, len(production.xcoms["interrupted"])) == ("success", 2)
+    assert len(resumed) >= 2
+
+
+def begin_wait(production: Production, tmp_path: Path, **options: Any) -> tuple[RoughyProduceOperator, Any]:
+    """Run a task until it waits in the triggerer, and return it for the time after that, with its context."""
+    options = {**production.options, **CAPTIONS, "original": True, "deferrable": True, **options}
+    arguments: dict[str, Any] = {"asset_ids": list(production.sources), "sources": production.sources}
+    context: Any = {"ti": TaskInstance()}
+    make = lambda: RoughyProduceOperator(  # noqa: E731
+        task_id="produce", report=str(tmp_path / "report"), **arguments, **options
+    )
+    with pytest.raises(TaskDeferred):
+        make().execute(context)
+    return make(), context
+
+
+@pytest.mark.parametrize("trouble", ["no triggerer", "no ledger"])
+def test_files_from_before_the_wait_are_reported_whatever_ends_it(
+    production: Production, tmp_path: Path, trouble: str
+) -> None:
+    production.roughy.progression = "manual"
+    asset_id = production.add("/in/a.mp3")
+    task, context = begin_wait(production, tmp_path)
+    kwargs: dict[str, Any]
+    if trouble == "no ledger":
+        production.ledger.rename(tmp_path / "away")
+        production.ledger.write_text("no folder")
+        method, kwargs = "execute_complete", {"event": batch_to_event([])}
+    else:
+        method, kwargs = "__fail__", {"error": "Trigger timeout"}
+    with pytest.raises(RoughyError):
+        task.resume_execution(method, kwargs, context)
+    outputs = json.loads(context["ti"].xcoms["outputs"])
+    assert set(outputs[asset_id]) == {"original.mp3"}
+    (result,) = read_report(tmp_path / "report")
+    assert (result.status, set(result.outputs or ())) == ("interrupted", {"original.mp3"})
+
+
+# ---- What Roughy refuses for the time being
+
+
+@WAYS
+def test_refusals_are_counted_over_all_waits(production: Production, deferrable: bool) -> None:
+    production.add("/in/a.mp3")
+    body = {"error": {"code": "asset_processing", "message": "The asset is being processed."}}
+    refusal = Fault(method="POST", path="/v1/cuts", status=409, headers={"Retry-After": "0"}, body=body, times=None)
+    production.roughy.inject(refusal)
+    ended = production.run(deferrable=deferrable, timeout=30, **CAPTIONS)
+    assert ended.state == "up_for_retry"
+    assert production.asked()["POST v1/cuts"] == 6
+
+
+def test_refused_recordings_do_not_hold_up_the_others(production: Production) -> None:
+    for number in range(8):
+        production.add(f"/in/{number}.mp3")
+    body = {"error": {"code": "asset_processing", "message": "The asset is being processed."}}
+    refusal = Fault(method="POST", path="/v1/cuts", status=409, headers={"Retry-After": "20"}, body=body, times=4)
+    production.roughy.inject(refusal)
+    began = time.monotonic()
+    production.run(timeout=5, on_failed="return", **CAPTIONS)
+    assert len(production.xcoms["ready"]) == 4
+    assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize("trouble", ["target", "exports"])
+def test_recording_with_many_bad_outputs_does_not_stop_the_others(
+    production: Production, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    monkeypatch.setattr(produce, "_GO_ON_AFTER", 0.1)
+    roughy = production.roughy
+    roughy.progression = "manual"
+    bad = production.add("/in/bad.mp4")
+    good = [production.add(f"/in/{number}.mp4") for number in range(3)]
+    if trouble == "target":
+        production.out.mkdir()
+        (production.out / "bad.mp4").write_text("a file in the way of the folder")
+
+    def settle() -> None:
+        (cut,) = (cut for cut in roughy.cuts if cut["asset_id"] == bad)
+        if cut["state"] == "completed":
+            roughy.settle()
+            return
+        roughy.settle(cut["id"])
+        if trouble == "exports":
+            path = f"/v1/cuts/{cut['id']}/*"
+            roughy.inject(Fault(method="GET", path=path, status=500, times=None, headers={"Retry-After": "0"}))
+
+    options: dict[str, Any] = {"captions": ["srt", "vtt"], "timeline": ["otio", "fcpxml", "edl"], "render": None}
+    production.run(deferrable=True, before_resuming=settle, on_failed="return", **options)
+    assert sorted(production.xcoms["ready"]) == sorted(good)
+    assert set(production.xcoms[{"target": "rejected", "exports": "interrupted"}[trouble]]) == {"/in/bad.mp4"}
+
+
+# ---- Kills
+
+
+@pytest.mark.parametrize(
+    ("path", "progression"),
+    [
+        ("GET /v1/assets*", "immediate"),
+        ("POST /v1/cuts", "immediate"),
+        ("GET /v1/cuts/*/subtitle/export", "immediate"),
+        ("GET /v1/cuts", "manual"),
+    ],
+    ids=["reading", "requesting", "exporting", "waiting"],
+)
+@pytest.mark.parametrize("on_failed", ["fail", "return"])
+def test_killed_task_ends_at_once_and_never_as_a_success(
+    production: Production, task: dict[str, RoughyProduceOperator], path: str, progression: str, on_failed: str
+) -> None:
+    for number in range(3):
+        production.add(f"/in/{number}.mp3")
+    production.roughy.progression = progression
+    method, _, pattern = path.partition(" ")
+    if progression == "immediate":
+        production.roughy.inject(Fault(method=method, path=pattern, times=None, hang=True))
+    part = pattern.strip("*").rpartition("/")[2] or "assets"
+    is_there = lambda: any(  # noqa: E731
+        each.method == method and part in each.path for each in production.roughy.requests
+    )
+    killed: list[float] = []
+
+    def kill() -> None:
+        killed.append(time.monotonic())
+        task["running"].on_kill()
+
+    with whenever(is_there, kill):
+        ended = production.run(on_failed=on_failed, **CAPTIONS)
+    assert (ended.state, type(ended.error)) == ("up_for_retry", RoughyInterruptedError)
+    assert time.monotonic() - killed[0] < 8
+
+
+# ---- The target and the report
+
+
+def test_target_that_cannot_be_looked_at_is_not_taken_for_empty(
+    production: Production, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    production.add("/in/a.mp3")
+    assert production.run(timeline=None, captions="srt").state == "success"
+    stat = os.stat
+    broken = [True]
+
+    def fail_once(path: Any, *args: Any, **options: Any) -> Any:
+        if broken[0] and str(path).endswith("captions.srt"):
+            raise OSError(5, "Input/output error")
+        return stat(path, *args, **options)
+
+    monkeypatch.setattr(os, "stat", fail_once)
+    ended = production.run(timeline=None, captions="srt")
+    assert (ended.state, len(production.xcoms["interrupted"])) == ("up_for_retry", 1)
+    assert "POST v1/cuts" not in production.asked()
+    broken[0] = False
+    assert production.run(timeline=None, captions="srt").state == "success"
+    assert "POST v1/cuts" not in production.asked()
+
+
+def test_report_of_the_batch_is_not_overwritten(production: Production, tmp_path: Path) -> None:
+    asset_id = production.add("/in/a.mp3")
+    folder = f"{tmp_path}/report/"
+    write_report(folder, [RecordingResult("/in/a.mp3", "ready", asset_id=asset_id)])
+    ended = production.run(from_report=folder, report=folder.rstrip("/"), **CAPTIONS)
+    assert (ended.state, type(ended.error)) == ("failed", RoughyConfigurationError)
+    assert "a folder of its own" in str(ended.error)
+    assert [result.asset_id for result in read_report(folder)] == [asset_id]
+    assert production.run(from_report=folder, report=f"{tmp_path}/another", **CAPTIONS).state == "success"
+
+
+def test_missing_shard_is_said(production: Production, tmp_path: Path, log: Callable[[], str]) -> None:
+    asset_id = production.add("/in/a.mp3")
+    folder = tmp_path / "report"
+    write_report(str(folder), [RecordingResult("/in/a.mp3", "ready", asset_id=asset_id)], part="shard-0001-of-0003")
+    assert production.run(from_report=str(folder), **CAPTIONS).result == [asset_id]
+    assert "No results of 2 shards of 3: 0, 2" in log()
+
+
+# ---- Arguments
+
+
+@pytest.mark.parametrize("name", ["talk.mp3", "id"])
+def test_script_of_one_recording_is_found_whatever_the_target_has(
+    production: Production, tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    production.roughy.progression = "immediate"
+    (folder / "talk.mp3").write_bytes(production._media["audio"])
+    (asset_id,) = Nights(folder, ledger=production.ledger).run().result
+    scripts = {asset_id.upper() if name == "id" else name: "the intro"}
+    target = f"{production.out}/{{asset_id}}/"
+    ended = production.run(asset_ids=[asset_id], sources=None, script=scripts, target=target, **CAPTIONS)
+    assert (ended.state, [cut["script"] for cut in production.roughy.cuts]) == ("success", ["the intro"])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"frame_rate": "abc"}, "frame_rate must be a number above zero"),
+        ({"frame_rate": -5}, "frame_rate must be a number above zero"),
+        ({"frame_rate": float("nan")}, "frame_rate must be a number above zero"),
+        ({"script": ["a"]}, "script must be a text"),
+        ({"script": {"a.mp3": 5}}, "script must be a text"),
+        ({"render": {"format": "m4a", "audio_bitrate": float("nan")}}, "render cannot be sent"),
+        ({"render": {"format": "m4a", "tags": {1, 2}}}, "render cannot be sent"),
+        ({"source_root": 7}, "source_root must be"),
+        ({"asset_ids": ""}, "`asset_ids` is empty text"),
+    ],
+    ids=str,
+)
+def test_unusable_argument_is_found_before_anything_is_made(
+    production: Production, options: dict[str, Any], says: str
+) -> None:
+    production.add("/in/a.mp3")
+    try:
+        error: BaseException | None = production.run(**options).error
+    except ValueError as invalid:
+        error = invalid
+    assert says in str(error)
+    assert isinstance(error, ValueError | AirflowFailException)
+    assert production.roughy.requests == []
+
+
+def test_rejected_key_takes_no_retry_whatever_was_interrupted_before(production: Production) -> None:
+    for number in range(3):
+        production.add(f"/in/{number}.mp3")
+    roughy = production.roughy
+    roughy.inject(Fault(method="POST", path="/v1/cuts", status=503, headers={"Retry-After": "0"}, times=5))
+    roughy.inject(Fault(method="POST", path="/v1/cuts", status=401, times=None))
+    ended = production.run(parallel=1, **CAPTIONS)
+    assert (ended.state, type(ended.error)) == ("failed", RoughyProduceFailedError)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target": "sftp://user:{}@host/None/{{source_name}}/"},
+        {"target": "sftp://user:{}@{{source_name}}/x"},
+        {"target": "sftp://user:{}@host/x/{{source_name}}/"},
+        {"target": "s3://user:{}@"},
+        {"target": "s3://user:{}@bucket/ /x"},
+        {"ledger": "sftp://user:{}@host/x"},
+        {"report": "sftp://user:{}@host/x"},
+        {"report": "sftp://user:{}@host/None/x"},
+        {"from_report": "sftp://user:{}@host/x"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("password", ["hunter2secret", "hunter2/secret+x"])
+def test_password_in_a_location_is_shown_nowhere(
+    production: Production, log: Callable[[], str], options: dict[str, str], password: str
+) -> None:
+    production.add("/in/a.mp3")
+    filled = {name: value.format(password) for name, value in options.items()}
+    ended = production.run(**{**CAPTIONS, **filled})
+    assert ended.state == "failed"
+    assert "hunter2" not in f"{ended.error!r} {ended.error} {log()} {json.dumps(production.xcoms)}"
+
+
+def test_secrets_of_sources_in_a_report_are_not_repeated(
+    production: Production, tmp_path: Path, log: Callable[[], str]
+) -> None:
+    asset_id = production.add("/in/a.mp3")
+    row = {"source": "https://u:hunter2@h/a.mp3?X-Amz-Signature=hunter2", "status": "ready", "asset_id": asset_id}
+    (tmp_path / "results.jsonl").write_text(json.dumps(row) + "\n")
+    assert production.run(from_report=str(tmp_path / "results.jsonl"), **CAPTIONS).state == "success"
+    assert "hunter2" not in f"{log()} {json.dumps(production.xcoms)}"
