@@ -11,6 +11,7 @@ schema are errors, because an upload that is missing from a plan would not be no
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import shutil
 import tempfile
 from array import array
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import quote, unquote_to_bytes
 
@@ -50,8 +51,8 @@ _MAX_LINE = 1024 * 1024
 _KEY = re.compile(r"[0-9a-f]{40}")
 
 #: The statuses of a line.
-PLANNED, DEFERRED, REJECTED = "planned", "deferred", "rejected"
-_STATUSES = (PLANNED, DEFERRED, REJECTED)
+PLANNED, DONE, DEFERRED, REJECTED = "planned", "done", "deferred", "rejected"
+_STATUSES = (PLANNED, DONE, DEFERRED, REJECTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,8 @@ class Planned:
     """One recording of a manifest.
 
     :param key: Its key in the ledger.
-    :param status: ``planned``; ``deferred``, which a later plan takes up; or ``rejected``, which cannot be uploaded.
+    :param status: ``planned``; ``done``, which an earlier plan of this run had and which is reported again;
+        ``deferred``, which a later plan takes up; or ``rejected``, which cannot be uploaded.
     :param uri: The file, without credentials.
     :param size_bytes: Bytes.
     :param version: Its version in the storage, such as ``etag=…``; empty with ``identity="content"``.
@@ -157,9 +159,13 @@ class Header:
     :param recordings: How many recordings are planned.
     :param size_bytes: Their bytes.
     :param credits: What they cost in credits; ``None`` if there are no prices.
+    :param done: How many an earlier plan of this run had, and are done.
     :param deferred: How many are deferred.
     :param rejected: How many are rejected.
     :param already_ingested: How many files the ledger has, by state.
+    :param ledger_id: What distinguishes the ledger from another one at that location.
+    :param by_content: Whether recordings are identified by their content.
+    :param digest: The SHA-256 of the lines that follow, in hexadecimal.
     """
 
     created: str
@@ -182,18 +188,22 @@ class Header:
     recordings: int = 0
     size_bytes: int = 0
     credits: int | None = None
+    done: int = 0
     deferred: int = 0
     rejected: int = 0
     already_ingested: dict[str, int] = field(default_factory=dict)
+    ledger_id: str | None = None
+    by_content: bool = False
+    digest: str | None = None
 
     @property
     def lines(self) -> int:
         """How many lines follow it."""
-        return self.recordings + self.deferred + self.rejected
+        return self.recordings + self.done + self.deferred + self.rejected
 
     def counts(self) -> dict[str, int]:
         """Return the counts of the plan by status, as its XCom has them."""
-        known = sum(self.already_ingested.values())
+        known = self.done + sum(self.already_ingested.values())
         return {
             "planned": self.recordings,
             "size_bytes": self.size_bytes,
@@ -225,10 +235,11 @@ class Header:
         known: dict[str, Any] = {}
         for name in ("created", "dag_id", "task_id", "run_id", "ledger", "project_id"):
             known[name] = fields.text(name)
-        for name in ("language", "source_conn_id", "ledger_conn_id"):
+        for name in ("language", "source_conn_id", "ledger_conn_id", "ledger_id", "digest"):
             known[name] = fields.text_or(name, None)
         for name in ("spent", "recordings", "size_bytes", "deferred", "rejected"):
             known[name] = fields.count(name)
+        known["done"] = fields.count_or_none("done") or 0
         for name in ("max_credits", "balance", "credits"):
             known[name] = fields.count_or_none(name)
         return cls(
@@ -237,6 +248,7 @@ class Header:
             pattern=fields.list("pattern"),
             recursive=fields.values.get("recursive") is True,
             dry_run=fields.values.get("dry_run") is True,
+            by_content=fields.values.get("by_content") is True,
             shards=fields.count("shards") or 1,
             already_ingested=fields.counts("already_ingested"),
         )
@@ -318,11 +330,14 @@ class ManifestWriter:
     """
 
     def __init__(self) -> None:
+        self._digest = hashlib.sha256()
         self._lines: IO[bytes] = tempfile.TemporaryFile(prefix="roughy-plan-")  # noqa: SIM115 - it is closed at the end.
 
     def add(self, planned: Planned) -> None:
         """Add a recording."""
-        self._lines.write(planned.encode())
+        line = planned.encode()
+        self._digest.update(line)
+        self._lines.write(line)
 
     def write(self, header: Header, location: str, *, conn_id: str | None = None) -> None:
         """Write the manifest, completely or not at all. It replaces one of that name.
@@ -332,7 +347,7 @@ class ManifestWriter:
         :param conn_id: The Airflow connection of that storage.
         :raises RoughyTargetError: If it cannot be written.
         """
-        first = header.encode()
+        first = replace(header, digest=self._digest.hexdigest()).encode()
         target = find_target(location, name=f"plan{SUFFIX}", conn_id=conn_id)
         self._lines.flush()
         size = len(first) + os.fstat(self._lines.fileno()).st_size
@@ -356,7 +371,9 @@ class ManifestWriter:
 
 
 class Manifest:
-    """A manifest that was read and checked. It keeps 36 bytes for each planned recording, and reads the lines again.
+    """A manifest that was read and checked. It keeps 37 bytes for each recording that is planned or done.
+
+    Their lines are read again.
 
     :param uri: Its location, without credentials.
     :param file: A file that stays the same, whatever replaces the manifest.
@@ -369,6 +386,7 @@ class Manifest:
         self._keys = bytearray()
         self._offsets = array("Q")
         self._sizes = array("Q")
+        self._is_done = bytearray()
         number = 1
         try:
             line = file.readline(_MAX_LINE)
@@ -376,41 +394,56 @@ class Manifest:
                 raise ValueError("it is empty")
             self.header = Header.decode(line)
             offset = len(line)
+            digest = hashlib.sha256()
             while line := file.readline(_MAX_LINE):
                 number += 1
+                digest.update(line)
                 if not line.endswith(b"\n"):
                     raise ValueError("the line is cut off")
                 planned = Planned.decode(line)
-                if planned.status == PLANNED:
+                if planned.status in (PLANNED, DONE):
+                    self._is_done.append(planned.status == DONE)
                     self._keys += bytes.fromhex(planned.key)
                     self._offsets.append(offset)
                     self._sizes.append(planned.size_bytes)
                 offset += len(line)
             self._check_counts(number - 1)
+            if self.header.digest not in (None, digest.hexdigest()):
+                raise ValueError("its lines are not those that the plan has written: it was edited or damaged")
         except ValueError as err:
             where = f", line {number}," if number > 1 else ""
-            raise RoughyUnusableSourceError(
-                f"Manifest {uri}{where} cannot be used: {err}. Nothing was uploaded. Write it again: clear the task "
-                "that planned it"
-            ) from None
+            raise self._unusable(f"{err}. Nothing was uploaded", where=where) from None
+
+    def _unusable(self, why: str, *, where: str = "") -> RoughyUnusableSourceError:
+        return RoughyUnusableSourceError(
+            f"Manifest {self.uri}{where} cannot be used: {why}. Write it again: clear the task that planned it"
+        )
 
     def _check_counts(self, lines: int) -> None:
         header = self.header
-        if lines != header.lines or len(self._offsets) != header.recordings:
+        planned = self._is_done.count(False)
+        if lines != header.lines or planned != header.recordings:
             raise ValueError(
                 f"its header counts {header.lines:,} recordings ({header.recordings:,} planned), and it has {lines:,} "
-                f"({len(self._offsets):,} planned): it was cut off or edited"
+                f"({planned:,} planned): it was cut off or edited"
             )
 
     def __len__(self) -> int:
         return len(self._offsets)
 
     def key(self, number: int) -> str:
-        """Return the key of a planned recording.
+        """Return the key of a recording that is planned or done.
 
         :param number: Its number, from 0.
         """
         return self._keys[20 * number : 20 * number + 20].hex()
+
+    def is_planned(self, number: int) -> bool:
+        """Return whether a recording is planned, and not done.
+
+        :param number: Its number.
+        """
+        return not self._is_done[number]
 
     def find(self, key: str) -> int | None:
         """Return the number of a planned recording; ``None`` if it is not planned.
@@ -436,13 +469,20 @@ class Manifest:
             yield Planned.decode(line)
 
     def read(self, numbers: Sequence[int]) -> Iterator[Planned]:
-        """Read planned recordings again.
+        """Read recordings again that are planned or done.
 
         :param numbers: Their numbers.
+        :raises RoughyUnusableSourceError: If the file has changed.
         """
         for number in numbers:
             self._file.seek(self._offsets[number])
-            yield Planned.decode(self._file.readline(_MAX_LINE))
+            try:
+                planned = Planned.decode(self._file.readline(_MAX_LINE))
+                if planned.key != self.key(number):
+                    raise ValueError("it has another recording now")
+            except ValueError as err:
+                raise self._unusable(f"it has changed since this task has opened it: {err}") from None
+            yield planned
 
 
 def is_manifest(source: object) -> bool:

@@ -22,6 +22,7 @@ from airflow_provider_roughy.ingest.decide import Action
 from airflow_provider_roughy.ingest.files import Problem
 from airflow_provider_roughy.ingest.manifest import (
     DEFERRED,
+    DONE,
     PLANNED,
     REJECTED,
     Manifest,
@@ -93,18 +94,22 @@ class EarlierPlan:
     :param unpriced: The planned recordings of a manifest without prices.
     :param rejected: The reason of each rejected one, by key.
     :param spent: Credits of recordings that still earlier manifests of the run had planned.
+    :param planned: All recordings that it had planned: they stay in the manifest, so that the report has them.
     """
 
     credits: dict[str, int] = field(default_factory=dict)
     unpriced: set[str] = field(default_factory=set)
     rejected: dict[str, str] = field(default_factory=dict)
     spent: int = 0
+    planned: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, manifest: Manifest) -> EarlierPlan:
         """Read a manifest of the same run."""
         plan = cls(spent=manifest.header.spent)
         for planned in manifest.lines():
+            if planned.status in (PLANNED, DONE):
+                plan.planned.add(planned.key)
             if planned.status == PLANNED and manifest.header.credits is None:
                 plan.unpriced.add(planned.key)
             elif planned.status == PLANNED:
@@ -117,8 +122,8 @@ class EarlierPlan:
         """Forget the recordings that are done; return their credits, and those of earlier manifests."""
         for key in self.credits.keys() & snapshot.done:
             credits = self.credits.pop(key)
-            # Only what was uploaded and prepared costs anything.
-            if key not in snapshot.problems:
+            # Only what was uploaded and prepared costs anything, also if it was deleted since.
+            if snapshot.problems.get(key) not in (Status.FAILED, Status.REJECTED):
                 self.spent += credits
         return self.spent
 
@@ -159,7 +164,8 @@ class Planner:
         self._run_id = run_id
         self.project_id = project_id
         self.language = language
-        self._by_content = by_content
+        #: Whether recordings are identified by their content.
+        self.by_content = by_content
         self._parallel = parallel
         self._log = log
         self._recorder = Recorder(owner, ledger)
@@ -207,7 +213,7 @@ class Planner:
         ledger = self._ledger
         snapshot = ledger.snapshot()
         legacy = ledger.legacy(snapshot)
-        by_content = self._by_content or ledger.identifies_by_content()
+        by_content = self.by_content = self.by_content or ledger.identifies_by_content()
         contents = ledger.contents() if by_content else {}
         if by_content and not dry_run:
             ledger.identify_by_content()
@@ -336,6 +342,8 @@ class Planner:
             yield item
         elif standing.state == "rejected" and item.key in earlier.rejected:
             self._write(item, writer, REJECTED, earlier.rejected[item.key])
+        elif standing.state and item.key in earlier.planned:
+            self._write(item, writer, DONE)
         elif standing.state:
             self.known[standing.state] += 1
         elif version is not None and version.asset_id is not None and version.state != Progress.UPLOADING:

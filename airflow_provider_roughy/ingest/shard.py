@@ -27,6 +27,7 @@ from sys import intern
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy.exceptions import (
+    RoughyConfigurationError,
     RoughyError,
     RoughyInsufficientCreditsError,
     RoughyLedgerEntryError,
@@ -105,7 +106,7 @@ class Shard(Batch):
         self._parts = [array("I") for _ in range(shards)]
         if manifest is not None:
             self._manifest = manifest
-            for number in range(len(manifest)):
+            for number in filter(manifest.is_planned, range(len(manifest))):
                 self._parts[shard_of(manifest.key(number), shards)].append(number)
         self._snapshot = Snapshot(set(), {}, {}, set())
         self._legacy: LegacyIndex
@@ -130,9 +131,17 @@ class Shard(Batch):
     def ingest(self) -> None:
         """Upload what is missing. Assets that Roughy is still preparing are in :attr:`waiting`.
 
+        :raises RoughyConfigurationError: If the ledger has begun to identify recordings by content since the plan.
         :raises RoughyIngestError: If :meth:`stop` ended it.
         :raises RoughyError: The error that stopped it, unless the credits are used up.
         """
+        header = self._manifest.header
+        if not header.by_content and self.ledger.identifies_by_content():
+            raise RoughyConfigurationError(
+                f"Manifest {self._manifest.uri} identifies recordings by location, and since it was planned the ledger "
+                "has begun to identify them by content: plan again, as the same bytes could be paid for twice. Nothing "
+                "was uploaded"
+            )
         self.journal.load()
         self._list()
         self._log_progress()

@@ -118,6 +118,7 @@ class Ledger(Runs, Announcements, Outputs):
         """
         with self._errors():
             names = set(self._folder.names())
+            self._check_listed(names)
             # An object storage lists only folders that are not empty; s3fs sends more requests for one that is missing.
             versions, problems = (
                 list(self._folder.names(folder)) if folder in names else [] for folder in ("open", "problems")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
@@ -46,10 +47,18 @@ class LedgerObjects:
 
     :param location: A local path, a URI with a scheme that Airflow's object storage knows, or an ``ObjectStoragePath``.
     :param conn_id: The Airflow connection of that storage.
+    :param id: The :meth:`id` of the ledger, which exists: another one, or none, is an error. By default, a ledger
+        begins at its first :meth:`check`.
     :raises RoughyUnusableLedgerError: If the location names no folder, or one that depends on the worker.
     """
 
-    def __init__(self, location: str | os.PathLike[str] | ObjectStoragePath, *, conn_id: str | None = None) -> None:
+    def __init__(
+        self,
+        location: str | os.PathLike[str] | ObjectStoragePath,
+        *,
+        conn_id: str | None = None,
+        id: str | None = None,
+    ) -> None:
         text = _checked_location(str(location))
         path = local_path(text)
         #: Its location, without credentials.
@@ -59,6 +68,9 @@ class LedgerObjects:
             if path is not None
             else StoredFolder(text, conn_id or getattr(location, "conn_id", None))
         )
+        self._id = id
+        #: Whether it exists.
+        self._is_there = False
         self._location = text
         self._conn_id = conn_id or getattr(location, "conn_id", None)
 
@@ -98,11 +110,37 @@ class LedgerObjects:
         :raises RoughyUnusableLedgerError: If the ledger cannot be used until a person corrects it.
         :raises RoughyLedgerError: If its storage is down.
         """
+        if self._id is not None and (found := self.id()) != self._id:
+            what = "there is no ledger" if found is None else "there is another ledger"
+            raise RoughyUnusableLedgerError(
+                f"Ledger {self.uri} cannot be used: {what} at that location on this worker, and not the one that the "
+                "plan has used. Is its volume mounted, and are the workers' folders shared?"
+            )
         with self._errors():
             self._folder.prepare()
             self._check_exclusive_create()
             if self._folder.read(_MARKER) is None:
                 self._begin()
+        self._is_there = True
+
+    def id(self) -> str | None:
+        """Return what distinguishes it from a ledger that was begun at the same location another time.
+
+        :returns: Hexadecimal digits; ``None`` if there is no ledger here.
+        :raises RoughyLedgerError: If it cannot be read.
+        """
+        content = self._read(_MARKER)
+        return None if content is None else hashlib.sha256(content).hexdigest()[:32]
+
+    def _check_listed(self, names: Collection[str]) -> None:
+        """Refuse a list without the object that each ledger has: it is not empty, but gone.
+
+        :param names: The names in its folder.
+        """
+        if self._is_there and _MARKER not in names:
+            raise RoughyLedgerError(
+                f"Ledger {self.uri} cannot be used: it was there and is gone. Is its volume still mounted?"
+            )
 
     def created(self) -> str | None:
         """Return since when it is used, in UTC (ISO 8601); ``None`` if there is no ledger here.
@@ -128,7 +166,7 @@ class LedgerObjects:
             )
         self._folder.create(f"{STOP_KEY}.json", STOP_CONTENT)
         self._folder.create(f"{STOP_KEY}.open", b"")
-        self._folder.create(_MARKER, json.dumps({"created": utc_now()}).encode())
+        self._folder.create(_MARKER, json.dumps({"created": utc_now(), "id": uuid4().hex}).encode())
 
     def _check_exclusive_create(self) -> None:
         probe = f"open/probe-{uuid4().hex}"

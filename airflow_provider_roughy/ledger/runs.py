@@ -191,18 +191,24 @@ class Runs(LedgerObjects):
             self._folder.write(_waiting_name(str(owner), n), json.dumps(values).encode())
 
     def read_waiting(self, owner: ClaimOwner, n: int) -> dict[str, Any]:
-        """Return what :meth:`write_waiting` stored; an empty object if that is gone or damaged.
+        """Return what :meth:`write_waiting` stored; an empty object if that was removed.
 
         :param owner: The run.
         :param n: Its number.
+        :raises RoughyLedgerEntryError: If it is damaged.
         :raises RoughyLedgerError: If the ledger cannot be read.
         """
-        content = self._read(_waiting_name(str(owner), n))
-        with suppress(ValueError, RecursionError):
-            values = json.loads(content or b"{}")
-            if isinstance(values, dict):
-                return values
-        return {}
+        name = _waiting_name(str(owner), n)
+        content = self._read(name)
+        if content is None:
+            return {}
+        try:
+            return dict(json.loads(content))
+        except (ValueError, TypeError, RecursionError) as err:
+            raise RoughyLedgerEntryError(
+                f"{name} of ledger {self.uri} cannot be read ({err}): it has what {owner} waits for. A retry of the "
+                "task finds that in the ledger"
+            ) from None
 
     def remove_waiting(self, owner: ClaimOwner, numbers: Iterable[int]) -> None:
         """Remove what :meth:`write_waiting` stored.

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 _BLOCK_BYTES, _READ_BYTES = 256 * 1024, 8 * 1024 * 1024
 #: The names of results in a folder, and those of the totals of a part.
 _RESULTS = re.compile(r"results(-[A-Za-z0-9._-]+)?\.jsonl")
-_SHARD = re.compile(r"(?:^|/)(?:results|summary)-shard-(\d+)-of-(\d+)\.jsonl?$")
+_SHARD = re.compile(r"(?:^|/)(?:results|summary)-(?:([0-9a-f]{8})-)?shard-(\d+)-of-(\d+)\.jsonl?$")
 _SUMMARY_OF_PART = re.compile(r"summary-[A-Za-z0-9._-]+\.json")
 
 
@@ -247,14 +247,19 @@ def find_missing_shards(location: ReportLocation, *, conn_id: str | None = None)
 
 def _missing_shards(names: Iterable[str]) -> str | None:
     """Say which shards of a manifest have written no part."""
-    found: dict[int, set[int]] = {}
+    # By manifest, and by into how many shards it was divided: another number may be that of an earlier plan.
+    found: dict[str, dict[int, set[int]]] = {}
     for name in names:
         if match := _SHARD.search(name):
-            found.setdefault(int(match[2]), set()).add(int(match[1]))
-    missing = {of: sorted(set(range(of)) - numbers) for of, numbers in found.items()}
-    if not missing or not all(missing.values()):
+            found.setdefault(match[1] or "", {}).setdefault(int(match[3]), set()).add(int(match[2]))
+    all_missing = []
+    for by_shards in found.values():
+        missing = {of: sorted(set(range(of)) - numbers) for of, numbers in by_shards.items()}
+        if all(missing.values()):
+            all_missing.append(max(missing.items()))
+    if not all_missing:
         return None
-    of, numbers = max(missing.items())
+    of, numbers = max(all_missing)
     listed = ", ".join(map(str, numbers[:20])) + (", …" if len(numbers) > 20 else "")
     return f"No results of {counted(len(numbers), 'shard')} of {of:,}: {listed}. Clear the task of each, or let it end"
 

@@ -399,7 +399,7 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except (RoughyTimeoutError, RoughyProtocolError) as error:
-            before = self.saved_state(context) or {}
+            before = {} if self._is_reported else self.saved_state(context) or {}
             if "header" in before:
                 self._shard_task(context).resume(before, error=error)
             elif not self._is_reported:

@@ -98,8 +98,12 @@ def find_recordings(
     :param on_empty: What to do if there is no file: ``"return"``, ``"skip"`` or ``"fail"``.
     :raises RoughyUnusableSourceError: If the source is missing, unreadable, or empty with ``on_empty="fail"``.
     :raises RoughyUnusableLedgerError: If the ledger is in the source.
+    :raises RoughyConfigurationError: If ``pattern`` is empty.
     :raises AirflowSkipException: If the source is empty with ``on_empty="skip"``.
     """
+    patterns = [pattern] if isinstance(pattern, str) else pattern
+    if not patterns or not all(isinstance(each, str) and each.strip() for each in patterns):
+        raise RoughyConfigurationError(f"`pattern` must be a glob or a list of globs, not {pattern!r}")
     found = discover(source, pattern=pattern, recursive=recursive, conn_id=conn_id)
     if ledger is not None and any(ledger.holds(file.canonical) for file in found.files):
         raise _ledger_in_source(ledger, source)

@@ -18,7 +18,7 @@ from airflow_provider_roughy.exceptions import (
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.ingest import manifest as manifests
 from airflow_provider_roughy.ingest.discover import MEDIA, Discovered, list_of
-from airflow_provider_roughy.ingest.manifest import DEFERRED, PLANNED, REJECTED, Header, ManifestWriter
+from airflow_provider_roughy.ingest.manifest import DEFERRED, DONE, PLANNED, REJECTED, Header, ManifestWriter
 from airflow_provider_roughy.ingest.planning import EarlierPlan, Planner
 from airflow_provider_roughy.ledger import ClaimOwner, Ledger
 from airflow_provider_roughy.logs import counted
@@ -249,7 +249,7 @@ class RoughyPlanIngestOperator(InterruptibleOperator):
 
     def _earlier(self, uri: str, dag_id: str, run_id: str) -> EarlierPlan:
         """Return what an earlier manifest of this run has planned."""
-        if find_target(uri, name="plan.jsonl").size is None:
+        if not find_target(uri, name="plan.jsonl").exists():
             return EarlierPlan()
         try:
             with manifests.reading(uri) as manifest:
@@ -289,6 +289,8 @@ class RoughyPlanIngestOperator(InterruptibleOperator):
             language=planner.language,
             source_conn_id=source_conn_id_of(self.source, self.source_conn_id),
             ledger_conn_id=ledger.conn_id,
+            ledger_id=ledger.id(),
+            by_content=planner.by_content,
             shards=self.shards,
             dry_run=self._dry_run,
             max_credits=max_credits,
@@ -297,6 +299,7 @@ class RoughyPlanIngestOperator(InterruptibleOperator):
             recordings=planner.lines[PLANNED],
             size_bytes=planner.size_bytes,
             credits=planner.credits if priced else None,
+            done=planner.lines[DONE],
             deferred=planner.lines[DEFERRED],
             rejected=planner.lines[REJECTED],
             already_ingested={state: number for state, number in planner.known.items() if number},
@@ -305,7 +308,7 @@ class RoughyPlanIngestOperator(InterruptibleOperator):
     def _log_plan(self, header: Header, found: Discovered, planner: Planner, writer: ManifestWriter, uri: str) -> None:
         name = as_text(without_secrets(uri))
         cost = "" if header.credits is None else f" for {counted(header.credits, 'credit')}"
-        known = sum(header.already_ingested.values())
+        known = header.counts()["already_ingested"]
         self.log.info(
             "Planned %s, %s%s; %s deferred, %s rejected, %s already ingested. Manifest: %s",
             counted(header.recordings, "recording"),
@@ -342,7 +345,7 @@ class RoughyPlanIngestOperator(InterruptibleOperator):
                     length = "unknown" if planned.seconds is None else str(timedelta(seconds=round(planned.seconds)))
                     size = bytes_in_words(planned.size_bytes)
                     prices.append(f"{planned.credits or 0:>9,}  {length:>10}  {size:>11}  {planned.uri}")
-            elif len(left_out) < _MAX_LEFT_OUT:
+            elif planned.status != DONE and len(left_out) < _MAX_LEFT_OUT:
                 left_out.append(f"{planned.status:<10}{planned.uri}  {planned.reason}")
         if prices:
             title = f"{'credits':>9}  {'length':>10}  {'size':>11}  recording"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyConfigurationError,
     RoughyIngestError,
     RoughyIngestFailedError,
+    RoughyUnusableSourceError,
     api_error,
 )
 from airflow_provider_roughy.ingest import manifest as manifests
@@ -101,6 +103,8 @@ class ShardTask:
         :returns: The URI of the results.
         """
         part = before["part"]
+        # The template may render to something else by now.
+        self._location = before.get("location", self._location)
         self._unread = list(range(part, before["parts"] + 1))
         with self._operator.hook:
             shard = self._open(None, Header.decode(json.dumps(before["header"]).encode()))
@@ -174,6 +178,9 @@ class ShardTask:
         number, shards = self._numbers(header)
         self._name = f"{number} of {shards}"
         self._part = f"shard-{number:04}-of-{shards:04}"
+        if self._context["ti"].map_index not in (None, -1, number):
+            # The task is mapped over something else, too, such as several manifests, whose parts may share a folder.
+            self._part = f"{hashlib.sha256(self._location.encode()).hexdigest()[:8]}-{self._part}"
         run_id = self._context["ti"].run_id
         # Of tasks that are mapped over something else, too, it is unknown which one has which shard: each treats the
         # others like other runs.
@@ -191,7 +198,7 @@ class ShardTask:
             project_id=header.project_id,
             language=header.language,
             on_pending_payment=operator.on_pending_payment,
-            ledger=Ledger(header.ledger, conn_id=operator.ledger_conn_id or header.ledger_conn_id),
+            ledger=Ledger(header.ledger, conn_id=operator.ledger_conn_id or header.ledger_conn_id, id=header.ledger_id),
             parallel=operator.parallel,
             bandwidth_limit=operator.bandwidth_limit,
             log=self._log,
@@ -222,6 +229,7 @@ class ShardTask:
             shard.ledger.write_waiting(self._owner, 0, kept)
             before = {
                 "header": json.loads(self._header.encode()),
+                "location": self._location,
                 "part": part,
                 "parts": parts,
                 "deadline": deadline,
@@ -244,6 +252,7 @@ class ShardTask:
         :returns: The URI of its results.
         """
         shard, ti = self._shard, self._context["ti"]
+        self._operator._is_reported = True
         shard.leave_waiting()
         shard.finish()
         totals = ShardTotals(already_ingested=shard.results.already_ingested)
@@ -304,16 +313,23 @@ class ShardTask:
 
     @contextmanager
     def _manifest(self) -> Iterator[Manifest | None]:
-        """Open the manifest again; yield ``None`` if another plan has replaced it."""
-        with manifests.reading(self._location, conn_id=self._operator.source_conn_id) as manifest:
-            is_same = manifest.header == self._header
-            if not is_same:
+        """Open the manifest again; yield ``None`` if another plan has replaced it, or it is gone or damaged."""
+        with ExitStack() as stack:
+            manifest, why = None, "another plan has replaced it"
+            try:
+                reading = manifests.reading(self._location, conn_id=self._operator.source_conn_id)
+                manifest = stack.enter_context(reading)
+            except RoughyUnusableSourceError as err:
+                why = str(err)
+            if manifest is None or manifest.header != self._header:
                 self._log.warning(
-                    "Another plan has replaced manifest %s: the results have only what this shard has uploaded. Give "
-                    "each run a manifest of its own",
-                    manifest.uri,
+                    "The results have only what this shard has uploaded, and not all recordings of its part of "
+                    "manifest %s: %s. Give each run a manifest of its own",
+                    as_text(without_secrets(self._location)),
+                    why,
                 )
-            yield manifest if is_same else None
+                manifest = None
+            yield manifest
 
     def _report_folder(self) -> tuple[str, str | None]:
         """Return the folder of the report, and the connection of its storage; by default beside the manifest.

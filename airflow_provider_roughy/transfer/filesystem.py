@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
+from glob import has_magic
 from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from airflow_provider_roughy.transfer.storage import ErrorKind, http_status, kind_of, stored_path, unchanged_path
@@ -225,8 +226,8 @@ class FileSystem:
         :param paths: Their paths.
         :param at_once: How many requests to send at once.
         """
-        if self._is_s3 and len(paths) > 1:
-            # One request for up to 1,000 of them.
+        if self._is_s3 and len(paths) > 1 and not has_magic("".join(paths)):
+            # One request for up to 1,000 of them. It takes paths for globs.
             self.fs.rm(paths)
             return
         for _ in for_each(self._remove, paths, at_once=at_once):

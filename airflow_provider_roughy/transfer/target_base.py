@@ -66,6 +66,15 @@ class Target(ABC):
     def _read(self) -> IO[bytes]:
         """Open the existing file."""
 
+    def exists(self) -> bool:
+        """Return whether there is a file.
+
+        :raises RoughyTargetError: If the storage does not say it.
+        """
+        if self.unseen is not None:
+            raise self.unseen
+        return self.size is not None
+
     def wants(self, size: int | None, overwrite: Overwrite = "replace", *, digest: str | None = None) -> bool:
         """Return whether a file has to be written here.
 
@@ -79,9 +88,7 @@ class Target(ABC):
         """
         if overwrite == "replace":
             return True
-        if self.unseen is not None:
-            raise self.unseen
-        if self.size is None:
+        if not self.exists():
             return True
         if self.size == size and (digest is None or digest == self._digest()):
             return False
