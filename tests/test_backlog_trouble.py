@@ -113,9 +113,11 @@ def test_ledger_by_content_refuses_a_manifest_by_location(backlog: Backlog, roug
     assert uploads(roughy) == COUNT
 
 
-@pytest.mark.parametrize("name", ["x*", "archive ?", "[archive]"])
+@pytest.mark.parametrize("name", ["archive ?", "[archive]"])
 def test_ledger_whose_name_looks_like_a_glob(backlog: Backlog, roughy: Emulator, s3: Any, name: str) -> None:
-    others = [f"s3://recordings/{other}/ledger" for other in ("xyz", "archive 1", "a")]
+    for path in backlog.folder.glob("[12]*.mp3"):
+        path.unlink()
+    others = [f"s3://recordings/{other}/ledger" for other in ("archive 1", "a")]
     for other in others:
         ledger = Ledger(other, conn_id="s3")
         ledger.check()
