@@ -16,6 +16,7 @@ from airflow_provider_roughy.emulator import Emulator, Fault
 from airflow_provider_roughy.exceptions import RoughyLedgerError, RoughyProtocolError
 from airflow_provider_roughy.ingest import shard as shards
 from airflow_provider_roughy.ledger import Ledger
+from airflow_provider_roughy.ledger.entries import version_name
 from airflow_provider_roughy.observability.report import read_report
 from airflow_provider_roughy.operators import RoughyIngestOperator, RoughyProduceOperator
 from airflow_provider_roughy.transfer.filesystem import FileSystem
@@ -117,14 +118,15 @@ def test_ledger_by_content_refuses_a_manifest_by_location(backlog: Backlog, roug
 def test_ledger_whose_name_looks_like_a_glob(backlog: Backlog, roughy: Emulator, s3: Any, name: str) -> None:
     for path in backlog.folder.glob("[12]*.mp3"):
         path.unlink()
+    backlog.plan(ledger=f"s3://recordings/{name}/ledger", ledger_conn_id="s3", shards=1)
     others = [f"s3://recordings/{other}/ledger" for other in ("archive 1", "a")]
     for other in others:
         ledger = Ledger(other, conn_id="s3")
         ledger.check()
-        for n in range(2):
-            ledger._folder.create(f"open/{'0' * 39}{n}.1.json", b"{}")
+        for line in backlog.lines():
+            for n in range(1, 4):
+                ledger._folder.create(version_name(line["key"], n), b"{}")
     before = [sorted(Ledger(other, conn_id="s3").snapshot().open) for other in others]
-    backlog.plan(ledger=f"s3://recordings/{name}/ledger", ledger_conn_id="s3", shards=1)
     for _ in range(2):
         assert backlog.shard(0).state == "success"
     assert_each_once(backlog, roughy)
