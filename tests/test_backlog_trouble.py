@@ -368,6 +368,8 @@ def test_password_with_a_slash_is_shown_nowhere(
         ("s3://conn@bucket/a@b", "s3://bucket/a@b"),
         ("s3://bucket/a:b@c", "s3://bucket/a:b@c"),
         ("sftp://host:22/a@b", "sftp://host:22/a@b"),
+        ("sftp://host:/a@b", "sftp://host:/a@b"),
+        ("s3://arn:aws:s3:region:1:accesspoint/ap/me@home.mp4", "s3://arn:aws:s3:region:1:accesspoint/ap/me@home.mp4"),
         ("sftp://[::1]:22/a@b", "sftp://[::1]:22/a@b"),
         ("sftp://user:22@host/a", "sftp://host/a"),
         ("/a:b@c", "/a:b@c"),

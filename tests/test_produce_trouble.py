@@ -169,6 +169,26 @@ def test_name_of_a_recording_that_is_gone_is_free(production: Production) -> Non
     assert (production.xcoms["ready"], set(production.xcoms["failed"])) == ([asset_id], {NOBODY})
 
 
+@WAYS
+def test_recording_that_fails_during_the_wait_keeps_no_name(production: Production, deferrable: bool) -> None:
+    roughy = production.roughy
+    dead = production.add("/in/a/talk.mp4", state="pending_payment")
+    good = add_unsent(production, "/in/b/talk.mp4")
+
+    def change() -> None:
+        roughy.set_state(dead, "failed")
+        roughy.set_state(good, "ready", type="video", extension="mp4")
+
+    target = f"{production.out}/{{source_stem}}.{{format}}"
+    options = {**ORIGINAL, "target": target, "on_pending_payment": "wait", "on_failed": "return"}
+    if deferrable:
+        production.run(deferrable=True, before_resuming=change, **options)
+    else:
+        with whenever(lambda: len(roughy.requests) > 3, change):
+            production.run(poll_interval=0.3, **options)
+    assert (production.xcoms["ready"], list(production.xcoms["failed"])) == ([good], [dead])
+
+
 def test_name_that_is_the_folder_of_another_is_a_collision(production: Production) -> None:
     sources = ["/in/talk/captions.srt.mp4", "/in/talk.mp4"]
     for source in sources:
@@ -293,6 +313,20 @@ def test_files_from_before_the_wait_are_reported_whatever_ends_it(
     assert (result.status, set(result.outputs or ())) == ("interrupted", {"original.mp3"})
 
 
+@pytest.mark.parametrize("lost", ["arguments", "scripts", "deadline", "turn"])
+def test_state_of_the_wait_that_is_another_one_is_not_used(production: Production, lost: str) -> None:
+    asset_id = production.add("/in/a.mp3")
+    ti = TaskInstance()
+
+    def lose() -> None:
+        state = json.loads(ti.xcoms["roughy_before_the_wait"])
+        del state[lost]
+        ti.xcoms["roughy_before_the_wait"] = json.dumps(state)
+
+    ended = production.run(deferrable=True, before_resuming=lose, context={"ti": ti}, **CAPTIONS)
+    assert (ended.state, ended.result) == ("success", [asset_id])
+
+
 # ---- What Roughy refuses for the time being
 
 
@@ -346,6 +380,34 @@ def test_recording_with_many_bad_outputs_does_not_stop_the_others(
     production.run(deferrable=True, before_resuming=settle, on_failed="return", **options)
     assert sorted(production.xcoms["ready"]) == sorted(good)
     assert set(production.xcoms[{"target": "rejected", "exports": "interrupted"}[trouble]]) == {"/in/bad.mp4"}
+
+
+def test_credits_that_are_gone_again_are_waited_for_and_reported(
+    production: Production, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(productions, "_MAX_RETRY_AFTER", 0.1)
+    asset_id = production.add("/in/a.mp3")
+    body = {"error": {"code": "asset_payment_required", "message": "The credits do not cover the asset."}}
+    production.roughy.inject(Fault(method="POST", path="/v1/cuts", status=409, body=body, times=None))
+    production.run(on_pending_payment="wait", **CAPTIONS)
+    assert (production.xcoms["pending_payment"], production.asked()["POST v1/cuts"]) == ([asset_id], 6)
+
+
+def test_reads_after_the_wait_end_by_the_timeout(production: Production, monkeypatch: pytest.MonkeyPatch) -> None:
+    roughy = production.roughy
+    late = add_unsent(production, "/in/late.mp4")
+    done = production.add("/in/done.mp3")
+
+    def ready() -> None:
+        roughy.set_state(late, "ready", type="video", extension="mp4")
+        fault = Fault(method="GET", path="/v1/assets*", nth=2, status=429, times=None, headers={"Retry-After": "20"})
+        roughy.inject(fault)
+
+    began = time.monotonic()
+    with whenever(lambda: any(each.method == "POST" for each in roughy.requests), ready):
+        production.run(timeout=4, poll_interval=0.3, on_failed="return", **CAPTIONS)
+    assert (production.xcoms["ready"], list(production.xcoms["interrupted"])) == ([done], ["/in/late.mp4"])
+    assert time.monotonic() - began < 15
 
 
 # ---- Kills
@@ -421,6 +483,15 @@ def test_report_of_the_batch_is_not_overwritten(production: Production, tmp_path
     assert "a folder of its own" in str(ended.error)
     assert [result.asset_id for result in read_report(folder)] == [asset_id]
     assert production.run(from_report=folder, report=f"{tmp_path}/another", **CAPTIONS).state == "success"
+
+
+def test_report_of_the_batch_is_not_overwritten_if_it_is_named_as_a_file(
+    production: Production, tmp_path: Path
+) -> None:
+    asset_id = production.add("/in/a.mp3")
+    write_report(str(tmp_path), [RecordingResult("/in/a.mp3", "ready", asset_id=asset_id)])
+    ended = production.run(from_report=f"{tmp_path}/results.jsonl", report=str(tmp_path), **CAPTIONS)
+    assert (ended.state, "a folder of its own" in str(ended.error)) == ("failed", True)
 
 
 def test_missing_shard_is_said(production: Production, tmp_path: Path, log: Callable[[], str]) -> None:

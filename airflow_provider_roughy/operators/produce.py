@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain
@@ -282,7 +282,7 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
                 sources = self._sources(ledger)
                 report.begin()
                 self.log.info("Making the outputs of %s", counted(len(sources), "recording"))
-                production.begin(sources, self._script_of)
+                production.begin(sources, self._scripts(), deadline)
                 return self._work(context, production, report, deadline)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> list[str]:
@@ -290,7 +290,7 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
 
         :returns: The assets whose outputs are all written.
         """
-        before = self.saved_state(context)
+        before = self._state_before(context)
         if before is None:
             batch_from_event(event)
             # Someone has deleted it. What was requested and written is found again.
@@ -303,10 +303,20 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except (RoughyTimeoutError, RoughyProtocolError) as error:
-            before = self.saved_state(context)
+            before = self._state_before(context)
             if before is not None and not self._is_reported:
-                self._continue(context, before, error=error)
+                try:
+                    self._continue(context, before, error=error)
+                except Exception as err:
+                    if err is not error:
+                        self.log.warning("Reporting the results so far failed: %s", err)
             raise
+
+    def _state_before(self, context: Context) -> dict[str, Any] | None:
+        """Return the state from before the wait; ``None`` if someone has deleted it, or it is another one."""
+        before = self.saved_state(context)
+        needed = {"arguments", "scripts", "recordings", "deadline", "turn"}
+        return before if isinstance(before, dict) and needed <= before.keys() else None
 
     def _continue(
         self,
@@ -384,7 +394,7 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
             return Wanted(
                 captions=formats_of("captions", self.captions),
                 timelines=formats_of("timeline", self.timeline),
-                frame_rate=self.frame_rate,
+                frame_rate=None if self.frame_rate is None else str(self.frame_rate),
                 render=self.render,
                 render_of=self.render_of,
                 original=self.original,
@@ -402,9 +412,9 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         """Refuse to replace the report that this task reads."""
         if self.report is None or self.from_report is None:
             return
-        if canonical_location(str(self.report)) in {
-            canonical_location(str(each)) for each in reports_of(self.from_report)
-        }:
+        folders = [str(each) for each in reports_of(self.from_report)]
+        folders = [each.rpartition("/")[0] if each.endswith(".jsonl") else each for each in folders]
+        if canonical_location(str(self.report)) in map(canonical_location, folders):
             raise RoughyConfigurationError(
                 "`report` is the folder of `from_report`: give this task a folder of its own. Nothing was made"
             )
@@ -429,12 +439,18 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
             sources |= sources_of_ledger(ledger, unknown)
         return {id: sources.get(id, id) for id in ids}
 
-    def _script_of(self, asset_id: str, source: str) -> str | None:
-        if not isinstance(self.script, Mapping):
-            return self.script
-        scripts = {_canonical(name): script for name, script in self.script.items()}
-        names = (asset_id, source, source.rpartition("/")[2])
-        return next((scripts[name] for name in names if name in scripts), None)
+    def _scripts(self) -> Callable[[str, str], str | None]:
+        """Return a function that returns the script of a recording, by its asset's id and its source."""
+        script = self.script
+        if not isinstance(script, Mapping):
+            return lambda asset_id, source: script
+        scripts = {_canonical(name): each for name, each in script.items()}
+
+        def script_of(asset_id: str, source: str) -> str | None:
+            names = (asset_id, source, source.rpartition("/")[2])
+            return next((scripts[name] for name in names if name in scripts), None)
+
+        return script_of
 
     # ---- Work and wait
 
@@ -444,13 +460,14 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         production.work(deadline)
         not_before = 0.0
         while True:
-            if production.waiting and self.deferrable:
+            waiting, held_until = production.waiting_now()
+            if waiting and self.deferrable:
                 self._defer_wait(context, production, report, deadline, turn)
-            elif production.waiting:
-                production.settle(self._wait(production, deadline, not_before))
+            elif waiting:
+                production.settle(self._wait(waiting, deadline, not_before, held_until))
                 # What is requested now is polled when the rest is due.
                 not_before = time.time() + self.poll_interval
-            elif (held_until := production.held_until) is not None:
+            elif held_until is not None:
                 interrupt.pause(max(0.0, min(held_until, deadline) - time.time()))
             else:
                 break
@@ -459,14 +476,16 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         not_written = self._push(context, production, report)
         return self._end(context, production, not_written)
 
-    def _wait(self, production: Production, deadline: float, not_before: float) -> list[Verdict]:
+    def _wait(
+        self, waiting: Mapping[str, Sequence[str]], deadline: float, not_before: float, ends_at: float | None
+    ) -> list[Verdict]:
         """Wait on this worker until a poll finds that something has ended."""
         return run_here(
             lambda: wait_for_some(
                 self.hook,
-                production.waiting,
+                waiting,
                 go_on_after=0.0,
-                ends_at=production.held_until,
+                ends_at=ends_at,
                 poll_interval=self.poll_interval,
                 deadline=deadline,
                 not_before=not_before,
@@ -478,9 +497,10 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
     def _defer_wait(
         self, context: Context, production: Production, report: TaskReport, deadline: float, turn: int
     ) -> None:
+        by_kind, held_until = production.waiting_now()
         # Those that are nearly done first.
-        waiting = [(kind, id) for kind, of_kind in reversed(production.waiting.items()) for id in of_kind]
-        ends_at = production.held_until or float("inf")
+        waiting = [(kind, id) for kind, of_kind in reversed(by_kind.items()) for id in of_kind]
+        ends_at = float("inf") if held_until is None else held_until
         if len(waiting) > MAX_IDS:
             # One wait takes no more, so they take turns.
             start = turn * MAX_IDS % len(waiting)

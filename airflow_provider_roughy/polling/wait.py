@@ -66,17 +66,21 @@ async def poll_batch(
     return verdicts
 
 
-async def read_batch(hook: RoughyHook, kind: Kind, ids: Sequence[str]) -> dict[str, Answer]:
+async def read_batch(
+    hook: RoughyHook, kind: Kind, ids: Sequence[str], *, backoff: Backoff, deadline: float = float("inf")
+) -> dict[str, Answer]:
     """Read a batch of resources, by lists where they cost fewer requests, and repeat what fails, as any request.
 
     :param hook: Names the connection.
     :param kind: The kind of the resources.
     :param ids: Their ids.
+    :param backoff: The retry policy.
+    :param deadline: When nothing is repeated any more, in seconds since the epoch.
     :returns: Each resource, or the error of reading it.
     :raises RoughyError: If the connection cannot be read, or is unusable.
     """
     answers: dict[str, Answer] = {}
-    backoff, left, pause = Backoff(), list(ids), 0.0
+    left, pause = list(ids), 0.0
     while True:
         await asyncio.sleep(pause)
         answers |= {id: answer for id, (_, answer) in (await _poll_once(hook, kind, left)).items()}
@@ -84,7 +88,7 @@ async def read_batch(hook: RoughyHook, kind: Kind, ids: Sequence[str]) -> dict[s
         if not errors:
             return answers
         seconds = backoff.pause_after(max(errors.values(), key=_retry_after))
-        if seconds is None:
+        if seconds is None or time.time() + seconds > deadline:
             return answers
         left, pause = list(errors), seconds
 

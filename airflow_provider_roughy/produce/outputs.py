@@ -31,8 +31,7 @@ def plan(recording: Recording, wanted: Wanted, template: TargetTemplate, source_
     :param template: Where they go.
     :param source_root: The folder to which ``{source_dir}`` is relative.
     """
-    is_gone = recording.problem is not None and recording.problem.status == Status.FAILED
-    if is_gone or (recording.type is None and not recording.is_ready):
+    if _has_failed(recording) or (recording.type is None and not recording.is_ready):
         return
     name = SourceName.of(recording.source, source_root)
     extension = recording.extension or name.extension or "media"
@@ -60,10 +59,14 @@ def find_collisions(recordings: Iterable[Recording], named: Collection[Recording
     """
     by_location: dict[str, list[tuple[Recording, str]]] = {}
     for recording in recordings:
+        if _has_failed(recording):
+            continue
         for output, location in recording.locations.items():
             by_location.setdefault(location, []).append((recording, output))
     for location, of_location in by_location.items():
-        users = [*of_location, *chain.from_iterable(by_location.get(each, ()) for each in _folders_of(location))]
+        # Of several recordings of one name, two are enough: all of them are rejected for that.
+        above = chain.from_iterable(by_location.get(each, [])[:2] for each in _folders_of(location))
+        users = [*of_location, *above]
         outputs: dict[Recording, str] = {}
         for recording, output in users:
             if recording in outputs:
@@ -82,6 +85,10 @@ def find_collisions(recordings: Iterable[Recording], named: Collection[Recording
                     f"its {output} and that of {other.source} have the same name, {location}: add {{source_dir}}, "
                     "{source_name} or {asset_id} to `target`",
                 )
+
+
+def _has_failed(recording: Recording) -> bool:
+    return recording.problem is not None and recording.problem.status == Status.FAILED
 
 
 def _folders_of(location: str) -> Iterator[str]:

@@ -19,6 +19,7 @@ from airflow_provider_roughy import api
 from airflow_provider_roughy.api import RoughyAsset
 from airflow_provider_roughy.event_loop import run_here
 from airflow_provider_roughy.exceptions import (
+    RoughyApiError,
     RoughyAssetFailedError,
     RoughyAssetProcessingError,
     RoughyAuthenticationError,
@@ -29,6 +30,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyUnusableTargetError,
 )
 from airflow_provider_roughy.http import interrupt
+from airflow_provider_roughy.http.retry import Backoff
 from airflow_provider_roughy.ingest.result import BatchResults, Status
 from airflow_provider_roughy.ingest.verdicts import seconds_of
 from airflow_provider_roughy.lifecycle import ASSET, CUT, KINDS, RENDER, Outcome, Verdict
@@ -117,17 +119,23 @@ class Production:
 
     # ---- What to make
 
-    def begin(self, sources: Mapping[str, str], scripts: Callable[[str, str], str | None]) -> None:
+    def begin(
+        self,
+        sources: Mapping[str, str],
+        scripts: Callable[[str, str], str | None],
+        deadline: float = float("inf"),
+    ) -> None:
         """Read the assets, name the outputs, and find those that are written.
 
         :param sources: The source of each recording, by its asset's id.
         :param scripts: Returns the script of a recording, by its asset's id and its source.
+        :param deadline: When to repeat no request any more, in seconds since the epoch.
         :raises RoughyConfigurationError: If the outputs of one recording have the same name.
         :raises RoughyError: If Roughy, the ledger or the target cannot be used.
         """
         self.recordings = [Recording(id, source, script=scripts(id, source)) for id, source in sources.items()]
         self._check()
-        answers = self._read_assets(self.recordings)
+        answers = self._read_assets(self.recordings, Backoff(), deadline)
         errors = [answer for answer in answers.values() if isinstance(answer, RoughyError)]
         if errors and len(errors) == len(self.recordings) and all(error.transient for error in errors):
             # Roughy is down: fail with its error, instead of a table that repeats it for each recording.
@@ -170,9 +178,12 @@ class Production:
             self._ledger.check()
         self._writer.check(self._template.root)
 
-    def _read_assets(self, recordings: Sequence[Recording]) -> dict[str, Answer]:
+    def _read_assets(
+        self, recordings: Sequence[Recording], backoff: Backoff, deadline: float = float("inf")
+    ) -> dict[str, Answer]:
         ids = [recording.asset_id for recording in recordings]
-        answers = run_here(lambda: read_batch(self._hook, ASSET, ids)) if ids else {}
+        read = lambda: read_batch(self._hook, ASSET, ids, backoff=backoff, deadline=deadline)  # noqa: E731
+        answers = run_here(read) if ids else {}
         for error in answers.values():
             if isinstance(error, RoughyAuthenticationError) and stops_batch(error):
                 raise error
@@ -245,31 +256,30 @@ class Production:
     @property
     def waiting(self) -> dict[str, list[str]]:
         """The ids of what is waited for, by the name of the kind."""
+        return self.waiting_now()[0]
+
+    def waiting_now(self) -> tuple[dict[str, list[str]], float | None]:
+        """Return what is waited for, and when to ask again about recordings that Roughy refuses for the time being.
+
+        :returns: The ids, by the name of the kind; and the earliest time in seconds since the epoch, or ``None``.
+        """
         if self.fatal is not None:
-            return {}
+            return {}, None
+        held_until: float | None = None
         ids: dict[str, list[str]] = {ASSET.name: [], CUT.name: [], RENDER.name: []}
         now = time.time()
         for recording in self.recordings:
             if not recording.is_unfinished:
                 continue
-            if not recording.is_ready and recording.not_before <= now:
+            if not recording.is_ready and recording.not_before > now:
+                held_until = min(held_until or recording.not_before, recording.not_before)
+            elif not recording.is_ready:
                 ids[ASSET.name].append(recording.asset_id)
             if recording.cut_id and not recording.is_cut and self._cut_missing(recording):
                 ids[CUT.name].append(recording.cut_id)
             if recording.render_id and not recording.is_rendered and recording.missing("render"):
                 ids[RENDER.name].append(recording.render_id)
-        return {kind: of_kind for kind, of_kind in ids.items() if of_kind}
-
-    @property
-    def held_until(self) -> float | None:
-        """When to ask again about a recording that Roughy refuses for the time being, in seconds since the epoch.
-
-        ``None`` if there is none.
-        """
-        if self.fatal is not None:
-            return None
-        held = (each.not_before for each in self.recordings if each.is_unfinished and not each.is_ready)
-        return min((each for each in held if each > time.time()), default=None)
+        return {kind: of_kind for kind, of_kind in ids.items() if of_kind}, held_until
 
     def _needs_cut(self, output: Output) -> bool:
         """Return whether an output is made from the cut, or its name has the cut's id."""
@@ -331,10 +341,10 @@ class Production:
             verdict = Verdict(
                 recording.asset_id, Outcome.PAYMENT_REQUIRED, kind=ASSET.name, request_id=error.request_id
             )
-            if verdict.is_final(self._on_pending_payment):
+            if verdict.is_final(self._on_pending_payment) or recording.refusals >= _MAX_REFUSALS:
                 self._settle_asset(recording, verdict)
             else:
-                self._hold(recording, error, outputs, state="pending_payment")
+                self._hold(recording, error, outputs, state="pending_payment", seconds=_MAX_RETRY_AFTER)
         except RoughyAssetFailedError as error:
             recording.problem = problem_of(error)
         except RoughyError as error:
@@ -489,11 +499,13 @@ class Production:
 
     def _begin_ready(self, recordings: Sequence[Recording]) -> None:
         """Read assets that are ready now, whose type and length were not known before, and name their outputs."""
-        answers, read = self._read_assets(recordings), []
+        # What fails is held, and not repeated here: others go on meanwhile.
+        answers, read = self._read_assets(recordings, Backoff(tries=1)), []
         for recording in recordings:
             answer = answers.get(recording.asset_id)
             if isinstance(answer, RoughyError) and answer.transient:
-                self._hold(recording, answer, state="processing")
+                seconds = answer.retry_after if isinstance(answer, RoughyApiError) else None
+                self._hold(recording, answer, state="processing", seconds=seconds)
             else:
                 self._take_asset(recording, answer)
                 read.append(recording)

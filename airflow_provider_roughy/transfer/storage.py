@@ -221,8 +221,9 @@ def as_line(location: str) -> str:
     return _NOT_IN_A_LINE.sub(lambda found: found[0].encode("unicode_escape").decode(), as_text(location))
 
 
-#: A URI with a password, which may have slashes, up to its last @. A number after a host's name is a port.
-_WITH_PASSWORD = re.compile(r"\A([A-Za-z][A-Za-z0-9+.-]*://)(?!\[|[^/@:]*:\d{1,5}/)[^/@]*:.*@", re.DOTALL)
+#: A URI with a password, which may have slashes, up to its last @. A number after a host's name is a port; an access
+#: point of S3 has colons.
+_WITH_PASSWORD = re.compile(r"\A([A-Za-z][A-Za-z0-9+.-]*://)(?!\[|arn:|[^/@:]*:\d{0,5}/)[^/@]*:.*@", re.DOTALL)
 
 
 def without_secrets(uri: str) -> str:
