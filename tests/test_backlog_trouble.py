@@ -14,10 +14,11 @@ import pytest
 from airflow_provider_roughy.compat import TaskDeferred
 from airflow_provider_roughy.emulator import Emulator, Fault
 from airflow_provider_roughy.exceptions import RoughyLedgerError, RoughyProtocolError
+from airflow_provider_roughy.ingest import journal
 from airflow_provider_roughy.ingest import shard as shards
 from airflow_provider_roughy.ledger import Ledger
-from airflow_provider_roughy.ledger.entries import version_name
-from airflow_provider_roughy.observability.report import read_report
+from airflow_provider_roughy.ledger.entries import result_name, version_name
+from airflow_provider_roughy.observability.report import combine_report, read_report
 from airflow_provider_roughy.operators import RoughyIngestOperator, RoughyProduceOperator
 from airflow_provider_roughy.transfer.filesystem import FileSystem
 from airflow_provider_roughy.transfer.storage import check_no_password, without_secrets
@@ -112,6 +113,26 @@ def test_ledger_by_content_refuses_a_manifest_by_location(backlog: Backlog, roug
     ended = backlog.shard(0, "run 1")
     assert (ended.state, "plan again" in str(ended.error)) == ("failed", True)
     assert uploads(roughy) == COUNT
+
+
+def test_shard_that_is_done_may_be_cleared_after_the_ledger_began_to_identify_by_content(
+    backlog: Backlog, roughy: Emulator
+) -> None:
+    backlog.plan(shards=1)
+    assert backlog.shard(0).state == "success"
+    backlog.ledger.identify_by_content()
+    assert backlog.shard(0).state == "success"
+    assert_each_once(backlog, roughy)
+
+
+def test_budget_of_a_plan_by_location_is_that_of_the_plan_by_content(backlog: Backlog, roughy: Emulator) -> None:
+    backlog.plan(shards=1, max_credits=COUNT)
+    backlog.ledger.identify_by_content()
+    assert backlog.shard(0).state == "failed"
+    backlog.plan(shards=1, max_credits=COUNT)
+    assert len(backlog.lines()) == COUNT
+    assert backlog.shard(0).state == "success"
+    assert_each_once(backlog, roughy)
 
 
 @pytest.mark.parametrize("name", ["archive ?", "[archive]"])
@@ -209,6 +230,84 @@ def test_clearing_the_whole_run_keeps_what_is_done_in_the_report(
     )
     roughy.progression = "immediate"
     assert len(backlog._run(captions, backlog._ti("captions", "run 1", -1)).result) == COUNT
+
+
+def test_clearing_the_whole_run_after_a_kill_counts_each_recording_once(
+    backlog: Backlog, roughy: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die(*args: Any) -> None:
+        raise Killed
+
+    backlog.plan(shards=1, max_credits=COUNT)
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.Journal, "store", lambda *args, **options: None)
+        patch.setattr(shards.Shard, "leave_waiting", die)
+        with pytest.raises(Killed):
+            backlog.shard(0)
+    assert uploads(roughy) == COUNT
+    backlog.plan(shards=1, max_credits=COUNT)
+    assert backlog.lines("deferred") == []
+    assert backlog.shard(0).state == "success"
+    assert_each_once(backlog, roughy)
+
+
+@pytest.mark.parametrize("change", ["removed", "renamed"])
+def test_clearing_the_whole_run_keeps_files_that_were_moved_in_the_report(
+    backlog: Backlog, roughy: Emulator, change: str
+) -> None:
+    backlog.plan(shards=1, max_credits=COUNT)
+    assert backlog.shard(0).state == "success"
+    wanted = sorted(row.source for row in backlog.rows())
+    for path in backlog.folder.glob("1*.mp3"):
+        if change == "removed":
+            path.unlink()
+        else:
+            path.rename(backlog.folder.parent / path.name)
+    for _ in range(2):
+        backlog.plan(shards=1, max_credits=COUNT)
+        assert (len(backlog.lines("done")), backlog.lines()) == (COUNT, [])
+        assert backlog.shard(0).state == "success"
+        assert sorted(row.source for row in backlog.rows()) == wanted
+
+
+def test_budget_counts_what_was_done_without_prices(backlog: Backlog, roughy: Emulator) -> None:
+    backlog.plan(shards=1, pattern="0*.mp3")
+    assert backlog.shard(0).state == "success"
+    backlog.plan(shards=1, pattern="0*.mp3")
+    for _ in range(2):
+        backlog.plan(shards=1, max_credits=15)
+        assert backlog.shard(0).state == "success"
+        assert uploads(roughy) == 15
+
+
+def test_damaged_result_is_reported_as_such(backlog: Backlog, roughy: Emulator) -> None:
+    backlog.plan(shards=1)
+    assert backlog.shard(0).state == "success"
+    backlog.plan(shards=1)
+    key = backlog.lines("done")[0]["key"]
+    (Path(backlog.ledger.uri) / result_name(key)).write_bytes(b"{")
+    for path in (Path(backlog.ledger.uri) / "runs").iterdir():
+        path.unlink()
+    backlog.shard(0, on_failed="return")
+    (row,) = (row for row in backlog.rows() if row.status != "ready")
+    assert (row.status, "cannot be read" in (row.reason or "")) == ("interrupted", True)
+
+
+@pytest.mark.parametrize("order", [(0, 2, 1), (2, 1, 0)])
+def test_no_shard_is_missing_whatever_the_order_of_the_tasks(
+    backlog: Backlog, roughy: Emulator, tmp_path: Path, order: tuple[int, ...]
+) -> None:
+    backlog.plan()
+    for report in (None, str(tmp_path / "report")):
+        for index, number in enumerate(order):
+            task, context = ingest(backlog, number, report=report, poll_interval=0.1)
+            context["ti"].map_index = index
+            task.execute(context)
+        summary = combine_report(report or str(backlog.results))
+        assert (summary.facts.error, summary.counts["ready"]) == (None, COUNT)
 
 
 def test_what_is_done_and_forgotten_is_not_uploaded_beyond_the_plan(backlog: Backlog, roughy: Emulator) -> None:

@@ -164,7 +164,7 @@ class Header:
     :param rejected: How many are rejected.
     :param already_ingested: How many files the ledger has, by state.
     :param ledger_id: What distinguishes the ledger from another one at that location.
-    :param by_content: Whether recordings are identified by their content.
+    :param by_content: Whether recordings are identified by their content; ``None`` if that is not known.
     :param digest: The SHA-256 of the lines that follow, in hexadecimal.
     """
 
@@ -193,7 +193,7 @@ class Header:
     rejected: int = 0
     already_ingested: dict[str, int] = field(default_factory=dict)
     ledger_id: str | None = None
-    by_content: bool = False
+    by_content: bool | None = None
     digest: str | None = None
 
     @property
@@ -242,13 +242,14 @@ class Header:
         known["done"] = fields.count_or_none("done") or 0
         for name in ("max_credits", "balance", "credits"):
             known[name] = fields.count_or_none(name)
+        by_content = fields.values.get("by_content")
         return cls(
             **known,
             source=fields.list("source"),
             pattern=fields.list("pattern"),
             recursive=fields.values.get("recursive") is True,
             dry_run=fields.values.get("dry_run") is True,
-            by_content=fields.values.get("by_content") is True,
+            by_content=by_content if isinstance(by_content, bool) else None,
             shards=fields.count("shards") or 1,
             already_ingested=fields.counts("already_ingested"),
         )

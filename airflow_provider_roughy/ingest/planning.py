@@ -9,9 +9,11 @@ tasks that read it may be at work: so all manifests of a run together never exce
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from airflow_provider_roughy.exceptions import RoughyLedgerEntryError
@@ -94,6 +96,7 @@ class EarlierPlan:
     :param unpriced: The planned recordings of a manifest without prices.
     :param rejected: The reason of each rejected one, by key.
     :param spent: Credits of recordings that still earlier manifests of the run had planned.
+    :param lines: Reads its lines.
     :param planned: All recordings that it had planned: they stay in the manifest, so that the report has them.
     """
 
@@ -102,6 +105,7 @@ class EarlierPlan:
     rejected: dict[str, str] = field(default_factory=dict)
     spent: int = 0
     planned: set[str] = field(default_factory=set)
+    lines: Callable[[], Iterable[Planned]] = tuple
 
     @classmethod
     def of(cls, manifest: Manifest) -> EarlierPlan:
@@ -110,7 +114,7 @@ class EarlierPlan:
         for planned in manifest.lines():
             if planned.status in (PLANNED, DONE):
                 plan.planned.add(planned.key)
-            if planned.status == PLANNED and manifest.header.credits is None:
+            if planned.status in (PLANNED, DONE) and manifest.header.credits is None:
                 plan.unpriced.add(planned.key)
             elif planned.status == PLANNED:
                 plan.credits[planned.key] = planned.credits or 0
@@ -184,6 +188,8 @@ class Planner:
         #: The recordings that were planned before and are planned again.
         self._kept: set[str] = set()
         self._seen: set[bytes] = set()
+        #: The files that were listed.
+        self._listed: set[bytes] = set()
         self._to_remember: set[str] = set()
 
     def plan(
@@ -232,6 +238,7 @@ class Planner:
             use_names_of(known, items)
             if by_content:
                 self._identify(items, snapshot, legacy, contents, stable_for)
+                self._rename(items, earlier)
             part = part_of(snapshot, items)
             versions = read_versions(ledger, part.open)
             standings = compare(ledger, self._owner, items, part, legacy, versions, is_retry=False)
@@ -241,9 +248,30 @@ class Planner:
                 self.unknown += price(new, credits_if_unknown=credits_if_unknown, parallel=self._parallel)
             for item in todo:
                 self._add(item, writer, earlier, budget if priced else Budget(None))
+        self._keep_done(earlier, snapshot, writer)
         # A task may be uploading what only the earlier manifest names, such as a file that was moved meanwhile. Nothing
         # else would count that in the next plan of this run.
         self.spent += sum(credits for key, credits in earlier.credits.items() if key not in self._kept)
+
+    def _rename(self, items: Mapping[str, UploadItem], earlier: EarlierPlan) -> None:
+        """Have what an earlier manifest planned by location count for the same file by its content."""
+        for key, item in items.items():
+            assert item.file is not None
+            before = item.file.identity(project_id=self.project_id, language=self.language).key
+            if before in earlier.credits and key not in earlier.credits:
+                earlier.credits[key] = earlier.credits.pop(before)
+            if before in earlier.planned:
+                earlier.planned.add(key)
+
+    def _keep_done(self, earlier: EarlierPlan, snapshot: Snapshot, writer: ManifestWriter) -> None:
+        """Keep the lines of recordings that are done and whose files were moved away, so that the report has them."""
+        for planned in earlier.lines() if earlier.planned & snapshot.done else ():
+            key = bytes.fromhex(planned.key)
+            is_done = planned.key in earlier.planned and planned.key in snapshot.done
+            if is_done and key not in self._seen and _digest(planned.uri) not in self._listed:
+                self._seen.add(key)
+                self.lines[DONE] += 1
+                writer.add(replace(planned, status=DONE, credits=None))
 
     def remember_rejected(self, writer: ManifestWriter) -> None:
         """Store in the ledger which files cannot be uploaded, once the manifest names them.
@@ -287,6 +315,7 @@ class Planner:
     def _items(self, files: list[SourceFile], writer: ManifestWriter) -> dict[str, UploadItem]:
         items: dict[str, UploadItem] = {}
         for file in files:
+            self._listed.add(_digest(file.uri))
             identity = file.identity(project_id=self.project_id, language=self.language)
             item = UploadItem(file, identity.key, identity.to_dict(), file.uri, log=self._log)
             if file.problem in (Problem.PASSING, Problem.UNREADABLE):
@@ -336,8 +365,8 @@ class Planner:
         elif version is not None and (standing.action is not Action.LEAVE_OUT or self._is_of_this_run(version.owner)):
             item.version, item.mine = version, self._is_of_this_run(version.owner)
             sent = version.state in (Progress.SENT, Progress.PENDING_PAYMENT)
-            if (standing.state or sent) and not item.mine and item.key not in earlier.credits:
-                # Roughy has its bytes: it was paid for by another run, or waits for that.
+            if (standing.state or (sent and not item.mine)) and item.key not in earlier.credits:
+                # Roughy has its bytes: it is paid for, or another run pays for it.
                 item.credits = 0
             yield item
         elif standing.state == "rejected" and item.key in earlier.rejected:
@@ -393,6 +422,11 @@ class Planner:
                 item.version is not None,
             )
         )
+
+
+def _digest(uri: str) -> bytes:
+    # The names themselves would need more memory.
+    return hashlib.blake2b(uri.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def part_of(snapshot: Snapshot, keys: Collection[str]) -> Snapshot:

@@ -131,17 +131,11 @@ class Shard(Batch):
     def ingest(self) -> None:
         """Upload what is missing. Assets that Roughy is still preparing are in :attr:`waiting`.
 
-        :raises RoughyConfigurationError: If the ledger has begun to identify recordings by content since the plan.
+        :raises RoughyConfigurationError: If the ledger has begun to identify recordings by content since the plan, and
+            some are not uploaded.
         :raises RoughyIngestError: If :meth:`stop` ended it.
         :raises RoughyError: The error that stopped it, unless the credits are used up.
         """
-        header = self._manifest.header
-        if not header.by_content and self.ledger.identifies_by_content():
-            raise RoughyConfigurationError(
-                f"Manifest {self._manifest.uri} identifies recordings by location, and since it was planned the ledger "
-                "has begun to identify them by content: plan again, as the same bytes could be paid for twice. Nothing "
-                "was uploaded"
-            )
         self.journal.load()
         self._list()
         self._log_progress()
@@ -265,10 +259,21 @@ class Shard(Batch):
         versions = read_versions(self.ledger, part.open)
         standings = compare(self.ledger, self._owner, items, part, self._legacy, versions, is_retry=False)
         self._act(self.ledger, self._without_held(standings, items, mine=mine), items)
+        if any(item.version is None for item in items.values()):
+            self._check_identity()
         if helping and items and not self._logged_help:
             self._logged_help = True
             self._log.info("Helping the other shards, as the recordings of this one are uploaded or under way")
         return list(items.values())
+
+    def _check_identity(self) -> None:
+        """Refuse to upload what the ledger has begun to identify by content since the plan."""
+        if self._manifest.header.by_content is False and self.ledger.identifies_by_content():
+            raise RoughyConfigurationError(
+                f"Manifest {self._manifest.uri} identifies recordings by location, and since it was planned the ledger "
+                "has begun to identify them by content: plan again, as the same bytes could be paid for twice. This "
+                "shard starts no more uploads"
+            )
 
     def _without_held(
         self, standings: Iterable[Standing], items: dict[str, UploadItem], *, mine: bool
@@ -409,15 +414,14 @@ class Shard(Batch):
             versions = read_versions(self.ledger, latest)
             for each in chunk:
                 is_own = shard_of(each.key, self._shards) == self._shard
-                row = self._row(each, results.get(each.key), versions.get(each.key), error, is_own=is_own)
+                row = self._row(each, results.get(each.key) or versions.get(each.key), error, is_own=is_own)
                 if is_own or not row.elsewhere or shard_of(each.key, self._shards) in dead:
                     yield row
 
     def _row(
         self,
         planned: Planned,
-        result: Result | None,
-        version: Version | RoughyError | None,
+        entry: Result | Version | RoughyError | None,
         error: BaseException | None,
         *,
         is_own: bool,
@@ -425,23 +429,23 @@ class Shard(Batch):
         """Return the result of a recording.
 
         :param planned: The recording.
-        :param result: Its result in the ledger.
-        :param version: Its latest version, if it is not done.
+        :param entry: What the ledger has of it: its result, or its latest version if it is not done; or why that cannot
+            be read.
         :param error: The error that has ended this try.
         :param is_own: Whether it belongs to this shard.
         """
         noted, me = self.journal.not_final.get(planned.key), str(self._owner)
-        if result is not None:
-            is_earlier = result.owner != me and result.owner not in self._of_siblings
+        if isinstance(entry, Result):
+            is_earlier = entry.owner != me and entry.owner not in self._of_siblings
             if is_earlier and is_own:
-                self.results.count_ingested(result.state)
-            return replace(row_of(result), earlier=is_earlier, elsewhere=result.owner != me)
-        holder = str(version.owner) if isinstance(version, Version) else None
+                self.results.count_ingested(entry.state)
+            return replace(row_of(entry), earlier=is_earlier, elsewhere=entry.owner != me)
+        holder = str(entry.owner) if isinstance(entry, Version) else None
         if noted is not None and (holder == me or (is_own and not self._is_of_sibling(holder or ""))):
             return noted
         status, reason, elsewhere = Status.DEFERRED, "not started", not is_own
-        if isinstance(version, RoughyError):
-            status, reason = Status.INTERRUPTED, str(version)
+        if isinstance(entry, RoughyError):
+            status, reason = Status.INTERRUPTED, str(entry)
         elif holder == me:
             status, reason = Status.INTERRUPTED, "its upload was not finished: a retry resumes it"
         elif holder is not None and holder in self._dead:
@@ -460,11 +464,11 @@ class Shard(Batch):
             elsewhere=elsewhere,
         )
 
-    def _find_result(self, key: str) -> Result | None:
+    def _find_result(self, key: str) -> Result | RoughyError | None:
         try:
             return self.ledger.find_result(key)
-        except RoughyLedgerEntryError:
-            return None
+        except RoughyLedgerEntryError as error:
+            return error
 
     def kept(self, ids: Iterable[str]) -> dict[str, Any]:
         """Return what :meth:`restore` needs after a wait in the triggerer, as plain JSON.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +18,7 @@ from airflow_provider_roughy.exceptions import (
 from airflow_provider_roughy.hooks import RoughyHook
 from airflow_provider_roughy.ingest import manifest as manifests
 from airflow_provider_roughy.ingest.discover import MEDIA, Discovered, list_of
-from airflow_provider_roughy.ingest.manifest import DEFERRED, DONE, PLANNED, REJECTED, Header, ManifestWriter
+from airflow_provider_roughy.ingest.manifest import DEFERRED, DONE, PLANNED, REJECTED, Header, ManifestWriter, Planned
 from airflow_provider_roughy.ingest.planning import EarlierPlan, Planner
 from airflow_provider_roughy.ledger import ClaimOwner, Ledger
 from airflow_provider_roughy.logs import counted
@@ -264,7 +264,9 @@ class RoughyPlanIngestOperator(InterruptibleOperator):
                         f"`manifest` names the plan of this run, {manifest.uri}, which says what the run may still "
                         "spend: a price list does not replace it. Give it another name"
                     )
-                return EarlierPlan.of(manifest)
+                plan = EarlierPlan.of(manifest)
+                plan.lines = lambda: _lines_of(uri)
+                return plan
         except RoughyUnusableSourceError as err:
             raise RoughyConfigurationError(
                 f"`manifest` names an object that exists and is not a manifest that can be read, so that it is not "
@@ -356,3 +358,8 @@ class RoughyPlanIngestOperator(InterruptibleOperator):
             self.log.warning(
                 "Not planned, at most %s lines; all are in %s\n%s", _MAX_LEFT_OUT, name, "\n".join(left_out)
             )
+
+
+def _lines_of(uri: str) -> Iterator[Planned]:
+    with manifests.reading(uri) as manifest:
+        yield from manifest.lines()

@@ -178,8 +178,8 @@ class ShardTask:
         number, shards = self._numbers(header)
         self._name = f"{number} of {shards}"
         self._part = f"shard-{number:04}-of-{shards:04}"
-        if self._context["ti"].map_index not in (None, -1, number):
-            # The task is mapped over something else, too, such as several manifests, whose parts may share a folder.
+        if operator.report is not None:
+            # Tasks that are mapped over several manifests may share the folder.
             self._part = f"{hashlib.sha256(self._location.encode()).hexdigest()[:8]}-{self._part}"
         run_id = self._context["ti"].run_id
         # Of tasks that are mapped over something else, too, it is unknown which one has which shard: each treats the
@@ -352,7 +352,8 @@ class ShardTask:
         ended = totals.counts[Status.FAILED] + totals.counts[Status.REJECTED]
         if ended and totals.ended_key:
             text += (
-                "\nA new plan skips files that failed or were rejected. To ingest one again, replace the file; or "
+                "\nA new run skips files that failed or were rejected, and a cleared one reports them again. To ingest "
+                "one again, replace the file; or "
                 f"forget it by its key, and plan again: {FORGET_IMPORT}; {shard.ledger.forget_call(totals.ended_key)}"
             )
         if operator.on_failed == "fail" and (ended or totals.counts[Status.INTERRUPTED]):
