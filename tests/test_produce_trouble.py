@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_roughy.compat import AirflowFailException, AirflowTaskTimeout, TaskDeferred
-from airflow_provider_roughy.emulator import Emulator, Fault
+from airflow_provider_roughy.emulator import Fault
 from airflow_provider_roughy.exceptions import (
     RoughyConfigurationError,
     RoughyError,
@@ -27,18 +27,13 @@ from airflow_provider_roughy.produce import production as productions
 from tests.ingesting import Nights
 from tests.producing import Production
 from tests.running import TaskInstance, whenever
+from tests.test_produce import NOBODY, WAYS
+from tests.test_produce import production as production
 
-NOBODY = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"
-WAYS = pytest.mark.parametrize("deferrable", [False, True], ids=["worker", "triggerer"])
 CAPTIONS: dict[str, Any] = {"captions": "srt", "timeline": None, "render": None}
 ORIGINAL: dict[str, Any] = {"captions": None, "timeline": None, "render": None, "original": True}
 
 pytestmark = [pytest.mark.usefixtures("patient"), pytest.mark.once]
-
-
-@pytest.fixture
-def production(roughy: Emulator, tmp_path: Path, recordings: dict[str, Path]) -> Production:
-    return Production(roughy, tmp_path, recordings)
 
 
 @pytest.fixture

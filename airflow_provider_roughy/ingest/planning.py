@@ -3,13 +3,15 @@
 The plan creates nothing at Roughy and claims nothing. It decides by the same rules as a batch, and works in chunks:
 only the list of the files and the names in the ledger are in memory as a whole.
 
+A plan that is repeated in the same run keeps a line with the status ``done`` for each recording that an earlier one had
+planned and that is done: the shards report it again, and do not upload it.
+
 The budget is spent here. What an earlier manifest of the same run has planned stays planned and counts as spent, as
 tasks that read it may be at work: so all manifests of a run together never exceed ``max_credits``.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -39,6 +41,7 @@ from airflow_provider_roughy.ingest.transfers import Transfers
 from airflow_provider_roughy.ingest.upload import UploadItem
 from airflow_provider_roughy.ledger import Progress, Result, Snapshot
 from airflow_provider_roughy.logs import Log, counted
+from airflow_provider_roughy.transfer.storage import location_digest
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -108,9 +111,13 @@ class EarlierPlan:
     lines: Callable[[], Iterable[Planned]] = tuple
 
     @classmethod
-    def of(cls, manifest: Manifest) -> EarlierPlan:
-        """Read a manifest of the same run."""
-        plan = cls(spent=manifest.header.spent)
+    def of(cls, manifest: Manifest, lines: Callable[[], Iterable[Planned]]) -> EarlierPlan:
+        """Read a manifest of the same run.
+
+        :param manifest: The manifest.
+        :param lines: Reads its lines again, when it is closed.
+        """
+        plan = cls(spent=manifest.header.spent, lines=lines)
         for planned in manifest.lines():
             if planned.status in (PLANNED, DONE):
                 plan.planned.add(planned.key)
@@ -188,7 +195,7 @@ class Planner:
         #: The recordings that were planned before and are planned again.
         self._kept: set[str] = set()
         self._seen: set[bytes] = set()
-        #: The files that were listed.
+        #: The digests of the locations of all files that were listed.
         self._listed: set[bytes] = set()
         self._to_remember: set[str] = set()
 
@@ -268,7 +275,7 @@ class Planner:
         for planned in earlier.lines() if earlier.planned & snapshot.done else ():
             key = bytes.fromhex(planned.key)
             is_done = planned.key in earlier.planned and planned.key in snapshot.done
-            if is_done and key not in self._seen and _digest(planned.uri) not in self._listed:
+            if is_done and key not in self._seen and location_digest(planned.uri) not in self._listed:
                 self._seen.add(key)
                 self.lines[DONE] += 1
                 writer.add(replace(planned, status=DONE, credits=None))
@@ -315,7 +322,7 @@ class Planner:
     def _items(self, files: list[SourceFile], writer: ManifestWriter) -> dict[str, UploadItem]:
         items: dict[str, UploadItem] = {}
         for file in files:
-            self._listed.add(_digest(file.uri))
+            self._listed.add(location_digest(file.uri))
             identity = file.identity(project_id=self.project_id, language=self.language)
             item = UploadItem(file, identity.key, identity.to_dict(), file.uri, log=self._log)
             if file.problem in (Problem.PASSING, Problem.UNREADABLE):
@@ -422,11 +429,6 @@ class Planner:
                 item.version is not None,
             )
         )
-
-
-def _digest(uri: str) -> bytes:
-    # The names themselves would need more memory.
-    return hashlib.blake2b(uri.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def part_of(snapshot: Snapshot, keys: Collection[str]) -> Snapshot:

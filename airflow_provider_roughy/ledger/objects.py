@@ -69,7 +69,7 @@ class LedgerObjects:
             else StoredFolder(text, conn_id or getattr(location, "conn_id", None))
         )
         self._id = id
-        #: Whether it exists.
+        #: Whether :meth:`check` has found or begun it.
         self._is_there = False
         self._location = text
         self._conn_id = conn_id or getattr(location, "conn_id", None)
@@ -133,13 +133,14 @@ class LedgerObjects:
         return None if content is None else hashlib.sha256(content).hexdigest()[:32]
 
     def _check_listed(self, names: Collection[str]) -> None:
-        """Refuse a list without the object that each ledger has: it is not empty, but gone.
+        """Refuse a list without the object that each ledger has: such a ledger is not empty, but unreachable.
 
         :param names: The names in its folder.
         """
         if self._is_there and _MARKER not in names:
             raise RoughyLedgerError(
-                f"Ledger {self.uri} cannot be used: it was there and is gone. Is its volume still mounted?"
+                f"Ledger {self.uri} cannot be used: its objects have disappeared during this task. Is its volume still "
+                "mounted?"
             )
 
     def created(self) -> str | None:

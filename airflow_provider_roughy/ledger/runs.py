@@ -206,8 +206,8 @@ class Runs(LedgerObjects):
             return dict(json.loads(content))
         except (ValueError, TypeError, RecursionError) as err:
             raise RoughyLedgerEntryError(
-                f"{name} of ledger {self.uri} cannot be read ({err}): it has what {owner} waits for. A retry of the "
-                "task finds that in the ledger"
+                f"{name} of ledger {self.uri} cannot be read ({err}): it lists the assets that {owner} waits for. "
+                "A retry of the task finds them by the other objects of the ledger"
             ) from None
 
     def remove_waiting(self, owner: ClaimOwner, numbers: Iterable[int]) -> None:

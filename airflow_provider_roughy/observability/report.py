@@ -20,7 +20,6 @@ replaced.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -43,6 +42,7 @@ from airflow_provider_roughy.transfer.filesystem import FileSystem
 from airflow_provider_roughy.transfer.storage import (
     as_text,
     local_path,
+    location_digest,
     storage_errors,
     without_secrets,
 )
@@ -205,7 +205,7 @@ def read_report(location: ReportLocation, conn_id: str | None = None) -> Iterato
             rank = (*_rank(result), number)
             if number is None:
                 yield result
-            elif newest.get(_digest(result.source), rank) == rank:
+            elif newest.get(location_digest(result.source), rank) == rank:
                 yield replace(result, elsewhere=False)
 
 
@@ -227,8 +227,7 @@ def _newest(shards: list[str], conn_id: str | None) -> dict[bytes, tuple[bool, b
     found: dict[bytes, tuple[bool, bool, int]] = {}
     for number, uri in enumerate(shards):
         for result in _read(uri, conn_id):
-            # A hundred thousand sources would need more memory.
-            source, rank = _digest(result.source), (*_rank(result), number)
+            source, rank = location_digest(result.source), (*_rank(result), number)
             found[source] = max(found.get(source, rank), rank)
     return found
 
@@ -262,10 +261,6 @@ def _missing_shards(names: Iterable[str]) -> str | None:
     of, numbers = max(all_missing)
     listed = ", ".join(map(str, numbers[:20])) + (", …" if len(numbers) > 20 else "")
     return f"No results of {counted(len(numbers), 'shard')} of {of:,}: {listed}. Clear the task of each, or let it end"
-
-
-def _digest(source: str) -> bytes:
-    return hashlib.blake2b(source.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _rank(result: RecordingResult) -> tuple[bool, bool]:

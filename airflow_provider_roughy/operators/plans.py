@@ -264,9 +264,7 @@ class RoughyPlanIngestOperator(InterruptibleOperator):
                         f"`manifest` names the plan of this run, {manifest.uri}, which says what the run may still "
                         "spend: a price list does not replace it. Give it another name"
                     )
-                plan = EarlierPlan.of(manifest)
-                plan.lines = lambda: _lines_of(uri)
-                return plan
+                return EarlierPlan.of(manifest, lambda: _lines_of(uri))
         except RoughyUnusableSourceError as err:
             raise RoughyConfigurationError(
                 f"`manifest` names an object that exists and is not a manifest that can be read, so that it is not "

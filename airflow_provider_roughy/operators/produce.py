@@ -37,7 +37,7 @@ from airflow_provider_roughy.operators.reporting import TaskReport, error_text, 
 from airflow_provider_roughy.operators.waiting import MAX_IDS, WaitingOperator
 from airflow_provider_roughy.polling import wait_for_some
 from airflow_provider_roughy.produce.inputs import asset_ids_of, ready_of, reports_of, sources_of_ledger
-from airflow_provider_roughy.produce.names import TargetTemplate, check_template
+from airflow_provider_roughy.produce.names import check_template
 from airflow_provider_roughy.produce.production import Production
 from airflow_provider_roughy.produce.wanted import Wanted, check_frame_rate, check_render, check_scripts, formats_of
 from airflow_provider_roughy.produce.writing import Writer
@@ -293,7 +293,7 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         before = self._state_before(context)
         if before is None:
             batch_from_event(event)
-            # Someone has deleted it. What was requested and written is found again.
+            # What was requested and written is found again.
             self.log.warning("The state from before the wait is gone; starting again")
             return self.execute(context)
         return self._continue(context, before, event=event)
@@ -313,7 +313,7 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
             raise
 
     def _state_before(self, context: Context) -> dict[str, Any] | None:
-        """Return the state from before the wait; ``None`` if someone has deleted it, or it is another one."""
+        """Return the state from before the wait; ``None`` if it was deleted, or another release has stored it."""
         before = self.saved_state(context)
         needed = {"arguments", "scripts", "recordings", "deadline", "turn"}
         return before if isinstance(before, dict) and needed <= before.keys() else None
@@ -358,7 +358,7 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
             "wanted": asdict(self._wanted()),
             "target": str(self.target),
             "target_conn_id": self.target_conn_id,
-            "source_root": None if self.source_root is None else str(self.source_root),
+            "source_root": self.source_root,
         }
 
     def _production(self, context: Context, ledger: Ledger | None, arguments: Mapping[str, Any]) -> Production:
@@ -375,10 +375,8 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         return Production(
             self.hook,
             writer,
-            wanted=Wanted(**arguments["wanted"]),
-            template=TargetTemplate(arguments["target"]),
+            arguments=arguments,
             owner=owner,
-            source_root=arguments["source_root"],
             ledger=ledger,
             parallel=self.parallel,
             go_on_after=_GO_ON_AFTER,

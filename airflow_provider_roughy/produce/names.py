@@ -153,8 +153,6 @@ class TargetTemplate:
         except ValueError as err:
             raise RoughyConfigurationError(f"{err}; nothing was made") from None
         _check_place(text)
-        #: The target as it was given.
-        self.text = text
         self._text = text + FILE_NAME if text.endswith("/") else text
         self._is_local = local_path(text) is not None
         #: The placeholders that it has.

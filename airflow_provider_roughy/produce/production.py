@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy import api
@@ -36,9 +35,11 @@ from airflow_provider_roughy.ingest.verdicts import seconds_of
 from airflow_provider_roughy.lifecycle import ASSET, CUT, KINDS, RENDER, Outcome, Verdict
 from airflow_provider_roughy.logs import Log, counted
 from airflow_provider_roughy.polling import poll_batch, read_batch
+from airflow_provider_roughy.produce.names import TargetTemplate
 from airflow_provider_roughy.produce.outputs import find_collisions, find_written, plan
 from airflow_provider_roughy.produce.problems import UNPAID, problem_of, stops_batch
 from airflow_provider_roughy.produce.recording import Problem, Recording
+from airflow_provider_roughy.produce.wanted import Wanted
 from airflow_provider_roughy.transfer.pool import Stopped, TransferPool
 from airflow_provider_roughy.transfer.progress import bytes_in_words
 
@@ -49,8 +50,7 @@ if TYPE_CHECKING:
     from airflow_provider_roughy.ledger import ClaimOwner, Ledger
     from airflow_provider_roughy.lifecycle import Kind, OnPendingPayment
     from airflow_provider_roughy.polling.poller import Answer
-    from airflow_provider_roughy.produce.names import TargetTemplate
-    from airflow_provider_roughy.produce.wanted import Output, Wanted
+    from airflow_provider_roughy.produce.wanted import Output
     from airflow_provider_roughy.produce.writing import Writer
     from airflow_provider_roughy.transfer.pool import OnProgress
 
@@ -72,9 +72,8 @@ class Production:
 
     :param hook: Talks to Roughy.
     :param writer: Writes the outputs.
-    :param wanted: The outputs that are wanted.
-    :param template: Where they go.
-    :param source_root: The folder to which ``{source_dir}`` is relative.
+    :param arguments: What is made and where, as plain JSON: ``wanted``, ``target`` and ``source_root``. They are kept
+        over a wait, together with other arguments of the caller.
     :param owner: This try of this run.
     :param ledger: The ledger, which the writer uses, too.
     :param parallel: How many requests or files at once.
@@ -88,10 +87,8 @@ class Production:
         hook: RoughyHook,
         writer: Writer,
         *,
-        wanted: Wanted,
-        template: TargetTemplate,
+        arguments: Mapping[str, Any],
         owner: ClaimOwner,
-        source_root: str | None = None,
         ledger: Ledger | None = None,
         parallel: int = 4,
         go_on_after: float = 60.0,
@@ -100,10 +97,11 @@ class Production:
     ) -> None:
         self._hook = hook
         self._writer = writer
-        self._wanted = wanted
-        self._template = template
+        self._arguments = arguments
+        self._wanted = Wanted(**arguments["wanted"])
+        self._template = TargetTemplate(arguments["target"])
+        self._source_root = arguments["source_root"]
         self._owner = owner
-        self._source_root = source_root
         self._ledger = ledger
         self._parallel = parallel
         self._go_on_after = go_on_after
@@ -163,13 +161,7 @@ class Production:
         # A script may be long, and is usually the same for all.
         numbers = {script: n for n, script in enumerate(dict.fromkeys(each.script for each in self.recordings))}
         rows = [{**recording.to_dict(), "script": numbers[recording.script]} for recording in self.recordings]
-        arguments = {
-            "wanted": asdict(self._wanted),
-            "target": self._template.text,
-            "target_conn_id": self._writer.target_conn_id,
-            "source_root": self._source_root,
-        }
-        return {"arguments": arguments, "scripts": list(numbers), "recordings": rows}
+        return {"arguments": self._arguments, "scripts": list(numbers), "recordings": rows}
 
     def _check(self) -> None:
         # The Airflow connection is read here, and not in several threads at once.

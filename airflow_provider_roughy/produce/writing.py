@@ -52,7 +52,7 @@ class Writer:
         self._hook = hook
         self._owner = owner
         self._ledger = ledger
-        self.target_conn_id = target_conn_id
+        self._target_conn_id = target_conn_id
         self._overwrite = overwrite
         self._log = Quiet(log)
 
@@ -64,7 +64,7 @@ class Writer:
         :raises RoughyTargetError: If the storage does not answer.
         """
         if root.rpartition("/")[2] not in ("", ":"):
-            find_target(f"{root}/output", name="", conn_id=self.target_conn_id)
+            find_target(f"{root}/output", name="", conn_id=self._target_conn_id)
 
     # ---- What is written already
 
@@ -112,7 +112,7 @@ class Writer:
                 kind,
                 id or "",
                 location_of(recording, output, recording.cut_id),
-                conn_id=self.target_conn_id,
+                conn_id=self._target_conn_id,
                 overwrite=overwrite,
                 on_progress=on_progress,
                 log=self._log,
@@ -170,7 +170,7 @@ class Writer:
 
     def _target(self, recording: Recording, output: Output, cut_id: str | None) -> Target:
         location = location_of(recording, output, cut_id)
-        return find_target(location, name=output.name, conn_id=self.target_conn_id)
+        return find_target(location, name=output.name, conn_id=self._target_conn_id)
 
 
 def location_of(recording: Recording, output: Output, cut_id: str | None) -> str:

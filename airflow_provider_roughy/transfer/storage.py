@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 from contextlib import contextmanager, suppress
@@ -255,6 +256,14 @@ def canonical_location(location: str) -> str:
     """
     path = local_path(location)
     return name_of_path(os.path.realpath(path)) if path is not None else canonical_uri(location)
+
+
+def location_digest(location: str) -> bytes:
+    """Return 16 bytes that stand for a location, where those of a hundred thousand are kept in memory.
+
+    :param location: A path, or a URI.
+    """
+    return hashlib.blake2b(location.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def name_of_path(path: str) -> str:
