@@ -57,6 +57,7 @@ The others are not an ``AirflowException``: Airflow retries them, and ``soft_fai
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from airflow_provider_roughy.compat import AirflowFailException, AirflowSensorTimeout
@@ -69,6 +70,8 @@ _Words = TypeVar("_Words", str, str | None)
 
 #: Characters of Roughy's text that an error keeps: it goes into logs, events and Airflow's database.
 _MAX_TEXT = 2000
+#: The query of a URL, which may be a relative or an encoded one.
+_QUERY = re.compile(r"(?:\?|%3F)[\w.%~-]{1,64}?(?:=|%3D)[^\s\"<>]*", re.IGNORECASE)
 #: Fields of a validation error that are kept.
 _MAX_FIELDS = 20
 
@@ -576,9 +579,20 @@ def _says_later(status: int, code: str | None) -> bool:
     return status in (408, 425, 429) or status >= 500 or (status == 423 and code != "account_locked")
 
 
+def without_queries(text: str) -> str:
+    """Return a text without the queries of the URLs in it, as they may be signatures.
+
+    :param text: The words of a reply or of a storage.
+    """
+    return _QUERY.sub("?…", text)
+
+
 def shortened(words: _Words) -> _Words:
-    """Shorten a text of a reply, which may have any length."""
-    if words is None or len(words) <= _MAX_TEXT:
+    """Return a text of a reply as messages quote it: it may have any length, and quote a signed URL."""
+    if words is None:
+        return words
+    words = without_queries(words)
+    if len(words) <= _MAX_TEXT:
         return words
     # Not longer than the limit, so that an error made again from its own text is the same.
     return f"{words[: _MAX_TEXT - 40]}… ({len(words)} characters)"

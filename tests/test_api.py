@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from importlib import import_module
@@ -19,6 +20,7 @@ from airflow_provider_roughy.compat import AirflowException, AirflowFailExceptio
 from airflow_provider_roughy.http import client
 
 ID = "019de7f7-3a52-74d1-9eeb-323e0bfb7bb9"
+OTHER = "019de7f7-3a52-74d1-9eeb-323e0bfb7bba"
 ASSET = {
     "id": ID,
     "project_id": "019de7f5-7e21-7402-92a8-1c0e1fa84411",
@@ -697,3 +699,70 @@ def test_field_that_nothing_decodes_is_named_before_a_request_is_sent() -> None:
 def test_reply_with_a_missing_part_is_explained_in_words() -> None:
     with pytest.raises(exceptions.RoughyProtocolError, match=r"GET /v1/assets: .* 'items' is missing"):
         api.decipher(api.list_assets(), reply(200, {"total": 1}))
+
+
+@pytest.mark.parametrize(
+    ("call", "made"),
+    [
+        (api.get_asset(ID), {**ASSET, "id": OTHER}),
+        (api.get_cut(ID), {"id": OTHER, "asset_id": ID, "state": "completed"}),
+        (api.create_cut(ID), {"id": ID, "asset_id": OTHER, "state": "completed"}),
+        (api.get_render(ID), {"id": OTHER, "asset_id": ID, "state": "completed"}),
+        (api.create_render(ID, {"format": "mp4"}), {"id": ID, "asset_id": OTHER, "state": "completed"}),
+        (api.create_render(ID, {"format": "mp4"}), {"id": ID, "asset_id": ID, "cut_id": OTHER, "state": "completed"}),
+        (
+            api.create_render(ID, {"format": "mp4"}, cut_id=ID),
+            {"id": ID, "asset_id": ID, "cut_id": None, "state": "completed"},
+        ),
+        (
+            api.create_render(ID, {"format": "mp4"}, cut_id=ID),
+            {"id": ID, "asset_id": ID, "cut_id": OTHER, "state": "completed"},
+        ),
+        (api.get_project(ID), {"id": OTHER}),
+        (api.update_project(ID, name="a"), {"id": OTHER}),
+    ],
+    ids=range(10),
+)
+def test_a_reply_about_another_resource_is_refused(call: api.Call[Any], made: dict[str, Any]) -> None:
+    times = {"created_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-01T00:00:00Z"}
+    rest = {"output": {}, "name": "a", "state": "active", **times}
+    assert "it is about another resource" in str(raised(reply(200, {**rest, **made}), call))
+
+
+@pytest.mark.parametrize("asked", [{}, {"cut_id": ID}], ids=["asset", "cut"])
+def test_a_reply_without_an_id_that_it_may_leave_out_is_accepted(asked: dict[str, Any]) -> None:
+    made = {"id": OTHER, "asset_id": ID.upper(), "state": "pending", "created_at": "2026-01-01T00:00:00Z", "output": {}}
+    assert api.decipher(api.create_render(ID, {"format": "mp4"}, **asked), reply(201, made)).id == OTHER
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://s/x?X-Amz-Signature=needle",
+        "HTTPS://s/x?a=1&X-Amz-Signature=needle",
+        "'https://s/it's.mp4?X-Amz-Signature=needle'",
+        "https://s/x?f='a'&X-Amz-Signature=needle",
+        "GET /bucket/key?X-Amz-Signature=needle",
+        "storage.example/key?X-Amz-Signature=needle",
+        "https%3A%2F%2Fs%2Fk%3FX-Amz-Signature%3Dneedle",
+        'https://s/x?a=1\\u0026sig=needle"',
+        "https://s/x?a=1&amp;sig=needle",
+    ],
+)
+def test_a_signature_in_an_error_is_not_shown(text: str) -> None:
+    for error in (
+        raised(reply(400, envelope("bad_request", f"words {text} more"))),
+        raised(reply(422, {"error": {"code": "validation_error", "fields": [{"field": "a", "message": text}]}})),
+        exceptions.RoughyAssetFailedError(ID, error_code="odd", error_message=text),
+    ):
+        assert "needle" not in f"{error} {error!r} {vars(error)}"
+    asset = RoughyAsset.from_json({**ASSET, "error_message": f"Why? {text}"})
+    assert "Why?" in str(asset.error_message)
+    assert "needle" not in f"{asset!r} {asset.to_dict()}"
+
+
+def test_a_long_error_is_searched_for_signatures_at_once() -> None:
+    for text in ("http://a" * 100_000, "?" * 500_000, "?a" * 300_000, "%3F%" * 200_000):
+        began = time.process_time()
+        exceptions.without_queries(text)
+        assert time.process_time() - began < 10

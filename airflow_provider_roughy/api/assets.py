@@ -68,7 +68,8 @@ class RoughyAsset(Resource):
 
 def get_asset(asset_id: str) -> Call[RoughyAsset]:
     """Read an asset: ``GET /v1/assets/{asset_id}``."""
-    return Call(Request("GET", f"/v1/assets/{resource_id('asset_id', asset_id)}"), parse_as(RoughyAsset))
+    id = resource_id("asset_id", asset_id)
+    return Call(Request("GET", f"/v1/assets/{id}"), parse_as(RoughyAsset, id=id))
 
 
 def list_assets(

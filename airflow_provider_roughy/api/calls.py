@@ -20,6 +20,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyConfigurationError,
     RoughyProtocolError,
     api_error,
+    without_queries,
 )
 
 if TYPE_CHECKING:
@@ -233,6 +234,12 @@ def _moment(value: Any) -> str | None:
     return value if decode.timestamp(value) is not None else None
 
 
+def _message(value: Any) -> str | None:
+    """Decode a text for people, which may quote a signed URL."""
+    text = decode.text(value)
+    return None if text is None else without_queries(text)
+
+
 def _object(value: Any) -> dict[str, Any]:
     """Decode an object with any members."""
     found = decode.plain(value)
@@ -252,6 +259,7 @@ _BY_NAME: Mapping[str, Callable[[Any], Any]] = {
     "asset_id": decode.identifier,
     "cut_id": decode.identifier,
     "project_id": decode.identifier,
+    "error_message": _message,
     "size_bytes": decode.size,
     "duration_seconds": decode.decimal,
     **dict.fromkeys(
@@ -436,15 +444,26 @@ def parse_nothing(reply: Reply) -> None:
     """Accept any reply."""
 
 
-def parse_as(cls: type[R]) -> Callable[[Reply], R]:
+def parse_as(cls: type[R], **asked: str | None) -> Callable[[Reply], R]:
     """Return the parser of a resource.
 
     :param cls: The resource.
+    :param asked: The ids that the request names, by the field of the resource, ``None`` for no id: a reply with another
+        one is an error.
     :raises TypeError: If nothing decodes one of its fields.
     """
     # Here, as an error in the parser would be taken for one of the reply.
     cls._fields()
-    return lambda reply: cls.from_json(read_json(reply), request_id=reply.request_id)
+
+    def parse(reply: Reply) -> R:
+        made = read_json(reply)
+        resource = cls.from_json(made, request_id=reply.request_id)
+        for name, id in asked.items():
+            if name in made and getattr(resource, name) != id:
+                raise ValueError(f"it is about another resource: its {name} is {getattr(resource, name)}, not {id}")
+        return resource
+
+    return parse
 
 
 def parse_page_of(cls: type[R], *, limit: int, offset: int) -> Callable[[Reply], Page[R]]:

@@ -77,12 +77,13 @@ def create_cut(asset_id: str, *, script: str | None = None) -> Call[RoughyCut]:
     body: dict[str, Any] = {"asset_id": resource_id("asset_id", asset_id)}
     if script is not None:
         body["script"] = sendable_text("script", script, most=MAX_SCRIPT_CHARACTERS)
-    return Call(Request("POST", "/v1/cuts", json=body), parse_as(RoughyCut))
+    return Call(Request("POST", "/v1/cuts", json=body), parse_as(RoughyCut, asset_id=body["asset_id"]))
 
 
 def get_cut(cut_id: str) -> Call[RoughyCut]:
     """Read a cut: ``GET /v1/cuts/{cut_id}``."""
-    return Call(Request("GET", f"/v1/cuts/{resource_id('cut_id', cut_id)}"), parse_as(RoughyCut))
+    id = resource_id("cut_id", cut_id)
+    return Call(Request("GET", f"/v1/cuts/{id}"), parse_as(RoughyCut, id=id))
 
 
 def list_cuts(

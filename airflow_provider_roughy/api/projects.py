@@ -43,7 +43,8 @@ def create_project(name: str) -> Call[RoughyProject]:
 
 def get_project(project_id: str) -> Call[RoughyProject]:
     """Read a project: ``GET /v1/projects/{project_id}``."""
-    return Call(Request("GET", f"/v1/projects/{resource_id('project_id', project_id)}"), parse_as(RoughyProject))
+    id = resource_id("project_id", project_id)
+    return Call(Request("GET", f"/v1/projects/{id}"), parse_as(RoughyProject, id=id))
 
 
 def list_projects(*, state: str | None = None, limit: int = PAGE_SIZE, offset: int = 0) -> Call[Page[RoughyProject]]:
@@ -68,8 +69,8 @@ def update_project(project_id: str, *, name: str | None = None, state: str | Non
     changes = {key: sendable_text(key, value) for key, value in (("name", name), ("state", state)) if value is not None}
     if not changes:
         raise RoughyConfigurationError("Nothing to change: pass name or state")
-    path = f"/v1/projects/{resource_id('project_id', project_id)}"
-    return Call(Request("PATCH", path, json=changes), parse_as(RoughyProject))
+    id = resource_id("project_id", project_id)
+    return Call(Request("PATCH", f"/v1/projects/{id}", json=changes), parse_as(RoughyProject, id=id))
 
 
 def delete_project(project_id: str) -> Call[None]:

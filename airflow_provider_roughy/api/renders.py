@@ -67,12 +67,14 @@ def create_render(asset_id: str, output: Mapping[str, Any], *, cut_id: str | Non
     body: dict[str, Any] = {"asset_id": resource_id("asset_id", asset_id), "output": sendable("output", output)}
     if cut_id is not None:
         body["cut_id"] = resource_id("cut_id", cut_id)
-    return Call(Request("POST", "/v1/renders", json=body), parse_as(RoughyRender))
+    asked = {"asset_id": body["asset_id"], "cut_id": body.get("cut_id")}
+    return Call(Request("POST", "/v1/renders", json=body), parse_as(RoughyRender, **asked))
 
 
 def get_render(render_id: str) -> Call[RoughyRender]:
     """Read a render: ``GET /v1/renders/{render_id}``."""
-    return Call(Request("GET", f"/v1/renders/{resource_id('render_id', render_id)}"), parse_as(RoughyRender))
+    id = resource_id("render_id", render_id)
+    return Call(Request("GET", f"/v1/renders/{id}"), parse_as(RoughyRender, id=id))
 
 
 def list_renders(

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from airflow_provider_roughy.exceptions import RoughyError
+from airflow_provider_roughy.exceptions import RoughyError, without_queries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -187,7 +187,7 @@ def cause_of(error: Exception) -> Exception | None:
 
 
 def _shown(error: BaseException) -> str:
-    return as_text(re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1?…", str(error)))
+    return as_text(without_queries(str(error)))
 
 
 def local_path(location: str) -> str | None:
