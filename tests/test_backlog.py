@@ -684,8 +684,9 @@ def test_a_shard_leaves_what_an_active_run_uploads(
 
 
 def test_a_shard_says_what_is_to_be_paid(backlog: Backlog, roughy: Emulator, log: Callable[[], str]) -> None:
-    # Each costs a credit, and is charged when it is uploaded.
-    roughy.balance = COUNT - 3
+    # Each costs a credit, and is charged when it is uploaded: eight are created before the first is charged.
+    roughy.balance = 3
+    roughy.inject(Fault(method="PATCH", path="/v1/uploads/*", delay=1.0, times=None))
     backlog.plan(shards=1)
     assert backlog.shard(0, on_pending_payment="return", parallel=8).state == "success"
     unpaid = [row.status for row in backlog.rows()].count("pending_payment")

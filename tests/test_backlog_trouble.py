@@ -67,8 +67,8 @@ def test_shard_without_the_ledger_of_the_plan_uploads_nothing(
     if there == "another ledger":
         backlog.ledger.check()
     ended = backlog.shard(1)
-    assert (ended.state, "there is" in str(ended.error)) == ("failed", True)
-    assert "Is its volume mounted" in str(ended.error)
+    assert (ended.state, "this worker finds" in str(ended.error)) == ("failed", True)
+    assert "Mount the volume" in str(ended.error)
     assert uploads(roughy) == sent
     assert there == "another ledger" or not Path(backlog.ledger.uri).exists()
 
@@ -281,6 +281,16 @@ def test_budget_counts_what_was_done_without_prices(backlog: Backlog, roughy: Em
         backlog.plan(shards=1, max_credits=15)
         assert backlog.shard(0).state == "success"
         assert uploads(roughy) == 15
+
+
+def test_budget_counts_what_is_done_once_over_plans_with_and_without_prices(backlog: Backlog, roughy: Emulator) -> None:
+    backlog.plan(shards=1, pattern="0*.mp3", max_credits=COUNT)
+    assert backlog.shard(0).state == "success"
+    for max_credits in (None, 15, None, 15):
+        backlog.plan(shards=1, pattern="0*.mp3", max_credits=max_credits)
+        assert json.loads(backlog.manifest.read_text().splitlines()[0])["spent"] == 10
+    backlog.plan(shards=1, max_credits=15)
+    assert len(backlog.lines()) == 5
 
 
 def test_damaged_result_is_reported_as_such(backlog: Backlog, roughy: Emulator) -> None:

@@ -66,6 +66,7 @@ class Planned:
     :param size_bytes: Bytes.
     :param version: Its version in the storage, such as ``etag=…``; empty with ``identity="content"``.
     :param credits: Its costs in credits; ``None`` if the plan has no prices. 0 if its bytes are at Roughy already.
+        If it is done, what ``spent`` of the header counts for it.
     :param seconds: Its length in seconds, by its headers; ``None`` if it is unknown.
     :param reason: Why it is not planned.
     :param name: Its name in the identity, if that is not ``uri``: its real path or canonical URI, or ``sha256:…``.
@@ -163,7 +164,7 @@ class Header:
     :param deferred: How many are deferred.
     :param rejected: How many are rejected.
     :param already_ingested: How many files the ledger has, by state.
-    :param ledger_id: What distinguishes the ledger from another one at that location.
+    :param ledger_id: The id of the ledger, which another one at that location does not have.
     :param by_content: Whether recordings are identified by their content; ``None`` if that is not known.
     :param digest: The SHA-256 of the lines that follow, in hexadecimal.
     """
@@ -413,7 +414,7 @@ class Manifest:
                 raise ValueError("its lines are not those that the plan has written: it was edited or damaged")
         except ValueError as err:
             where = f", line {number}," if number > 1 else ""
-            raise self._unusable(f"{err}. Nothing was uploaded", where=where) from None
+            raise self._unusable(str(err), where=where) from None
 
     def _unusable(self, why: str, *, where: str = "") -> RoughyUnusableSourceError:
         return RoughyUnusableSourceError(
@@ -446,20 +447,8 @@ class Manifest:
         """
         return not self._is_done[number]
 
-    def find(self, key: str) -> int | None:
-        """Return the number of a planned recording; ``None`` if it is not planned.
-
-        :param key: Its key.
-        """
-        wanted, start = bytes.fromhex(key), 0
-        while (at := self._keys.find(wanted, start)) >= 0:
-            if at % 20 == 0:
-                return at // 20
-            start = at + 1
-        return None
-
     def size(self, number: int) -> int:
-        """Return the bytes of a planned recording."""
+        """Return the bytes of a recording that is planned or done."""
         return self._sizes[number]
 
     def lines(self) -> Iterator[Planned]:

@@ -96,9 +96,10 @@ class EarlierPlan:
     """What an earlier manifest of the same run has planned.
 
     :param credits: The credits of each planned recording, by key.
-    :param unpriced: The planned recordings of a manifest without prices.
+    :param unpriced: The planned recordings whose costs are neither in ``credits`` nor in ``spent``.
     :param rejected: The reason of each rejected one, by key.
     :param spent: Credits of recordings that still earlier manifests of the run had planned.
+    :param paid: Those of them that are known to be done, by key.
     :param lines: Reads its lines.
     :param planned: All recordings that it had planned: they stay in the manifest, so that the report has them.
     """
@@ -107,6 +108,7 @@ class EarlierPlan:
     unpriced: set[str] = field(default_factory=set)
     rejected: dict[str, str] = field(default_factory=dict)
     spent: int = 0
+    paid: dict[str, int] = field(default_factory=dict)
     planned: set[str] = field(default_factory=set)
     lines: Callable[[], Iterable[Planned]] = tuple
 
@@ -121,7 +123,9 @@ class EarlierPlan:
         for planned in manifest.lines():
             if planned.status in (PLANNED, DONE):
                 plan.planned.add(planned.key)
-            if planned.status in (PLANNED, DONE) and manifest.header.credits is None:
+            if planned.status == DONE and planned.credits is not None:
+                plan.paid[planned.key] = planned.credits
+            elif planned.status == DONE or (planned.status == PLANNED and manifest.header.credits is None):
                 plan.unpriced.add(planned.key)
             elif planned.status == PLANNED:
                 plan.credits[planned.key] = planned.credits or 0
@@ -134,9 +138,13 @@ class EarlierPlan:
         for key in self.credits.keys() & snapshot.done:
             credits = self.credits.pop(key)
             # Only what was uploaded and prepared costs anything, also if it was deleted since.
-            if snapshot.problems.get(key) not in (Status.FAILED, Status.REJECTED):
-                self.spent += credits
+            self.pay(key, 0 if snapshot.problems.get(key) in (Status.FAILED, Status.REJECTED) else credits)
         return self.spent
+
+    def pay(self, key: str, credits: int) -> None:
+        """Count what a recording that is done has cost."""
+        self.paid[key] = credits
+        self.spent += credits
 
 
 class Planner:
@@ -233,7 +241,9 @@ class Planner:
         self.spent = earlier.spend(snapshot)
         if priced:
             self.balance = self._hook.get_credit_balance()
-            self.spent += self._costs(earlier.unpriced & snapshot.done)
+            for key, cost in self._costs(earlier.unpriced & snapshot.done):
+                earlier.pay(key, cost)
+            self.spent = earlier.spent
         budget = Budget.of(
             max_credits, spent=self.spent, reserved=sum(earlier.credits.values()), balance=self.balance or 0
         )
@@ -261,7 +271,7 @@ class Planner:
         self.spent += sum(credits for key, credits in earlier.credits.items() if key not in self._kept)
 
     def _rename(self, items: Mapping[str, UploadItem], earlier: EarlierPlan) -> None:
-        """Have what an earlier manifest planned by location count for the same file by its content."""
+        """Move the credits that an earlier manifest planned under a file's location to the key of its content."""
         for key, item in items.items():
             assert item.file is not None
             before = item.file.identity(project_id=self.project_id, language=self.language).key
@@ -272,13 +282,13 @@ class Planner:
 
     def _keep_done(self, earlier: EarlierPlan, snapshot: Snapshot, writer: ManifestWriter) -> None:
         """Keep the lines of recordings that are done and whose files were moved away, so that the report has them."""
-        for planned in earlier.lines() if earlier.planned & snapshot.done else ():
+        kept = earlier.planned & snapshot.done
+        for planned in earlier.lines() if kept else ():
             key = bytes.fromhex(planned.key)
-            is_done = planned.key in earlier.planned and planned.key in snapshot.done
-            if is_done and key not in self._seen and location_digest(planned.uri) not in self._listed:
+            if planned.key in kept and key not in self._seen and location_digest(planned.uri) not in self._listed:
                 self._seen.add(key)
                 self.lines[DONE] += 1
-                writer.add(replace(planned, status=DONE, credits=None))
+                writer.add(replace(planned, status=DONE, credits=earlier.paid.get(planned.key)))
 
     def remember_rejected(self, writer: ManifestWriter) -> None:
         """Store in the ledger which files cannot be uploaded, once the manifest names them.
@@ -305,8 +315,8 @@ class Planner:
             for _ in self._ledger.each(remember, rejected):
                 pass
 
-    def _costs(self, keys: Collection[str]) -> int:
-        """Return what recordings have cost, by their results."""
+    def _costs(self, keys: Collection[str]) -> Iterator[tuple[str, int]]:
+        """Yield the keys of recordings that are done, and what each has cost by its result."""
 
         def cost(key: str) -> int:
             try:
@@ -315,7 +325,7 @@ class Planner:
                 return 0
             return result.credits or 0 if result is not None else 0
 
-        return sum(self._ledger.each(cost, keys))
+        return zip(keys, self._ledger.each(cost, keys), strict=True)
 
     # ---- One chunk
 
@@ -379,6 +389,7 @@ class Planner:
         elif standing.state == "rejected" and item.key in earlier.rejected:
             self._write(item, writer, REJECTED, earlier.rejected[item.key])
         elif standing.state and item.key in earlier.planned:
+            item.credits = earlier.paid.get(item.key)
             self._write(item, writer, DONE)
         elif standing.state:
             self.known[standing.state] += 1

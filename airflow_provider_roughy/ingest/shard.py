@@ -382,7 +382,8 @@ class Shard(Batch):
 
         A shard whose worker has died may write no results, so that all others have those of its part, too.
 
-        :param manifest: The manifest; ``None`` if another plan has replaced it: then only what this run has itself.
+        :param manifest: The manifest; ``None`` if it was replaced or cannot be read again: then only the recordings
+            that this run has claimed.
         :param error: The error that has ended this try.
         :raises RoughyLedgerError: If the ledger cannot be read.
         """

@@ -47,8 +47,8 @@ class LedgerObjects:
 
     :param location: A local path, a URI with a scheme that Airflow's object storage knows, or an ``ObjectStoragePath``.
     :param conn_id: The Airflow connection of that storage.
-    :param id: The :meth:`id` of the ledger, which exists: another one, or none, is an error. By default, a ledger
-        begins at its first :meth:`check`.
+    :param id: The expected :meth:`id`: if there is another ledger or none, :meth:`check` raises an error. By default,
+        :meth:`check` creates the ledger if there is none.
     :raises RoughyUnusableLedgerError: If the location names no folder, or one that depends on the worker.
     """
 
@@ -111,10 +111,10 @@ class LedgerObjects:
         :raises RoughyLedgerError: If its storage is down.
         """
         if self._id is not None and (found := self.id()) != self._id:
-            what = "there is no ledger" if found is None else "there is another ledger"
+            what = "no ledger" if found is None else "another ledger than the plan"
             raise RoughyUnusableLedgerError(
-                f"Ledger {self.uri} cannot be used: {what} at that location on this worker, and not the one that the "
-                "plan has used. Is its volume mounted, and are the workers' folders shared?"
+                f"Ledger {self.uri} cannot be used: this worker finds {what} there. Mount the volume of the ledger on "
+                "this worker; if the ledger was replaced, plan again"
             )
         with self._errors():
             self._folder.prepare()
@@ -124,7 +124,7 @@ class LedgerObjects:
         self._is_there = True
 
     def id(self) -> str | None:
-        """Return what distinguishes it from a ledger that was begun at the same location another time.
+        """Return its id, which another ledger does not have, also if it is created at the same location.
 
         :returns: Hexadecimal digits; ``None`` if there is no ledger here.
         :raises RoughyLedgerError: If it cannot be read.

@@ -233,7 +233,7 @@ def _newest(shards: list[str], conn_id: str | None) -> dict[bytes, tuple[bool, b
 
 
 def find_missing_shards(location: ReportLocation, *, conn_id: str | None = None) -> str | None:
-    """Say which shards of a manifest have written no results into a report; ``None`` if none is missing.
+    """Say which shards of each manifest have written no results into a report; ``None`` if none is missing.
 
     :param location: The folder, as :func:`write_report` takes it.
     :param conn_id: The Airflow connection of its storage.
@@ -245,22 +245,22 @@ def find_missing_shards(location: ReportLocation, *, conn_id: str | None = None)
 
 
 def _missing_shards(names: Iterable[str]) -> str | None:
-    """Say which shards of a manifest have written no part."""
-    # By manifest, and by into how many shards it was divided: another number may be that of an earlier plan.
+    """Say which shards of each manifest have written no part."""
+    # By manifest, then by the number of its shards: parts with another number may be left of an earlier plan.
     found: dict[str, dict[int, set[int]]] = {}
     for name in names:
         if match := _SHARD.search(name):
             found.setdefault(match[1] or "", {}).setdefault(int(match[3]), set()).add(int(match[2]))
-    all_missing = []
-    for by_shards in found.values():
+    texts = []
+    for prefix, by_shards in sorted(found.items()):
         missing = {of: sorted(set(range(of)) - numbers) for of, numbers in by_shards.items()}
-        if all(missing.values()):
-            all_missing.append(max(missing.items()))
-    if not all_missing:
-        return None
-    of, numbers = max(all_missing)
-    listed = ", ".join(map(str, numbers[:20])) + (", …" if len(numbers) > 20 else "")
-    return f"No results of {counted(len(numbers), 'shard')} of {of:,}: {listed}. Clear the task of each, or let it end"
+        if not all(missing.values()):
+            continue
+        of, numbers = max(missing.items())
+        listed = ", ".join(map(str, numbers[:20])) + (", …" if len(numbers) > 20 else "")
+        parts = f", whose parts begin with {prefix}" if prefix else ""
+        texts.append(f"No results of {counted(len(numbers), 'shard')} of {of:,}{parts}: {listed}")
+    return f"{'; '.join(texts)}. Clear the task of each, or let it end" if texts else None
 
 
 def _rank(result: RecordingResult) -> tuple[bool, bool]:

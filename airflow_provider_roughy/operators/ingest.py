@@ -118,7 +118,7 @@ class RoughyIngestOperator(InterruptibleOperator, WaitingOperator):
     ledger of the plan. Each shard writes a part of the report, by default beside the manifest
     (``plan-results/results-shard-0000-of-0008.jsonl``). Its result is the URI of that part; XComs have ``report``,
     ``summary`` and ``counts`` only, however many files there are. ``read_report`` of the folder has one result of
-    each recording. Tasks that are mapped over several manifests may share a folder of the report.
+    each recording. Tasks of one run that are mapped over several manifests may share a folder of the report.
 
     :param source: A folder, a prefix such as ``s3://bucket/incoming/``, a glob, a file, an ``ObjectStoragePath``, or a
         list of them; or a manifest, whose name ends with ``.jsonl``. A source that is missing or unreadable fails the

@@ -315,7 +315,7 @@ class ShardTask:
     def _manifest(self) -> Iterator[Manifest | None]:
         """Open the manifest again; yield ``None`` if another plan has replaced it, or it is gone or damaged."""
         with ExitStack() as stack:
-            manifest, why = None, "another plan has replaced it"
+            manifest, why = None, "Another plan has replaced it: give each run a manifest of its own"
             try:
                 reading = manifests.reading(self._location, conn_id=self._operator.source_conn_id)
                 manifest = stack.enter_context(reading)
@@ -323,8 +323,8 @@ class ShardTask:
                 why = str(err)
             if manifest is None or manifest.header != self._header:
                 self._log.warning(
-                    "The results have only what this shard has uploaded, and not all recordings of its part of "
-                    "manifest %s: %s. Give each run a manifest of its own",
+                    "Manifest %s cannot be read again. The results have only the recordings that this shard has "
+                    "claimed, and not the others of its part. %s",
                     as_text(without_secrets(self._location)),
                     why,
                 )
@@ -352,8 +352,8 @@ class ShardTask:
         ended = totals.counts[Status.FAILED] + totals.counts[Status.REJECTED]
         if ended and totals.ended_key:
             text += (
-                "\nA new run skips files that failed or were rejected, and a cleared one reports them again. To ingest "
-                "one again, replace the file; or "
+                "\nA new run skips files that failed or were rejected; a cleared run reports them again. To ingest one "
+                "again, replace the file; or "
                 f"forget it by its key, and plan again: {FORGET_IMPORT}; {shard.ledger.forget_call(totals.ended_key)}"
             )
         if operator.on_failed == "fail" and (ended or totals.counts[Status.INTERRUPTED]):
