@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -450,6 +451,23 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     os.close(full)
     assert not isinstance(error.value, AirflowFailException), "somebody may make room"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_that_vanishes_while_a_file_is_written_takes_a_retry(tmp_path: Path) -> None:
+    target = find_target(tmp_path / "out" / "talk.mp3", name="x")
+    with pytest.raises(RoughyTargetError) as error, target.open() as sink:
+        sink.write(NEW)
+        shutil.rmtree(tmp_path / "out")
+        sink.finish()
+    assert not error.value.final
+
+
+def test_name_that_became_a_folder_while_a_file_is_written_takes_no_retry(tmp_path: Path) -> None:
+    target = find_target(tmp_path / "talk.mp3", name="x")
+    with pytest.raises(RoughyUnusableTargetError), target.open() as sink:
+        sink.write(NEW)
+        (tmp_path / "talk.mp3").mkdir()
+        sink.finish()
 
 
 def test_failed_cleanup_does_not_hide_the_error(

@@ -8,8 +8,8 @@ from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Literal, get_args
 
-from airflow_provider_roughy.exceptions import RoughyTargetError, RoughyTargetExistsError
-from airflow_provider_roughy.transfer.storage import as_text, storage_errors
+from airflow_provider_roughy.exceptions import RoughyTargetError, RoughyTargetExistsError, RoughyUnusableTargetError
+from airflow_provider_roughy.transfer.storage import ErrorKind, as_text, kind_of, storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,7 +69,7 @@ class Target(ABC):
     def exists(self) -> bool:
         """Return whether there is a file.
 
-        :raises RoughyTargetError: If the storage does not say it.
+        :raises RoughyTargetError: If that could not be checked.
         """
         if self.unseen is not None:
             raise self.unseen
@@ -230,7 +230,13 @@ class Sink(ABC):
             _log.warning("Removing the unfinished file beside target %s failed; you may remove it: %s", self.uri, err)
 
     def _errors(self) -> AbstractContextManager[None]:
-        return storage_errors(f"Target {self.uri} cannot be written", RoughyTargetError)
+        # A file or folder that vanishes meanwhile may be there for a retry.
+        return storage_errors(
+            f"Target {self.uri} cannot be written",
+            RoughyTargetError,
+            RoughyUnusableTargetError,
+            is_final=lambda err: kind_of(err) in (ErrorKind.FORBIDDEN, ErrorKind.UNUSABLE),
+        )
 
     @abstractmethod
     def _write(self, block: bytes | memoryview) -> None: ...
