@@ -237,7 +237,7 @@ class RoughyProduceTrigger(_WaitingTrigger):
 
     :param ids: The ids of the resources, by the name of their kind.
     :param go_on_after: Seconds after which it is enough that some resources are in a final state.
-    :param ends_at: When it ends although none may be, in seconds since the epoch: others are to be polled then.
+    :param ends_at: When it ends even if none is in a final state, in seconds since the epoch.
     :param options: See :class:`_WaitingTrigger`, without ``kind``.
     """
 

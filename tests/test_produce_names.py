@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_roughy.exceptions import RoughyConfigurationError
-from airflow_provider_roughy.produce.names import PLACEHOLDERS, SourceName, TargetTemplate, unknown_cut
+from airflow_provider_roughy.produce.names import (
+    PLACEHOLDERS,
+    SourceName,
+    TargetTemplate,
+    length_problem,
+    unknown_cut,
+)
 
 pytestmark = pytest.mark.once
 
@@ -101,3 +107,20 @@ def test_value_on_an_object_storage_stays_one_key(value: str) -> None:
 def test_place_that_a_value_or_the_worker_decides_is_refused(target: str, words: str) -> None:
     with pytest.raises(RoughyConfigurationError, match=words):
         TargetTemplate(target)
+
+
+@pytest.mark.parametrize(
+    ("location", "problem"),
+    [
+        (f"/out/{'x' * 255}", None),
+        (f"/out/{'x' * 256}", "a part of its name has 256 bytes, and the storage allows 255"),
+        (f"/out/{'ä' * 128}/a", "a part of its name has 256 bytes, and the storage allows 255"),
+        (f"sftp://host/{'x' * 256}", "a part of its name has 256 bytes, and the storage allows 255"),
+        (f"s3://bucket/{'x' * 1024}", None),
+        (f"s3://bucket/a/{'x' * 1023}", "its name has 1,025 bytes, and the storage allows 1,024"),
+        (f"gs://bucket/{'ä' * 513}", "its name has 1,026 bytes, and the storage allows 1,024"),
+    ],
+    ids=range(7),
+)
+def test_names_are_as_long_as_their_storage_allows(location: str, problem: str | None) -> None:
+    assert length_problem(location) == problem

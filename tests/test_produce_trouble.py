@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_roughy.compat import AirflowFailException, AirflowTaskTimeout, TaskDeferred
+from airflow_provider_roughy.compat import DAG, AirflowFailException, AirflowTaskTimeout, TaskDeferred
 from airflow_provider_roughy.emulator import Fault
 from airflow_provider_roughy.exceptions import (
     RoughyConfigurationError,
@@ -21,9 +21,10 @@ from airflow_provider_roughy.exceptions import (
 )
 from airflow_provider_roughy.ingest.result import RecordingResult
 from airflow_provider_roughy.lifecycle import batch_to_event
-from airflow_provider_roughy.observability.report import read_report, write_report
+from airflow_provider_roughy.observability.report import find_missing_shards, read_report, write_report
 from airflow_provider_roughy.operators import RoughyProduceOperator, produce
 from airflow_provider_roughy.produce import production as productions
+from airflow_provider_roughy.sensors import RoughyAssetSensor
 from tests.ingesting import Nights
 from tests.producing import Production
 from tests.running import TaskInstance, whenever
@@ -212,7 +213,7 @@ def test_names_with_the_id_of_a_cut(production: Production) -> None:
 # ---- The wait
 
 
-@pytest.mark.parametrize("changed", ["script", "render", "target"])
+@pytest.mark.parametrize("changed", ["script", "render", "target", "ledger"])
 def test_arguments_that_change_during_the_wait_concern_the_next_try(
     production: Production, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
@@ -225,8 +226,14 @@ def test_arguments_that_change_during_the_wait_concern_the_next_try(
         "render": {"format": "mp4"},
         "script": "old",
         "target": production.options["target"],
+        "ledger": str(production.ledger),
     }
-    values = {"script": "new", "render": {"format": "mov"}, "target": f"{production.out}/new/{{source_name}}/"}
+    values: dict[str, Any] = {
+        "script": "new",
+        "render": {"format": "mov"},
+        "target": f"{production.out}/new/{{source_name}}/",
+        "ledger": f"{production.ledger}-new",
+    }
     new: dict[str, Any] = {**old, changed: values[changed]}
     resume = RoughyProduceOperator.execute_complete
 
@@ -240,6 +247,7 @@ def test_arguments_that_change_during_the_wait_concern_the_next_try(
     assert ended.state == "success"
     assert set(production.files()) == {"a.mp4/captions.srt", "a.mp4/render.mp4"}
     assert [cut["script"] for cut in roughy.cuts] == ["old"]
+    assert not Path(values["ledger"]).exists()
     roughy.progression = "immediate"
     assert production.run(**new).state == "success"
     (outputs,) = production.xcoms["outputs"].values()
@@ -308,14 +316,15 @@ def test_files_from_before_the_wait_are_reported_whatever_ends_it(
     assert (result.status, set(result.outputs or ())) == ("interrupted", {"original.mp3"})
 
 
-@pytest.mark.parametrize("lost", ["arguments", "scripts", "deadline", "turn"])
+@pytest.mark.parametrize("lost", ["arguments", "scripts", "deadline", "turn", "arguments.ledger"])
 def test_state_of_the_wait_that_is_another_one_is_not_used(production: Production, lost: str) -> None:
     asset_id = production.add("/in/a.mp3")
     ti = TaskInstance()
 
     def lose() -> None:
         state = json.loads(ti.xcoms["roughy_before_the_wait"])
-        del state[lost]
+        group, _, name = lost.rpartition(".")
+        del (state[group] if group else state)[name]
         ti.xcoms["roughy_before_the_wait"] = json.dumps(state)
 
     ended = production.run(deferrable=True, before_resuming=lose, context={"ti": ti}, **CAPTIONS)
@@ -383,9 +392,20 @@ def test_credits_that_are_gone_again_are_waited_for_and_reported(
     monkeypatch.setattr(productions, "_MAX_RETRY_AFTER", 0.1)
     asset_id = production.add("/in/a.mp3")
     body = {"error": {"code": "asset_payment_required", "message": "The credits do not cover the asset."}}
+    production.roughy.inject(Fault(method="POST", path="/v1/cuts", status=409, body=body, times=9))
+    ended = production.run(on_pending_payment="wait", **CAPTIONS)
+    assert (ended.state, production.xcoms["ready"], production.asked()["POST v1/cuts"]) == ("success", [asset_id], 10)
+
+
+def test_credits_that_are_gone_until_the_timeout_do_not_end_as_a_success(
+    production: Production, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(productions, "_MAX_RETRY_AFTER", 0.1)
+    production.add("/in/a.mp3")
+    body = {"error": {"code": "asset_payment_required", "message": "The credits do not cover the asset."}}
     production.roughy.inject(Fault(method="POST", path="/v1/cuts", status=409, body=body, times=None))
-    production.run(on_pending_payment="wait", **CAPTIONS)
-    assert (production.xcoms["pending_payment"], production.asked()["POST v1/cuts"]) == ([asset_id], 6)
+    assert production.run(on_pending_payment="wait", timeout=3, **CAPTIONS).state == "failed"
+    assert "timeout" in production.xcoms["interrupted"]["/in/a.mp3"]
 
 
 def test_reads_after_the_wait_end_by_the_timeout(production: Production, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -403,6 +423,143 @@ def test_reads_after_the_wait_end_by_the_timeout(production: Production, monkeyp
         production.run(timeout=4, poll_interval=0.3, on_failed="return", **CAPTIONS)
     assert (production.xcoms["ready"], list(production.xcoms["interrupted"])) == ([done], ["/in/late.mp4"])
     assert time.monotonic() - began < 15
+
+
+# ---- What Roughy, or something in its place, answers
+
+
+@WAYS
+def test_cut_of_another_recording_is_not_written(production: Production, deferrable: bool) -> None:
+    first = production.add("/in/first.mp3")
+    assert production.run(**CAPTIONS).result == [first]
+    other = production.add("/in/other.mp3")
+    reply = json.loads(json.dumps(production.roughy.cuts[0], default=str))
+    fault = Fault(method="POST", path="/v1/cuts", status=201, body=reply, headers={"Retry-After": "0"}, times=None)
+    production.roughy.inject(fault)
+    ended = production.run(deferrable=deferrable, timeout=4, on_failed="return", **CAPTIONS)
+    assert (ended.state, production.xcoms["ready"]) == ("success", [first])
+    assert f"its asset_id is {first}, not {other}" in production.xcoms["interrupted"]["/in/other.mp3"]
+    assert set(production.files()) == {"first.mp3/captions.srt"}
+
+
+def test_render_of_another_recording_is_not_written(production: Production) -> None:
+    first = production.add("/in/first.mp4")
+    options: dict[str, Any] = {"captions": None, "timeline": None, "render": {"format": "mp4"}, "render_of": "asset"}
+    assert production.run(**options).result == [first]
+    production.add("/in/other.mp4")
+    reply = json.loads(json.dumps(production.roughy.renders[0], default=str))
+    production.roughy.inject(Fault(method="POST", path="/v1/renders", status=201, body=reply, times=None))
+    production.run(timeout=4, on_failed="return", **options)
+    assert (production.xcoms["ready"], set(production.files())) == ([first], {"first.mp4/render.mp4"})
+
+
+@WAYS
+def test_asset_that_is_read_as_ready_and_as_not_ready_is_not_read_without_end(
+    production: Production, deferrable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roughy = production.roughy
+    late = add_unsent(production, "/in/late.mp4")
+    production.add("/in/done.mp3")
+    begin, reads = productions.Production._begin_ready, [0]
+
+    def flip(self: productions.Production, recordings: Any) -> None:
+        reads[0] += 1
+        roughy.set_state(late, "pending_upload")
+        try:
+            begin(self, recordings)
+        finally:
+            roughy.set_state(late, "ready", type="video", extension="mp4")
+
+    monkeypatch.setattr(productions.Production, "_begin_ready", flip)
+    ready = lambda: roughy.set_state(late, "ready", type="video", extension="mp4")  # noqa: E731
+    options = {**CAPTIONS, "timeout": 6, "poll_interval": 0.2, "on_failed": "return"}
+    if deferrable:
+        production.run(deferrable=True, before_resuming=ready, **options)
+    else:
+        with whenever(lambda: any(each.method == "POST" for each in roughy.requests), ready):
+            production.run(**options)
+    assert 1 <= reads[0] <= 4
+    assert set(production.xcoms["interrupted"]) == {"/in/late.mp4"}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(method="POST", path="/v1/cuts", status=503, headers={"Retry-After": "12"}, times=None),
+        Fault(method="GET", path="/v1/cuts/*/subtitle/export", status=503, headers={"Retry-After": "12"}, times=None),
+        Fault(method="GET", path="/v1/renders/*", status=503, headers={"Retry-After": "12"}, times=None),
+    ],
+    ids=["cut", "export", "download"],
+)
+def test_requests_are_not_repeated_after_the_timeout(production: Production, fault: Fault) -> None:
+    production.add("/in/a.mp3")
+    production.roughy.inject(fault)
+    began = time.monotonic()
+    assert production.run(timeout=4, timeline=None, captions="srt").state != "success"
+    assert time.monotonic() - began < 12
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_timeout_and_not_its_errors_ends_a_batch(production: Production, status: int) -> None:
+    for number in range(7):
+        production.add(f"/in/{number}.mp3")
+    production.roughy.inject(
+        Fault(method="POST", path="/v1/cuts", status=status, headers={"Retry-After": "30"}, times=None)
+    )
+    ended = production.run(timeout=3, on_failed="return", parallel=7, **CAPTIONS)
+    assert (ended.state, len(production.xcoms["interrupted"])) == ("success", 7)
+    assert production.run(timeout=3, parallel=7, **CAPTIONS).state == "failed"
+
+
+def test_name_that_the_target_refuses_does_not_stop_the_others(production: Production) -> None:
+    for number in range(5):
+        production.add(f"/in/None/{number}.mp3")
+    good = production.add("/in/good.mp3")
+    production.run(parallel=1, on_failed="return", **CAPTIONS)
+    assert (production.xcoms["ready"], len(production.xcoms["rejected"])) == ([good], 5)
+
+
+def test_names_that_are_too_long_do_not_stop_the_others(production: Production) -> None:
+    for number in range(5):
+        production.add(f"/in/{number}{'x' * 245}.mp3")
+    good = [production.add(f"/in/{number}.mp3") for number in range(2)]
+    target = f"{production.out}/{{source_name}}.{{kind}}.{{format}}"
+    production.run(target=target, parallel=1, on_failed="return", **CAPTIONS)
+    assert (production.xcoms["ready"], len(production.xcoms["rejected"])) == (good, 5)
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/v1/assets*"), ("POST", "/v1/cuts"), ("GET", "/v1/cuts/*")])
+@pytest.mark.parametrize("status", [400, 422, 500])
+def test_signed_url_in_an_error_is_not_repeated(
+    production: Production, log: Callable[[], str], tmp_path: Path, method: str, path: str, status: int
+) -> None:
+    production.add("/in/a.mp3")
+    message = "sorry: cannot read https://storage/x?X-Amz-Signature=needle&X-Amz-Credential=needle, retry"
+    body = {"error": {"code": "odd", "message": message}}
+    fault = Fault(method=method, path=path, status=status, body=body, headers={"Retry-After": "0"}, times=None)
+    production.roughy.inject(fault)
+    ended = production.run(report=str(tmp_path / "report"), timeout=4, **CAPTIONS)
+    folders = (tmp_path / "report", production.ledger)
+    files = [each.read_text(errors="replace") for folder in folders for each in folder.rglob("*") if each.is_file()]
+    told = f"{ended.error} {ended.error!r} {log()} {json.dumps(production.xcoms)} {files}"
+    assert "needle" not in told
+    assert "sorry" in told
+
+
+def test_signed_url_in_the_reason_of_a_failure_is_not_repeated(
+    production: Production, log: Callable[[], str], tmp_path: Path
+) -> None:
+    asset_id = production.add("/in/a.mp3")
+    roughy = production.roughy
+    production.run(**CAPTIONS)
+    (cut,) = roughy.cuts
+    reason = {"error_code": "media_error", "error_message": "sorry: https://s/x?X-Amz-Signature=needle"}
+    reply = json.loads(json.dumps({**cut, "state": "failed", **reason}, default=str))
+    roughy.inject(Fault(method="POST", path="/v1/cuts", status=200, body=reply, times=None))
+    ended = production.run(report=str(tmp_path / "report"), script="new", on_failed="return", **CAPTIONS)
+    assert "sorry" in production.xcoms["failed"][asset_id]
+    report = [each.read_text() for each in (tmp_path / "report").iterdir()]
+    assert "needle" not in f"{ended.result} {log()} {json.dumps(production.xcoms)} {report}"
 
 
 # ---- Kills
@@ -495,6 +652,12 @@ def test_missing_shard_is_said(production: Production, tmp_path: Path, log: Call
     write_report(str(folder), [RecordingResult("/in/a.mp3", "ready", asset_id=asset_id)], part="shard-0001-of-0003")
     assert production.run(from_report=str(folder), **CAPTIONS).result == [asset_id]
     assert "No results of 2 shards of 3: 0, 2" in log()
+    write_report(str(folder), [], part="0123abcd-shard-0001-of-0002")
+    write_report(str(folder), [], part="4567abcd-shard-0000-of-0004")
+    assert find_missing_shards(str(folder)) == (
+        "No results of 2 shards of 3: 0, 2; No results of 1 shard of 2, whose parts begin with 0123abcd: 0; "
+        "No results of 3 shards of 4, whose parts begin with 4567abcd: 1, 2, 3. Clear the task of each, or let it end"
+    )
 
 
 # ---- Arguments
@@ -516,13 +679,30 @@ def test_script_of_one_recording_is_found_whatever_the_target_has(
 
 
 @pytest.mark.parametrize(
+    "source", ["s3://archive@bucket/a.mp3", "https://u:p@host/a.mp3?X-Amz-Signature=needle"], ids=["s3", "https"]
+)
+def test_script_by_source_is_found_with_what_messages_leave_out(production: Production, source: str) -> None:
+    asset_id = production.add("/in/a.mp3")
+    ended = production.run(sources={asset_id: source}, script={source: "the intro"}, **CAPTIONS)
+    assert (ended.state, [cut["script"] for cut in production.roughy.cuts]) == ("success", ["the intro"])
+
+
+def test_result_of_another_task_within_an_argument_is_rendered_first() -> None:
+    with DAG("produce"):
+        other = RoughyAssetSensor(task_id="other", asset_id="0")
+        options: dict[str, Any] = {"captions": ["srt", other.output], "render": {"format": "mp4", "x": other.output}}
+        task = RoughyProduceOperator(task_id="produce", asset_ids=["0"], target="/out/", **options)
+    assert task.upstream_task_ids == {"other"}
+
+
+@pytest.mark.parametrize(
     ("options", "says"),
     [
         ({"frame_rate": "abc"}, "frame_rate must be a number above zero"),
         ({"frame_rate": -5}, "frame_rate must be a number above zero"),
         ({"frame_rate": float("nan")}, "frame_rate must be a number above zero"),
         ({"script": ["a"]}, "script must be a text"),
-        ({"script": {"a.mp3": 5}}, "script must be a text"),
+        ({"script": {"a.mp3": 5}}, "script of 'a.mp3' must be a text, not int"),
         ({"render": {"format": "m4a", "audio_bitrate": float("nan")}}, "render cannot be sent"),
         ({"render": {"format": "m4a", "tags": {1, 2}}}, "render cannot be sent"),
         ({"source_root": 7}, "source_root must be"),

@@ -80,11 +80,14 @@ class Client:
         while True:
             try:
                 return self.once(call)
-            except RoughyError as error:
-                pause = tries.after(error)
+            except RoughyError as err:
+                pause, error = tries.after(err), err
             if pause is None:
                 return tries.value
-            interrupt.pause(pause)
+            left = interrupt.time_left()
+            interrupt.pause(min(pause, left))
+            if pause >= left:
+                raise error
 
     def once(self, call: Call[T], *, within: float | None = None) -> T:
         """Send a call once, and return its value.

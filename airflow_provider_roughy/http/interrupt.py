@@ -40,6 +40,8 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.is_set = False
+        #: The time after which no request is repeated, in seconds since the epoch.
+        self.deadline = float("inf")
         self._handles: list[socket.socket] = []
         self._tokens: list[Token[Interrupt | None]] = []
 
@@ -105,6 +107,12 @@ def check() -> None:
     """
     if (interrupt := current()) is not None:
         interrupt.check()
+
+
+def time_left() -> float:
+    """Return the seconds until the deadline of the running code: 0 afterwards, infinity without one."""
+    interrupt = current()
+    return float("inf") if interrupt is None else max(0.0, interrupt.deadline - time.time())
 
 
 def pause(seconds: float) -> None:

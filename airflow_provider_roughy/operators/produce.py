@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 _GO_ON_AFTER = 60.0
 #: Seconds of one wait if there is more to wait for than one wait takes.
 _TURN_SECONDS = 300.0
+#: What a try keeps during a wait, as its plan depends on it; ``parallel`` and the like may change.
+_KEPT = ("wanted", "target", "target_conn_id", "source_root", "ledger", "ledger_conn_id", "overwrite")
 #: Templates are rendered in these, and the values of mappings and lists.
 _TEMPLATED = (
     "asset_ids",
@@ -119,7 +121,8 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
     ================== =================================================================================================
 
     If it ends with a slash, a file is named ``{kind}.{format}`` in it. Two recordings whose outputs would have the same
-    name are rejected before anything is made. A name never leads out of the target: slashes and control characters in a
+    name are rejected before anything is made of them; if Roughy has not prepared one of them yet, only that one, once
+    it has. A name never leads out of the target: slashes and control characters in a
     value are replaced.
 
     The result is the list of assets whose outputs are all written. XComs have the rest, also if the task fails:
@@ -230,9 +233,9 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         check_parallel(parallel)
         check_overwrite(overwrite)
         for name, value in (("captions", captions), ("timeline", timeline)):
-            if not isinstance(value, XComArg):
+            if not _has_xcoms(value):
                 formats_of(name, value)
-        if not isinstance(render, XComArg):
+        if not _has_xcoms(render):
             check_render(render)
         if not isinstance(target, XComArg):
             check_template(str(target))
@@ -272,17 +275,16 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
 
         :returns: The assets whose outputs are all written.
         """
-        deadline = self.deadline(time.time())
+        deadline = self._interrupt.deadline = self.deadline(time.time())
         report = self._task_report(context)
         self._check_report()
         with self._interrupt, self.hook:
-            ledger = self._open_ledger()
-            production = self._production(context, ledger, self._arguments())
+            production = self._production(context, self._arguments())
             with self._reported(context, production, report):
-                sources = self._sources(ledger)
+                sources = self._sources(production.ledger)
                 report.begin()
                 self.log.info("Making the outputs of %s", counted(len(sources), "recording"))
-                production.begin(sources, self._scripts(), deadline)
+                production.begin(sources, self._scripts())
                 return self._work(context, production, report, deadline)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> list[str]:
@@ -294,7 +296,10 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         if before is None:
             batch_from_event(event)
             # What was requested and written is found again.
-            self.log.warning("The state from before the wait is gone; starting again")
+            self.log.warning(
+                "The state from before the wait is missing, or another release has stored it; starting again, with a "
+                "new `timeout`"
+            )
             return self.execute(context)
         return self._continue(context, before, event=event)
 
@@ -316,7 +321,9 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         """Return the state from before the wait; ``None`` if it was deleted, or another release has stored it."""
         before = self.saved_state(context)
         needed = {"arguments", "scripts", "recordings", "deadline", "turn"}
-        return before if isinstance(before, dict) and needed <= before.keys() else None
+        if not isinstance(before, dict) or not needed <= before.keys():
+            return None
+        return before if set(_KEPT) <= before["arguments"].keys() else None
 
     def _continue(
         self,
@@ -330,12 +337,13 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
 
         :param before: The state from before the wait.
         :param event: The event of the trigger.
-        :param error: Why there is none.
+        :param error: The error with which Airflow ended the wait; then there is no event.
         """
         report = self._task_report(context)
         report.resume(before.get("report_facts"))
+        self._interrupt.deadline = before["deadline"]
         with self._interrupt, self.hook:
-            production = self._production(context, self._open_ledger(), before["arguments"])
+            production = self._production(context, before["arguments"])
             with self._reported(context, production, report):
                 production.resume(before)
                 if error is not None:
@@ -351,7 +359,7 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
     # ---- Parameters
 
     def _arguments(self) -> dict[str, Any]:
-        """Return what this try makes, and where, as plain JSON. A try keeps it, whatever becomes of the DAG."""
+        """Return what this try makes, and where, as plain JSON. A try keeps it if the DAG changes during a wait."""
         if self.source_root is not None and not isinstance(self.source_root, str):
             raise RoughyConfigurationError(f"source_root must be a folder, not {self.source_root!r}; nothing was made")
         return {
@@ -359,16 +367,20 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
             "target": str(self.target),
             "target_conn_id": self.target_conn_id,
             "source_root": self.source_root,
+            "ledger": None if self.ledger is None else str(self.ledger),
+            "ledger_conn_id": self.ledger_conn_id or getattr(self.ledger, "conn_id", None),
+            "overwrite": self.overwrite,
         }
 
-    def _production(self, context: Context, ledger: Ledger | None, arguments: Mapping[str, Any]) -> Production:
+    def _production(self, context: Context, arguments: Mapping[str, Any]) -> Production:
+        ledger = self._open_ledger(arguments)
         owner = ClaimOwner.of(context["ti"])
         writer = Writer(
             self.hook,
             owner=owner,
             ledger=ledger,
             target_conn_id=arguments["target_conn_id"],
-            overwrite=self.overwrite,
+            overwrite=arguments["overwrite"],
             log=self.log,
         )
         check_rendered(arguments["target"])
@@ -400,11 +412,11 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         except ValueError as err:
             raise RoughyConfigurationError(f"{err}; nothing was made") from None
 
-    def _open_ledger(self) -> Ledger | None:
-        if self.ledger is None:
+    def _open_ledger(self, arguments: Mapping[str, Any]) -> Ledger | None:
+        if arguments["ledger"] is None:
             self.log.warning("No `ledger` is given: a retry and the next run write all files again")
             return None
-        return Ledger(self.ledger, conn_id=self.ledger_conn_id)
+        return Ledger(arguments["ledger"], conn_id=arguments["ledger_conn_id"])
 
     def _check_report(self) -> None:
         """Refuse to replace the report that this task reads."""
@@ -442,7 +454,8 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         script = self.script
         if not isinstance(script, Mapping):
             return lambda asset_id, source: script
-        scripts = {_canonical(name): each for name, each in script.items()}
+        # A source is without credentials and queries in :meth:`_sources`, too.
+        scripts = {_canonical(without_secrets(str(name))): each for name, each in script.items()}
 
         def script_of(asset_id: str, source: str) -> str | None:
             names = (asset_id, source, source.rpartition("/")[2])
@@ -455,21 +468,21 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
     def _work(
         self, context: Context, production: Production, report: TaskReport, deadline: float, *, turn: int = 0
     ) -> list[str]:
-        production.work(deadline)
+        production.work()
         not_before = 0.0
         while True:
             waiting, held_until = production.waiting_now()
             if waiting and self.deferrable:
-                self._defer_wait(context, production, report, deadline, turn)
+                self._defer_wait(context, production, report, deadline, turn, waiting, held_until)
             elif waiting:
                 production.settle(self._wait(waiting, deadline, not_before, held_until))
-                # What is requested now is polled when the rest is due.
+                # What is requested now is polled with the rest, one interval later.
                 not_before = time.time() + self.poll_interval
             elif held_until is not None:
                 interrupt.pause(max(0.0, min(held_until, deadline) - time.time()))
             else:
                 break
-            production.work(deadline)
+            production.work()
         interrupt.check()
         not_written = self._push(context, production, report)
         return self._end(context, production, not_written)
@@ -493,19 +506,25 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         )
 
     def _defer_wait(
-        self, context: Context, production: Production, report: TaskReport, deadline: float, turn: int
+        self,
+        context: Context,
+        production: Production,
+        report: TaskReport,
+        deadline: float,
+        turn: int,
+        waiting: Mapping[str, Sequence[str]],
+        ends_at: float | None,
     ) -> None:
-        by_kind, held_until = production.waiting_now()
         # Those that are nearly done first.
-        waiting = [(kind, id) for kind, of_kind in reversed(by_kind.items()) for id in of_kind]
-        ends_at = float("inf") if held_until is None else held_until
-        if len(waiting) > MAX_IDS:
+        pairs = [(kind, id) for kind, of_kind in reversed(list(waiting.items())) for id in of_kind]
+        if len(pairs) > MAX_IDS:
             # One wait takes no more, so they take turns.
-            start = turn * MAX_IDS % len(waiting)
-            waiting = (waiting[start:] + waiting[:start])[:MAX_IDS]
-            ends_at = min(ends_at, time.time() + _TURN_SECONDS)
+            start = turn * MAX_IDS % len(pairs)
+            pairs = (pairs[start:] + pairs[:start])[:MAX_IDS]
+            turn_ends = time.time() + _TURN_SECONDS
+            ends_at = turn_ends if ends_at is None else min(ends_at, turn_ends)
         ids: dict[str, list[str]] = {}
-        for kind, id in waiting:
+        for kind, id in pairs:
             ids.setdefault(kind, []).append(id)
         before = {
             **production.to_dict(),
@@ -517,7 +536,7 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         RoughyProduceTrigger(
             ids=ids,
             go_on_after=_GO_ON_AFTER,
-            ends_at=None if ends_at == float("inf") else ends_at,
+            ends_at=ends_at,
             roughy_conn_id=self.roughy_conn_id,
             poll_interval=self.poll_interval,
             deadline=deadline,
@@ -631,6 +650,11 @@ def _xcoms(results: BatchResults, production: Production) -> dict[str, Any]:
         "outputs": {each.asset_id: each.files() for each in production.recordings if each.written},
         "left_out": {each.asset_id: dict(each.left_out) for each in production.recordings if each.left_out},
     }
+
+
+def _has_xcoms(value: Any) -> bool:
+    """Return whether a value is the result of another task, or has one in it, so that it is not known yet."""
+    return any(True for _ in XComArg.iter_xcom_references(value))
 
 
 def _canonical(asset_id: str) -> str:

@@ -33,7 +33,7 @@ async def wait_for_some(
     :param poll_interval: See :func:`~airflow_provider_roughy.polling.wait_until_all_final`.
     :param deadline: See the same function. Afterwards, there is a verdict on each resource.
     :param not_before: When to poll first, in seconds since the epoch.
-    :param ends_at: When to end although nothing may have ended, in seconds since the epoch.
+    :param ends_at: When to end even if there is no final verdict, in seconds since the epoch.
     :param on_pending_payment: See :class:`~airflow_provider_roughy.polling.ResourcePoller`.
     :param log: Logs the progress.
     :returns: The final verdicts.

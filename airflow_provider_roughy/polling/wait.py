@@ -13,6 +13,7 @@ from contextlib import suppress
 from airflow_provider_roughy.event_loop import run_here
 from airflow_provider_roughy.exceptions import RoughyApiError, RoughyError
 from airflow_provider_roughy.hooks import RoughyHook
+from airflow_provider_roughy.http import interrupt
 from airflow_provider_roughy.http.retry import Backoff
 from airflow_provider_roughy.instruments import WAIT_DURATION, WAITS
 from airflow_provider_roughy.lifecycle import Kind, OnPendingPayment, Verdict
@@ -66,16 +67,13 @@ async def poll_batch(
     return verdicts
 
 
-async def read_batch(
-    hook: RoughyHook, kind: Kind, ids: Sequence[str], *, backoff: Backoff, deadline: float = float("inf")
-) -> dict[str, Answer]:
-    """Read a batch of resources, by lists where they cost fewer requests, and repeat what fails, as any request.
+async def read_batch(hook: RoughyHook, kind: Kind, ids: Sequence[str], *, backoff: Backoff) -> dict[str, Answer]:
+    """Read a batch of resources, by lists where they cost fewer requests. Repeat reads that fail for the time being.
 
     :param hook: Names the connection.
     :param kind: The kind of the resources.
     :param ids: Their ids.
     :param backoff: The retry policy.
-    :param deadline: When nothing is repeated any more, in seconds since the epoch.
     :returns: Each resource, or the error of reading it.
     :raises RoughyError: If the connection cannot be read, or is unusable.
     """
@@ -88,9 +86,9 @@ async def read_batch(
         if not errors:
             return answers
         seconds = backoff.pause_after(max(errors.values(), key=_retry_after))
-        if seconds is None or time.time() + seconds > deadline:
+        if seconds is None or not (time_left := interrupt.time_left()):
             return answers
-        left, pause = list(errors), seconds
+        left, pause = list(errors), min(seconds, time_left)
 
 
 def _retry_after(error: RoughyError) -> float:

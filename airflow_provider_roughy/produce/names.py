@@ -7,6 +7,7 @@ writes anything.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -91,6 +92,22 @@ def _path_of(location: str) -> str:
     """Return the path of a location, with ``/`` between its parts, and without a scheme."""
     path = local_path(location)
     return path if path is not None else re.sub(r"\A[^:]*://(?:[^/@]*@)?", "", location)
+
+
+def length_problem(location: str) -> str | None:
+    """Return why a location is too long for its storage; ``None`` if it is not.
+
+    File systems allow 255 bytes for each part of a path; S3, Google Cloud Storage and Azure allow 1,024 bytes in all.
+
+    :param location: A path or a URI.
+    """
+    scheme, _, rest = location.rpartition("://")
+    if scheme in ("", "file", "sftp"):
+        longest, most = max(len(os.fsencode(part)) for part in rest.split("/")), 255
+        what = "a part of its name"
+    else:
+        longest, most, what = len(rest.partition("/")[2].encode(errors="replace")), 1024, "its name"
+    return f"{what} has {longest:,} bytes, and the storage allows {most:,}" if longest > most else None
 
 
 def check_template(template: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from airflow_provider_roughy.exceptions import RoughyConfigurationError, RoughyTargetError
 from airflow_provider_roughy.ingest.result import Status
-from airflow_provider_roughy.produce.names import SourceName, unknown_cut
+from airflow_provider_roughy.produce.names import SourceName, length_problem, unknown_cut
 from airflow_provider_roughy.produce.problems import problem_of
 from airflow_provider_roughy.produce.recording import Problem
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def plan(recording: Recording, wanted: Wanted, template: TargetTemplate, source_root: str | None) -> None:
     """Set which outputs apply to a recording, and their names.
 
-    Nothing is set while the type of its asset is unknown, or if its asset has failed.
+    Nothing is set while its asset is neither ready nor has a type, or if its asset has failed.
 
     :param recording: The recording.
     :param wanted: The outputs that are wanted.
@@ -48,6 +48,9 @@ def plan(recording: Recording, wanted: Wanted, template: TargetTemplate, source_
         output.name: template.fill({**values, "kind": output.kind, "format": output.format})
         for output in recording.outputs
     }
+    for output, location in recording.locations.items():
+        if too_long := length_problem(location):
+            recording.problems[output] = Problem(Status.REJECTED, f"{location}: {too_long}: change `target`")
 
 
 def find_collisions(recordings: Iterable[Recording], named: Collection[Recording]) -> None:
@@ -72,7 +75,7 @@ def find_collisions(recordings: Iterable[Recording], named: Collection[Recording
             if recording in outputs:
                 raise RoughyConfigurationError(
                     f"`target` gives {outputs[recording]} and {output} of {recording.source} the same name, "
-                    f"{location}: add {{kind}} and {{format}}, or end it with a slash. Nothing was made of it"
+                    f"{location}: add {{kind}} and {{format}}, or end it with a slash. Nothing was made"
                 )
             outputs[recording] = output
         if len(outputs) == 1:
@@ -80,10 +83,14 @@ def find_collisions(recordings: Iterable[Recording], named: Collection[Recording
         for recording, output in outputs.items():
             if recording in named:
                 other = next(each for each in outputs if each is not recording)
+                own, others = recording.locations[output], other.locations[outputs[other]]
+                both = (
+                    f"the same name, {own}" if own == others else f"names of which one is a folder, {own} and {others}"
+                )
                 recording.problem = recording.problem or Problem(
                     Status.REJECTED,
-                    f"its {output} and that of {other.source} have the same name, {location}: add {{source_dir}}, "
-                    "{source_name} or {asset_id} to `target`",
+                    f"its {output} and that of {other.source} have {both}: add {{source_dir}}, {{source_name}} or "
+                    "{asset_id} to `target`",
                 )
 
 
@@ -122,7 +129,7 @@ def find_written(recordings: Iterable[Recording], writer: Writer, ledger: Ledger
         if record is None:
             continue
         if isinstance(is_there, RoughyTargetError):
-            # What cannot be looked up is not made again.
+            # Do not write an output again whose file could not be checked.
             recording.problems[output.name] = problem_of(is_there)
             continue
         if is_there:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 from airflow_provider_roughy.exceptions import (
@@ -17,6 +18,7 @@ from airflow_provider_roughy.exceptions import (
 )
 from airflow_provider_roughy.ingest.result import Status
 from airflow_provider_roughy.produce.recording import Problem
+from airflow_provider_roughy.transfer.storage import ErrorKind, kind_of
 
 if TYPE_CHECKING:
     from airflow_provider_roughy.exceptions import RoughyError
@@ -36,6 +38,18 @@ def stops_batch(error: RoughyError) -> bool:
         # A 403 concerns one resource.
         return error.status != 403
     return isinstance(error, _FATAL_TO_BATCH)
+
+
+def may_concern_all(error: RoughyError) -> bool:
+    """Return whether the target may refuse every other file with the same final error, such as without a permission.
+
+    :param error: The error of one output.
+    """
+    cause = error.__cause__
+    if not isinstance(error, RoughyUnusableTargetError) or cause is None:
+        return False
+    is_refused = kind_of(cause) in (ErrorKind.FORBIDDEN, ErrorKind.MISSING)
+    return is_refused or getattr(cause, "errno", None) in (errno.ENOTDIR, errno.EROFS)
 
 
 def may_pass(error: RoughyError) -> bool:

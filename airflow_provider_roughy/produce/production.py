@@ -26,7 +26,7 @@ from airflow_provider_roughy.exceptions import (
     RoughyError,
     RoughyInterruptedError,
     RoughyPaymentRequiredError,
-    RoughyUnusableTargetError,
+    RoughyProtocolError,
 )
 from airflow_provider_roughy.http import interrupt
 from airflow_provider_roughy.http.retry import Backoff
@@ -37,7 +37,7 @@ from airflow_provider_roughy.logs import Log, counted
 from airflow_provider_roughy.polling import poll_batch, read_batch
 from airflow_provider_roughy.produce.names import TargetTemplate
 from airflow_provider_roughy.produce.outputs import find_collisions, find_written, plan
-from airflow_provider_roughy.produce.problems import UNPAID, problem_of, stops_batch
+from airflow_provider_roughy.produce.problems import UNPAID, may_concern_all, problem_of, stops_batch
 from airflow_provider_roughy.produce.recording import Problem, Recording
 from airflow_provider_roughy.produce.wanted import Wanted
 from airflow_provider_roughy.transfer.pool import Stopped, TransferPool
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 #: Recordings that failed in a row with errors that may pass, or as the target may not be written, after which the
 #: batch stops.
 _MAX_FAILED_IN_A_ROW = 5
-#: How often an asset that is read as ready may refuse a cut or render as not ready or not paid for.
+#: How often in a row an asset that is read as ready may refuse a cut or render as not ready.
 _MAX_REFUSALS = 5
 #: Seconds of ``Retry-After`` that a request for a cut or render obeys.
 _MAX_RETRY_AFTER = 30.0
@@ -102,38 +102,32 @@ class Production:
         self._template = TargetTemplate(arguments["target"])
         self._source_root = arguments["source_root"]
         self._owner = owner
-        self._ledger = ledger
         self._parallel = parallel
         self._go_on_after = go_on_after
         self._on_pending_payment = on_pending_payment
         self._log = log
         self.recordings: list[Recording] = []
+        #: The ledger.
+        self.ledger = ledger
         #: The error that stopped the batch, if one did.
         self.fatal: RoughyError | None = None
         self._failed_in_a_row: set[Recording] = set()
-        self._deadline = float("inf")
         self._lock = threading.Lock()
         self._pool: TransferPool[Any] | None = None
 
     # ---- What to make
 
-    def begin(
-        self,
-        sources: Mapping[str, str],
-        scripts: Callable[[str, str], str | None],
-        deadline: float = float("inf"),
-    ) -> None:
+    def begin(self, sources: Mapping[str, str], scripts: Callable[[str, str], str | None]) -> None:
         """Read the assets, name the outputs, and find those that are written.
 
         :param sources: The source of each recording, by its asset's id.
         :param scripts: Returns the script of a recording, by its asset's id and its source.
-        :param deadline: When to repeat no request any more, in seconds since the epoch.
         :raises RoughyConfigurationError: If the outputs of one recording have the same name.
         :raises RoughyError: If Roughy, the ledger or the target cannot be used.
         """
         self.recordings = [Recording(id, source, script=scripts(id, source)) for id, source in sources.items()]
         self._check()
-        answers = self._read_assets(self.recordings, Backoff(), deadline)
+        answers = self._read_assets(self.recordings, Backoff())
         errors = [answer for answer in answers.values() if isinstance(answer, RoughyError)]
         if errors and len(errors) == len(self.recordings) and all(error.transient for error in errors):
             # Roughy is down: fail with its error, instead of a table that repeats it for each recording.
@@ -166,16 +160,13 @@ class Production:
     def _check(self) -> None:
         # The Airflow connection is read here, and not in several threads at once.
         self._hook.get_conn()
-        if self._ledger is not None:
-            self._ledger.check()
+        if self.ledger is not None:
+            self.ledger.check()
         self._writer.check(self._template.root)
 
-    def _read_assets(
-        self, recordings: Sequence[Recording], backoff: Backoff, deadline: float = float("inf")
-    ) -> dict[str, Answer]:
+    def _read_assets(self, recordings: Sequence[Recording], backoff: Backoff) -> dict[str, Answer]:
         ids = [recording.asset_id for recording in recordings]
-        read = lambda: read_batch(self._hook, ASSET, ids, backoff=backoff, deadline=deadline)  # noqa: E731
-        answers = run_here(read) if ids else {}
+        answers = run_here(lambda: read_batch(self._hook, ASSET, ids, backoff=backoff)) if ids else {}
         for error in answers.values():
             if isinstance(error, RoughyAuthenticationError) and stops_batch(error):
                 raise error
@@ -186,7 +177,7 @@ class Production:
             if answer is None:
                 recording.problem = Problem(Status.INTERRUPTED, "the state of its asset was not read", retryable=True)
             elif answer.transient:
-                recording.problem = problem_of(answer)
+                recording.problem = self._problem_of(answer)
             else:
                 recording.problem = Problem(Status.FAILED, f"its asset cannot be read: {answer}")
             return
@@ -207,20 +198,20 @@ class Production:
             if recording.locations != before:
                 named.add(recording)
         find_collisions(self.recordings, named)
-        if self._ledger is not None:
-            found = find_written(recordings, self._writer, self._ledger, self._owner)
+        if self.ledger is not None:
+            found = find_written(recordings, self._writer, self.ledger, self._owner)
             if found:
                 self._log.info("Found %s that are written already", counted(found, "output"))
 
     # ---- Work
 
-    def work(self, deadline: float = float("inf")) -> None:
+    def work(self) -> None:
         """Request and write all that is possible now. What has to be waited for is in :attr:`waiting`.
 
-        :param deadline: When to start nothing more, in seconds since the epoch. What is missing then is interrupted.
+        Nothing is started after the deadline of the task's interrupt: what is missing then is interrupted.
+
         :raises RoughyInterruptedError: If the task was killed.
         """
-        self._deadline = deadline
         while True:
             self._request()
             if not self._write():
@@ -232,7 +223,7 @@ class Production:
             for recording in self.recordings:
                 if recording.is_unfinished:
                     recording.give_up(Problem(Status.DEFERRED, reason, retryable=not self.fatal.final))
-        elif time.time() >= deadline:
+        elif not interrupt.time_left():
             for recording in self.recordings:
                 recording.give_up(Problem(Status.INTERRUPTED, "not made: `timeout` was over"))
 
@@ -283,12 +274,7 @@ class Production:
         return [output for output in recording.missing() if self._needs_cut(output)]
 
     def _may_cut(self, recording: Recording) -> bool:
-        return (
-            recording.is_ready
-            and self._wanted.needs_cut
-            and not recording.cut_id
-            and bool(self._cut_missing(recording))
-        )
+        return recording.is_ready and not recording.cut_id and bool(self._cut_missing(recording))
 
     def _may_render(self, recording: Recording) -> bool:
         return (
@@ -328,20 +314,22 @@ class Production:
                 self._settle_render(recording, Verdict.of(RENDER, render))
         except RoughyAssetProcessingError as error:
             # The list of assets was wrong, or the asset is processed again.
-            self._hold(recording, error, outputs, state="processing", seconds=error.retry_after)
+            self._hold(recording, error, outputs, seconds=error.retry_after)
         except RoughyPaymentRequiredError as error:
             verdict = Verdict(
                 recording.asset_id, Outcome.PAYMENT_REQUIRED, kind=ASSET.name, request_id=error.request_id
             )
-            if verdict.is_final(self._on_pending_payment) or recording.refusals >= _MAX_REFUSALS:
+            if verdict.is_final(self._on_pending_payment):
                 self._settle_asset(recording, verdict)
             else:
-                self._hold(recording, error, outputs, state="pending_payment", seconds=_MAX_RETRY_AFTER)
+                # However often: `timeout` ends it.
+                self._ask_later(recording, state="pending_payment", seconds=_MAX_RETRY_AFTER)
         except RoughyAssetFailedError as error:
             recording.problem = problem_of(error)
         except RoughyError as error:
             self._fail(recording, error, outputs)
         else:
+            recording.refusals = 0
             self._failed_in_a_row.clear()
             return True
         return False
@@ -352,23 +340,25 @@ class Production:
         error: RoughyError,
         outputs: Sequence[Output] | None = None,
         *,
-        state: str,
         seconds: float | None = None,
     ) -> None:
-        """Ask about a recording again later, as Roughy has read its asset as ready and refuses to work on it.
+        """Ask about a recording again later: a request for it was refused, or its asset cannot be read as ready.
 
         :param recording: The recording.
         :param error: The error.
         :param outputs: The outputs that were asked for; by default all.
-        :param state: The state that its asset has by the error.
-        :param seconds: When Roughy asks to repeat the request.
+        :param seconds: Roughy's ``Retry-After``.
         """
         recording.refusals += 1
         if recording.refusals > _MAX_REFUSALS:
             self._fail(recording, error, outputs)
-            return
+        else:
+            pause = 2.0**recording.refusals if seconds is None else max(seconds, 1.0)
+            self._ask_later(recording, state="processing", seconds=pause)
+
+    def _ask_later(self, recording: Recording, *, state: str, seconds: float) -> None:
         recording.asset_state = state
-        recording.not_before = time.time() + min(seconds or 1.0, _MAX_RETRY_AFTER)
+        recording.not_before = time.time() + min(seconds, _MAX_RETRY_AFTER)
 
     def _write(self) -> bool:
         """Write the outputs that can be written now.
@@ -382,7 +372,7 @@ class Production:
             for output in recording.missing(kind)
             if self._is_made(recording, output)
         ]
-        ends = time.monotonic() + self._go_on_after if self.waiting else float("inf")
+        ends = time.monotonic() + self._go_on_after if any(self.waiting_now()) else float("inf")
         left: list[Any] = []
 
         def write(item: tuple[Recording, Output], on_progress: OnProgress) -> bool:
@@ -423,7 +413,7 @@ class Production:
         done: list[Any] = []
 
         def work(item: Any, on_progress: OnProgress) -> None:
-            if self.fatal is None and time.time() < self._deadline and do(item, on_progress):
+            if self.fatal is None and interrupt.time_left() and do(item, on_progress):
                 done.append(item)
 
         pool = self._pool = TransferPool(items, work, lambda item, error, in_a_row: True)
@@ -457,14 +447,13 @@ class Production:
         """
         if isinstance(error, RoughyInterruptedError):
             raise error
-        problem = problem_of(error)
+        problem = self._problem_of(error)
         with self._lock:
             recording.give_up(problem, outputs)
-            if problem.retryable or isinstance(error, RoughyUnusableTargetError):
+            if problem.retryable or may_concern_all(error):
                 self._failed_in_a_row.add(recording)
-            if self.fatal is None and (stops_batch(error) or len(self._failed_in_a_row) >= _MAX_FAILED_IN_A_ROW):
-                self.fatal = error
-                self._log.error("Stopping the batch at %s: %s", recording.source, error)
+            if stops_batch(error) or len(self._failed_in_a_row) >= _MAX_FAILED_IN_A_ROW:
+                self._stop(error, recording)
 
     # ---- Verdicts
 
@@ -491,20 +480,30 @@ class Production:
 
     def _begin_ready(self, recordings: Sequence[Recording]) -> None:
         """Read assets that are ready now, whose type and length were not known before, and name their outputs."""
-        # What fails is held, and not repeated here: others go on meanwhile.
+        # A failed read is not repeated here, so that other recordings go on.
         answers, read = self._read_assets(recordings, Backoff(tries=1)), []
         for recording in recordings:
             answer = answers.get(recording.asset_id)
             if isinstance(answer, RoughyError) and answer.transient:
                 seconds = answer.retry_after if isinstance(answer, RoughyApiError) else None
-                self._hold(recording, answer, state="processing", seconds=seconds)
+                self._hold(recording, answer, seconds=seconds)
             else:
                 self._take_asset(recording, answer)
                 read.append(recording)
+                if recording.problem is None and not recording.is_ready:
+                    # One of the two reads is wrong, or the asset is processed again.
+                    error = f"Asset {recording.asset_id} was read as ready, and then as {recording.asset_state}"
+                    self._hold(recording, RoughyProtocolError(error))
         try:
             self._plan(read)
         except RoughyConfigurationError as error:
-            self.fatal = self.fatal or error
+            self._stop(error)
+
+    def _stop(self, error: RoughyError, recording: Recording | None = None) -> None:
+        """Make nothing more, because of an error."""
+        if self.fatal is None:
+            self.fatal = error
+            self._log.error("Stopping the batch%s: %s", f" at {recording.source}" if recording else "", error)
 
     def _settle_asset(self, recording: Recording, verdict: Verdict) -> bool:
         """Take a final verdict on an asset, and return whether it is ready."""
@@ -529,13 +528,21 @@ class Production:
         elif verdict.is_final():
             recording.give_up(self._problem_of_verdict(verdict), recording.missing("render"))
 
+    def _problem_of(self, error: RoughyError) -> Problem:
+        if error.transient and not interrupt.time_left():
+            # The next attempt, if any, would have been after the deadline.
+            request_id = error.request_id if isinstance(error, RoughyApiError) else None
+            return Problem(
+                Status.INTERRUPTED, f"not made: `timeout` was over; last error: {error}", request_id=request_id
+            )
+        return problem_of(error)
+
     def _problem_of_verdict(self, verdict: Verdict) -> Problem:
         try:
             verdict.raise_for_failure()
         except RoughyError as error:
-            if stops_batch(error) and self.fatal is None:
-                self.fatal = error
-                self._log.error("Stopping the batch: %s", error)
+            if stops_batch(error):
+                self._stop(error)
             return problem_of(error)
         raise AssertionError(f"not a final outcome: {verdict.outcome}")
 

@@ -10,7 +10,8 @@ from airflow_provider_roughy.ingest.result import RecordingResult, Status
 from airflow_provider_roughy.probe import credits_for
 from airflow_provider_roughy.produce.wanted import Output
 
-#: The fields that :meth:`Recording.to_dict` leaves out, as :meth:`Production.plan` finds them again.
+#: The fields that :meth:`Recording.to_dict` leaves out: ``Production.to_dict`` stores the script, and
+#: :func:`~airflow_provider_roughy.produce.outputs.plan` sets the rest again.
 _PLANNED = ("script", "outputs", "locations", "left_out")
 
 
@@ -55,7 +56,8 @@ class Recording:
     :param problems: Why an output is not made, by its name.
     :param refusals: How often Roughy has refused a cut or render of it for the time being.
     :param not_before: When to ask again after that, in seconds since the epoch.
-    :param outputs: The outputs that apply to it; ``None`` until its asset was read and they were looked up.
+    :param outputs: The outputs that apply to it; ``None`` while they are unknown, as its asset is neither ready
+        nor has a type.
     :param locations: Where they go, by their names, as in :class:`~airflow_provider_roughy.ledger.OutputRecord`.
     :param left_out: Why other outputs are left out, by their names.
     """
@@ -156,12 +158,10 @@ class Recording:
 
     def files(self) -> dict[str, str]:
         """Return the URI of each output that is written, by its name."""
-        names = dict.fromkeys(output.name for output in self.outputs or ())
-        # Files that were written before the outputs were planned again.
-        return {name: self.written[name] for name in {**names, **self.written} if name in self.written}
+        return dict(sorted(self.written.items()))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return its state as plain JSON, without what a plan finds again."""
+        """Return its state as plain JSON, without the fields of :data:`_PLANNED`."""
         row = {
             name: value for name in self.__dataclass_fields__ if name not in _PLANNED and (value := getattr(self, name))
         }

@@ -135,9 +135,11 @@ def check_scripts(value: object) -> None:
     :param value: A text, a mapping of recordings to texts, or ``None``.
     :raises ValueError: If it is something else.
     """
-    scripts = value.values() if isinstance(value, Mapping) else [value]
-    if not all(script is None or isinstance(script, str) for script in scripts):
-        raise ValueError(f"script must be a text, or a mapping of recordings to texts, not {value!r}")
+    scripts = value if isinstance(value, Mapping) else {None: value}
+    for name, script in scripts.items():
+        if script is not None and not isinstance(script, str):
+            of = "script" if name is None else f"script of {name!r}"
+            raise ValueError(f"{of} must be a text, not {type(script).__name__}")
 
 
 def check_render(render: object) -> None:

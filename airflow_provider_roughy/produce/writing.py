@@ -83,12 +83,12 @@ class Writer:
         :param recording: The recording.
         :param output: Its output.
         :param record: The record.
-        :raises RoughyTargetError: If the storage does not say what is there.
+        :raises RoughyTargetError: If that could not be checked.
         """
         if record.request != request_of(recording, output):
             return False
         target = self._target(recording, output, record.cut_id)
-        # A storage that may be written, but not looked at, has what the ledger says.
+        # Where the check is forbidden, the ledger counts.
         return target.unseen is not None or target.size == record.size_bytes
 
     # ---- Writing
