@@ -491,3 +491,20 @@ def test_credentials_of_a_uri(uri: str, shown: str) -> None:
     else:
         with pytest.raises(ValueError, match="names an Airflow connection"):
             check_no_password(uri)
+
+
+def test_budget_after_a_plan_without_prices_whose_costs_are_open_is_refused(backlog: Backlog, roughy: Emulator) -> None:
+    roughy.progression = "manual"
+    backlog.plan(shards=1, pattern="0*.mp3")
+    begin_wait(backlog)
+    for path in backlog.folder.glob("0*.mp3"):
+        path.unlink()
+    before = backlog.manifest.read_bytes()
+    ended = backlog.plan(shards=1, max_credits=10)
+    assert (ended.state, "10 recordings that may yet be charged" in str(ended.error)) == ("failed", True)
+    assert backlog.manifest.read_bytes() == before
+    roughy.progression = "immediate"
+    roughy.settle()
+    assert backlog.shard(0).state == "success"
+    backlog.plan(shards=1, max_credits=15)
+    assert len(backlog.lines()) == 5

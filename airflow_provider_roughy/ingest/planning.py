@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from airflow_provider_roughy.exceptions import RoughyLedgerEntryError
+from airflow_provider_roughy.exceptions import RoughyConfigurationError, RoughyLedgerEntryError
 from airflow_provider_roughy.ingest.batch import why_not
 from airflow_provider_roughy.ingest.compare import Standing, compare, has_legacy, read_versions, use_names_of
 from airflow_provider_roughy.ingest.content import identify_all
@@ -125,7 +125,7 @@ class EarlierPlan:
                 plan.planned.add(planned.key)
             if planned.status == DONE and planned.credits is not None:
                 plan.paid[planned.key] = planned.credits
-            elif planned.status == DONE or (planned.status == PLANNED and manifest.header.credits is None):
+            elif planned.status in (PLANNED, DONE) and manifest.header.credits is None:
                 plan.unpriced.add(planned.key)
             elif planned.status == PLANNED:
                 plan.credits[planned.key] = planned.credits or 0
@@ -265,6 +265,12 @@ class Planner:
                 self.unknown += price(new, credits_if_unknown=credits_if_unknown, parallel=self._parallel)
             for item in todo:
                 self._add(item, writer, earlier, budget if priced else Budget(None))
+        if max_credits is not None and (unknown := earlier.unpriced & snapshot.open.keys()):
+            raise RoughyConfigurationError(
+                "`max_credits` cannot be kept: an earlier plan of this run, without prices, has planned "
+                f"{counted(len(unknown), 'recording')} that may yet be charged. Plan again when they are done, or in a "
+                "new run. Nothing was planned"
+            )
         self._keep_done(earlier, snapshot, writer)
         # A task may be uploading what only the earlier manifest names, such as a file that was moved meanwhile. Nothing
         # else would count that in the next plan of this run.
@@ -410,6 +416,7 @@ class Planner:
         elif (problem := budget.take(item.credits or 0)) is not None:
             self._write(item, writer, DEFERRED, problem)
             return
+        earlier.unpriced.discard(item.key)
         self._write(item, writer, PLANNED)
 
     def _write(self, item: UploadItem, writer: ManifestWriter, status: str, reason: str | None = None) -> None:
