@@ -70,8 +70,11 @@ _Words = TypeVar("_Words", str, str | None)
 
 #: Characters of Roughy's text that an error keeps: it goes into logs, events and Airflow's database.
 _MAX_TEXT = 2000
-#: The query of a URL, which may be a relative or an encoded one.
-_QUERY = re.compile(r"(?:\?|%3F)[\w.%~-]{1,64}?(?:=|%3D)[^\s\"<>]*", re.IGNORECASE)
+#: What may be a URL, where its query or fragment begins, its scheme, and the user in it. It may be percent-encoded.
+_WORD = re.compile(r"[^\s\"<>]+")
+_MARK = re.compile(r"[?#]|%3F|%23", re.IGNORECASE)
+_SCHEME = re.compile(r"https?(?:://|%3A%2F%2F)", re.IGNORECASE)
+_USER = re.compile(r"://[^/@]*@")
 #: Fields of a validation error that are kept.
 _MAX_FIELDS = 20
 
@@ -584,7 +587,18 @@ def without_queries(text: str) -> str:
 
     :param text: The words of a reply or of a storage.
     """
-    return _QUERY.sub("?…", text)
+    return _WORD.sub(_without_query, text)
+
+
+def _without_query(match: re.Match[str]) -> str:
+    word = match[0]
+    mark = _MARK.search(word)
+    if mark is not None and mark.end() < len(word):
+        before, query = word[: mark.start()], word[mark.end() :]
+        # A relative URL, or one without a scheme, is told from other text by its values.
+        if _SCHEME.search(before) or "=" in query or "%3d" in query.lower():
+            word = f"{before}?…"
+    return _USER.sub("://", word)
 
 
 def shortened(words: _Words) -> _Words:

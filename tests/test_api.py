@@ -747,6 +747,14 @@ def test_a_reply_without_an_id_that_it_may_leave_out_is_accepted(asked: dict[str
         "https%3A%2F%2Fs%2Fk%3FX-Amz-Signature%3Dneedle",
         'https://s/x?a=1\\u0026sig=needle"',
         "https://s/x?a=1&amp;sig=needle",
+        "https://s/x?download&X-Amz-Signature=needle",
+        "https://s/x?needle",
+        "https://s/x#access_token=needle",
+        "https://user:needle@s/x",
+        "/bucket/key?a[0]=1&sig=needle",
+        "/bucket/key?a;b&sig=needle",
+        "/bucket/key?=x&sig=needle",
+        "https%3A%2F%2Fs%2Fk%3Fdownload%26sig%3Dneedle",
     ],
 )
 def test_a_signature_in_an_error_is_not_shown(text: str) -> None:
