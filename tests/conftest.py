@@ -81,7 +81,7 @@ ONCE = {
 #: Live tests that run in one process, one after another: those of a group share an Airflow, or each has its own. The
 #: longest groups are first; a process that has finished one takes the next. All other live tests are the first group.
 LIVE_GROUPS = [
-    ("test_odd_replies", "test_two_triggerers", "live/test_watching"),
+    ("test_odd_replies", "test_two_triggerers", "live/test_watching", "live/test_produce"),
     ("test_demo",),
     ("test_wait_without_a_triggerer",),
     ("test_kills",),
