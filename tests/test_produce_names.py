@@ -41,6 +41,7 @@ VALUES = dict.fromkeys(PLACEHOLDERS, "") | {
         ("/in/a.mp3", "/in/*.mp3", ("a.mp3", "", "a", "mp3")),
         ("/in/x/a.mp3", "/in/**/*.mp3", ("a.mp3", "x", "a", "mp3")),
         ("/in/a.mp3", "/in/a.mp3", ("a.mp3", "", "a", "mp3")),
+        ("/in/[2024] x/cam1/a.mp3", "/in/[2024] x", ("a.mp3", "cam1", "a", "mp3")),
         ("s3://bucket/in/a.tar.gz", "s3://bucket", ("a.tar.gz", "in", "a.tar", "gz")),
         ("s3://conn@bucket/in/a", "s3://bucket/in", ("a", "", "a", "")),
         ("/in/.hidden", None, (".hidden", "in", ".hidden", "")),

@@ -210,6 +210,64 @@ def test_names_with_the_id_of_a_cut(production: Production) -> None:
         assert len(outputs) == 3
 
 
+def test_folder_may_have_any_name(production: Production) -> None:
+    production.add("/in/output/a.mp3")
+    assert production.run(**CAPTIONS).state == "success"
+    assert production.run(**CAPTIONS).state == "success"
+
+
+@pytest.mark.parametrize("output", [CAPTIONS, ORIGINAL], ids=["captions", "original"])
+def test_name_that_is_a_folder_of_another_night_is_refused(production: Production, output: dict[str, Any]) -> None:
+    target = f"{production.out}/{{source_dir}}/{{source_stem}}"
+    production.add("/in/day1/captions.srt.mp3")
+    production.run(target=target, **output)
+    before = {path: path.read_bytes() for path in production.out.rglob("*") if path.is_file()}
+    production.sources.clear()
+    production.add("/in/day1.mp3")
+    ended = production.run(target=target, script="other words", **output)
+    assert {path: path.read_bytes() for path in production.out.rglob("*") if path.is_file()} == before
+    assert (ended.state, list(production.xcoms["rejected"])) == ("failed", ["/in/day1.mp3"])
+
+
+@WAYS
+def test_newer_version_of_a_recording_is_made_and_the_older_one_left_out(
+    production: Production, deferrable: bool
+) -> None:
+    old, new = production.add("/in/a.mp3"), production.add("/in/a.mp3")
+    production.roughy.progression = "manual"
+
+    def settle() -> None:
+        production.roughy.settle()
+
+    with whenever(lambda: any(each.method == "POST" for each in production.roughy.requests), settle):
+        ended = production.run(deferrable=deferrable, before_resuming=settle, asset_ids=[new, old], **CAPTIONS)
+    assert (ended.state, ended.result) == ("success", [new])
+    assert [cut["asset_id"] for cut in production.roughy.cuts] == [new]
+    assert new in production.xcoms["left_out"][old]["captions.srt"]
+
+
+def test_outputs_of_one_late_recording_that_collide_stop_no_other(
+    production: Production, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(produce, "_GO_ON_AFTER", 0.1)
+    roughy = production.roughy
+    late = add_unsent(production, "/in/late.mp4")
+    good = [production.add(f"/in/{number}.mp3") for number in range(3)]
+    ready = lambda: roughy.set_state(late, "ready", type="video", extension="mp4")  # noqa: E731
+    options = {**ORIGINAL, "render": {"video": {"format": "mp4"}, "audio": {"format": "m4a"}}, "on_failed": "return"}
+    target = f"{production.out}/{{source_stem}}.{{format}}"
+    production.run(deferrable=True, before_resuming=ready, target=target, **options)
+    assert (production.xcoms["ready"], list(production.xcoms["rejected"])) == (good, ["/in/late.mp4"])
+
+
+@pytest.mark.parametrize("state", ["ready", "processing"])
+def test_asset_of_which_nothing_is_written_is_not_in_the_result(production: Production, state: str) -> None:
+    production.add("/in/a.mp3", state=state)
+    render = {"video": {"format": "mp4"}}
+    assert production.run(captions=None, timeline=None, render=render, timeout=5).result == []
+    assert production.xcoms["ready"] == []
+
+
 # ---- The wait
 
 
@@ -343,6 +401,29 @@ def test_refusals_are_counted_over_all_waits(production: Production, deferrable:
     ended = production.run(deferrable=deferrable, timeout=30, **CAPTIONS)
     assert ended.state == "up_for_retry"
     assert production.asked()["POST v1/cuts"] == 6
+
+
+def test_refused_recordings_do_not_stop_the_batch(production: Production, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(productions, "_MAX_RETRY_AFTER", 1.0)
+    production.roughy.progression = "manual"
+    for number in range(6):
+        production.add(f"/in/{number}.mp3")
+    body = {"error": {"code": "asset_processing", "message": "The asset is being processed."}}
+    refusal = Fault(method="POST", path="/v1/cuts", nth=2, status=409, body=body, times=None)
+    production.roughy.inject(refusal)
+    production.run(timeout=9, on_failed="return", parallel=1, poll_interval=0.2, **CAPTIONS)
+    assert (production.xcoms["deferred"], len(production.xcoms["interrupted"])) == ({}, 6)
+
+
+def test_refused_recording_is_asked_about_again_in_time(production: Production) -> None:
+    production.roughy.progression = "manual"
+    for number in range(2):
+        production.add(f"/in/{number}.mp3")
+    body = {"error": {"code": "asset_processing", "message": "The asset is being processed."}}
+    refusal = Fault(method="POST", path="/v1/cuts", status=409, headers={"Retry-After": "1"}, body=body)
+    production.roughy.inject(refusal)
+    production.run(poll_interval=30, timeout=6, on_failed="return", parallel=1, **CAPTIONS)
+    assert production.asked()["POST v1/cuts"] == 3
 
 
 def test_refused_recordings_do_not_hold_up_the_others(production: Production) -> None:
@@ -488,14 +569,15 @@ def test_asset_that_is_read_as_ready_and_as_not_ready_is_not_read_without_end(
         Fault(method="POST", path="/v1/cuts", status=503, headers={"Retry-After": "12"}, times=None),
         Fault(method="GET", path="/v1/cuts/*/subtitle/export", status=503, headers={"Retry-After": "12"}, times=None),
         Fault(method="GET", path="/v1/renders/*", status=503, headers={"Retry-After": "12"}, times=None),
+        Fault(method="GET", path="/storage/*", status=503, headers={"Retry-After": "12"}, times=None),
     ],
-    ids=["cut", "export", "download"],
+    ids=["cut", "export", "render", "storage"],
 )
 def test_requests_are_not_repeated_after_the_timeout(production: Production, fault: Fault) -> None:
     production.add("/in/a.mp3")
     production.roughy.inject(fault)
     began = time.monotonic()
-    assert production.run(timeout=4, timeline=None, captions="srt").state != "success"
+    assert production.run(timeout=4, timeline=None, captions="srt").state == "failed"
     assert time.monotonic() - began < 12
 
 
@@ -509,6 +591,26 @@ def test_timeout_and_not_its_errors_ends_a_batch(production: Production, status:
     ended = production.run(timeout=3, on_failed="return", parallel=7, **CAPTIONS)
     assert (ended.state, len(production.xcoms["interrupted"])) == ("success", 7)
     assert production.run(timeout=3, parallel=7, **CAPTIONS).state == "failed"
+
+
+def test_link_that_is_refused_does_not_stop_the_others(production: Production) -> None:
+    bad = production.add("/in/0bad.mp3")
+    good = [production.add(f"/in/{number}.mp3") for number in range(6)]
+    (asset,) = (asset for asset in production.roughy.assets if asset["id"] == bad)
+    body = {**json.loads(json.dumps(asset, default=str)), "download_url": "http://10.1.2.3/x"}
+    production.roughy.inject(Fault(method="GET", path=f"/v1/assets/{bad}", status=200, body=body, times=None))
+    production.run(on_failed="return", parallel=1, **ORIGINAL)
+    assert sorted(production.xcoms["ready"]) == sorted(good)
+
+
+def test_file_in_the_place_of_a_folder_does_not_stop_the_others(production: Production) -> None:
+    production.out.mkdir()
+    (production.out / "cam1").write_text("This is no folder.")
+    for number in range(8):
+        production.add(f"/in/cam1/{number}.mp3")
+    good = [production.add(f"/in/cam2/{number}.mp3") for number in range(2)]
+    production.run(on_failed="return", parallel=1, **CAPTIONS)
+    assert (sorted(production.xcoms["ready"]), len(production.xcoms["rejected"])) == (sorted(good), 8)
 
 
 def test_name_that_the_target_refuses_does_not_stop_the_others(production: Production) -> None:

@@ -125,7 +125,8 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
     it has. A name never leads out of the target: slashes and control characters in a
     value are replaced.
 
-    The result is the list of assets whose outputs are all written. XComs have the rest, also if the task fails:
+    The result is the list of assets whose outputs are all written, at least one. XComs have the rest, also if the task
+    fails:
 
     =================== ================================================================================================
     ``ready``           asset ids, as the result
@@ -475,9 +476,11 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
             if waiting and self.deferrable:
                 self._defer_wait(context, production, report, deadline, turn, waiting, held_until)
             elif waiting:
-                production.settle(self._wait(waiting, deadline, not_before, held_until))
-                # What is requested now is polled with the rest, one interval later.
-                not_before = time.time() + self.poll_interval
+                verdicts = self._wait(waiting, deadline, not_before, held_until)
+                production.settle(verdicts)
+                if verdicts:
+                    # What is requested now is polled with the rest, one interval later.
+                    not_before = time.time() + self.poll_interval
             elif held_until is not None:
                 interrupt.pause(max(0.0, min(held_until, deadline) - time.time()))
             else:
@@ -608,7 +611,7 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         if not_written is not None:
             raise not_written
         self._announce(context, production, results)
-        return results.ids(Status.READY)
+        return _ready(production)
 
     def _report_lineage(self, production: Production) -> None:
         written = [recording for recording in production.recordings if recording.written]
@@ -636,17 +639,23 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         summary = {
             "counts": results.numbers(),
             "files": sum(len(recording.written) for recording in production.recordings),
-            **ids_by_outcome({status.value: results.ids(status) for status in statuses}),
+            **ids_by_outcome({**{each.value: results.ids(each) for each in statuses}, "ready": _ready(production)}),
         }
         announce(self, context, products, summary)
 
 
+def _ready(production: Production) -> list[str]:
+    """Return the assets whose outputs are all written, as far as any applies: the next task may delete them."""
+    return [each.asset_id for each in production.recordings if each.written and each.result().status == Status.READY]
+
+
 def _xcoms(results: BatchResults, production: Production) -> dict[str, Any]:
     """Return the XComs of the operator, by key."""
-    names = ("ready", "pending_payment", "failed", "rejected", "deferred", "interrupted", "sources")
+    names = ("pending_payment", "failed", "rejected", "deferred", "interrupted", "sources")
     all_of_batch = results.xcoms()
     return {
         **{name: all_of_batch[name] for name in names},
+        "ready": _ready(production),
         "outputs": {each.asset_id: each.files() for each in production.recordings if each.written},
         "left_out": {each.asset_id: dict(each.left_out) for each in production.recordings if each.left_out},
     }

@@ -65,8 +65,9 @@ class SourceName:
         :param root: A folder to which the recording's folder is relative. A recording elsewhere keeps its whole path.
         """
         path, base = _path_of(source), _path_of(root or "")
-        # A glob: the folder before its first wildcard.
-        base = re.split(r"[*?\[]", base, maxsplit=1)[0].rpartition("/")[0] if re.search(r"[*?\[]", base) else base
+        if re.search(r"[*?\[]", base) and not f"{path}/".startswith(f"{base.rstrip('/')}/"):
+            # A glob: the folder before its first wildcard.
+            base = re.split(r"[*?\[]", base, maxsplit=1)[0].rpartition("/")[0]
         folder, _, name = path.rpartition("/")
         base = base.rstrip("/")
         if base == path:

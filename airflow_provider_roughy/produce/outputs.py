@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from airflow_provider_roughy.api.decode import timestamp
 from airflow_provider_roughy.exceptions import RoughyConfigurationError, RoughyTargetError
 from airflow_provider_roughy.ingest.result import Status
 from airflow_provider_roughy.produce.names import SourceName, length_problem, unknown_cut
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from airflow_provider_roughy.produce.recording import Recording
     from airflow_provider_roughy.produce.wanted import Output, Wanted
     from airflow_provider_roughy.produce.writing import Writer
+
+_NO_TIME = datetime.min.replace(tzinfo=UTC)
 
 
 def plan(recording: Recording, wanted: Wanted, template: TargetTemplate, source_root: str | None) -> None:
@@ -36,6 +40,9 @@ def plan(recording: Recording, wanted: Wanted, template: TargetTemplate, source_
     name = SourceName.of(recording.source, source_root)
     extension = recording.extension or name.extension or "media"
     recording.outputs, recording.left_out = wanted.of(recording.type, extension=extension)
+    if recording.newer is not None:
+        _replace(recording, recording.newer)
+        return
     values = {
         "source_name": name.name,
         "source_stem": name.stem,
@@ -53,13 +60,38 @@ def plan(recording: Recording, wanted: Wanted, template: TargetTemplate, source_
             recording.problems[output] = Problem(Status.REJECTED, f"{location}: {too_long}: change `target`")
 
 
-def find_collisions(recordings: Iterable[Recording], named: Collection[Recording]) -> None:
+def _replace(recording: Recording, newer: str) -> None:
+    """Make nothing of a recording that has a newer version."""
+    recording.newer = newer
+    recording.left_out = {each.name: f"asset {newer} is a newer version of it" for each in recording.outputs or ()}
+    recording.outputs, recording.locations = [], {}
+
+
+def _find_versions(recordings: Iterable[Recording], named: Collection[Recording]) -> None:
+    """Make only the newest of several versions of a file whose outputs have the same names."""
+    versions: dict[tuple[str, str | None, tuple[str, ...]], list[Recording]] = {}
+    for recording in recordings:
+        if recording.locations and not _has_failed(recording):
+            names = (recording.source, recording.project_id, tuple(sorted(recording.locations.values())))
+            versions.setdefault(names, []).append(recording)
+    for same in versions.values():
+        newest = max(same, key=lambda each: (timestamp(each.created_at) or _NO_TIME, each.asset_id))
+        for recording in same:
+            if recording is not newest and recording in named:
+                _replace(recording, newest.asset_id)
+
+
+def find_collisions(recordings: Iterable[Recording], named: Collection[Recording], *, may_raise: bool) -> None:
     """Reject recordings whose outputs have the name of another recording's output, or of the folder of one.
+
+    Of several versions of a file, only the newest has outputs.
 
     :param recordings: All recordings.
     :param named: Those of them that have got their names now. The others keep theirs.
-    :raises RoughyConfigurationError: If outputs of one recording have the same name.
+    :param may_raise: Whether it is an error if outputs of one recording have the same name; otherwise, it is rejected.
+    :raises RoughyConfigurationError: In that case.
     """
+    _find_versions(recordings, named)
     by_location: dict[str, list[tuple[Recording, str]]] = {}
     for recording in recordings:
         if _has_failed(recording):
@@ -73,10 +105,13 @@ def find_collisions(recordings: Iterable[Recording], named: Collection[Recording
         outputs: dict[Recording, str] = {}
         for recording, output in users:
             if recording in outputs:
-                raise RoughyConfigurationError(
+                reason = (
                     f"`target` gives {outputs[recording]} and {output} of {recording.source} the same name, "
-                    f"{location}: add {{kind}} and {{format}}, or end it with a slash. Nothing was made"
+                    f"{location}: add {{kind}} and {{format}}, or end it with a slash"
                 )
+                if may_raise:
+                    raise RoughyConfigurationError(f"{reason}. Nothing was made")
+                recording.problem = recording.problem or Problem(Status.REJECTED, reason)
             outputs[recording] = output
         if len(outputs) == 1:
             continue

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from airflow_provider_roughy.exceptions import (
     RoughyApiError,
+    RoughyAssetProcessingError,
     RoughyAuthenticationError,
     RoughyFailedError,
     RoughyLedgerError,
@@ -23,8 +24,6 @@ from airflow_provider_roughy.transfer.storage import ErrorKind, kind_of
 if TYPE_CHECKING:
     from airflow_provider_roughy.exceptions import RoughyError
 
-#: Errors that stop the batch: every other recording would fail with them, too.
-_FATAL_TO_BATCH = (RoughyLedgerError, RoughyUntrustedUrlError)
 #: What to do about unpaid recordings, once for each.
 UNPAID = "the credits do not cover it; top up at Roughy within 30 days, then it becomes ready automatically"
 
@@ -37,19 +36,22 @@ def stops_batch(error: RoughyError) -> bool:
     if isinstance(error, RoughyAuthenticationError):
         # A 403 concerns one resource.
         return error.status != 403
-    return isinstance(error, _FATAL_TO_BATCH)
+    return isinstance(error, RoughyLedgerError)
 
 
 def may_concern_all(error: RoughyError) -> bool:
-    """Return whether the target may refuse every other file with the same final error, such as without a permission.
+    """Return whether other recordings may fail with the same error: if several in a row do, the batch stops.
 
     :param error: The error of one output.
     """
-    cause = error.__cause__
-    if not isinstance(error, RoughyUnusableTargetError) or cause is None:
+    if isinstance(error, RoughyUnusableTargetError):
+        # Without a permission, no file can be written; all else is about one name.
+        cause = error.__cause__
+        is_read_only = getattr(cause, "errno", None) == errno.EROFS
+        return cause is not None and (is_read_only or kind_of(cause) is ErrorKind.FORBIDDEN)
+    if isinstance(error, RoughyAssetProcessingError):
         return False
-    is_refused = kind_of(cause) in (ErrorKind.FORBIDDEN, ErrorKind.MISSING)
-    return is_refused or getattr(cause, "errno", None) in (errno.ENOTDIR, errno.EROFS)
+    return isinstance(error, RoughyUntrustedUrlError) or problem_of(error).retryable
 
 
 def may_pass(error: RoughyError) -> bool:

@@ -22,7 +22,6 @@ from airflow_provider_roughy.exceptions import (
     RoughyAssetFailedError,
     RoughyAssetProcessingError,
     RoughyAuthenticationError,
-    RoughyConfigurationError,
     RoughyError,
     RoughyInterruptedError,
     RoughyPaymentRequiredError,
@@ -134,7 +133,7 @@ class Production:
             raise errors[0]
         for recording in self.recordings:
             self._take_asset(recording, answers.get(recording.asset_id))
-        self._plan(self.recordings)
+        self._plan(self.recordings, is_first=True)
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Continue after the wait in the triggerer.
@@ -183,13 +182,14 @@ class Production:
             return
         recording.type, recording.extension = answer.type, answer.extension
         recording.project_id, recording.size_bytes = answer.project_id, answer.size_bytes or 0
+        recording.created_at = answer.created_at
         recording.seconds = seconds_of(answer.duration_seconds)
         recording.asset_state = answer.state
         verdict = Verdict.of(ASSET, answer)
         if verdict.is_final(self._on_pending_payment):
             self._settle_asset(recording, verdict)
 
-    def _plan(self, recordings: Sequence[Recording]) -> None:
+    def _plan(self, recordings: Sequence[Recording], *, is_first: bool = False) -> None:
         """Name the outputs of recordings whose assets were read, and find those that are written."""
         named = set()
         for recording in recordings:
@@ -197,7 +197,7 @@ class Production:
             plan(recording, self._wanted, self._template, self._source_root)
             if recording.locations != before:
                 named.add(recording)
-        find_collisions(self.recordings, named)
+        find_collisions(self.recordings, named, may_raise=is_first)
         if self.ledger is not None:
             found = find_written(recordings, self._writer, self.ledger, self._owner)
             if found:
@@ -450,7 +450,7 @@ class Production:
         problem = self._problem_of(error)
         with self._lock:
             recording.give_up(problem, outputs)
-            if problem.retryable or may_concern_all(error):
+            if may_concern_all(error) and (problem.retryable or error.final):
                 self._failed_in_a_row.add(recording)
             if stops_batch(error) or len(self._failed_in_a_row) >= _MAX_FAILED_IN_A_ROW:
                 self._stop(error, recording)
@@ -494,10 +494,7 @@ class Production:
                     # One of the two reads is wrong, or the asset is processed again.
                     error = f"Asset {recording.asset_id} was read as ready, and then as {recording.asset_state}"
                     self._hold(recording, RoughyProtocolError(error))
-        try:
-            self._plan(read)
-        except RoughyConfigurationError as error:
-            self._stop(error)
+        self._plan(read)
 
     def _stop(self, error: RoughyError, recording: Recording | None = None) -> None:
         """Make nothing more, because of an error."""
@@ -529,7 +526,7 @@ class Production:
             recording.give_up(self._problem_of_verdict(verdict), recording.missing("render"))
 
     def _problem_of(self, error: RoughyError) -> Problem:
-        if error.transient and not interrupt.time_left():
+        if not error.final and not interrupt.time_left():
             # The next attempt, if any, would have been after the deadline.
             request_id = error.request_id if isinstance(error, RoughyApiError) else None
             return Problem(

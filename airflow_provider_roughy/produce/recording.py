@@ -42,6 +42,7 @@ class Recording:
     :param type: ``video`` or ``audio``; ``None`` if it is not known.
     :param extension: The extension of the original, by Roughy.
     :param project_id: The project of the asset.
+    :param created_at: When the asset was created.
     :param seconds: How long it is, in seconds.
     :param size_bytes: Bytes of the original.
     :param asset_state: The state of the asset.
@@ -52,6 +53,7 @@ class Recording:
     :param written: The URI of each output that is written, by its name.
     :param new: The names of those that this run has written.
     :param recorded: Bytes of each output that the ledger has with other options, by its name.
+    :param newer: The asset of a newer version of it, whose outputs have the same names.
     :param problem: Why nothing more can be made of it.
     :param problems: Why an output is not made, by its name.
     :param refusals: How often Roughy has refused a cut or render of it for the time being.
@@ -68,6 +70,7 @@ class Recording:
     type: str | None = None
     extension: str | None = None
     project_id: str | None = None
+    created_at: str | None = None
     seconds: float | None = None
     size_bytes: int = 0
     asset_state: str | None = None
@@ -78,6 +81,7 @@ class Recording:
     written: dict[str, str] = field(default_factory=dict)
     new: list[str] = field(default_factory=list)
     recorded: dict[str, int] = field(default_factory=dict)
+    newer: str | None = None
     problem: Problem | None = None
     problems: dict[str, Problem] = field(default_factory=dict)
     refusals: int = 0

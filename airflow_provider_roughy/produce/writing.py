@@ -64,7 +64,7 @@ class Writer:
         :raises RoughyTargetError: If the storage does not answer.
         """
         if root.rpartition("/")[2] not in ("", ":"):
-            find_target(f"{root}/output", name="", conn_id=self._target_conn_id)
+            find_target(f"{root}/", name=".roughy", conn_id=self._target_conn_id)
 
     # ---- What is written already
 
@@ -113,6 +113,7 @@ class Writer:
                 id or "",
                 location_of(recording, output, recording.cut_id),
                 conn_id=self._target_conn_id,
+                may_be_folder=False,
                 overwrite=overwrite,
                 on_progress=on_progress,
                 log=self._log,
@@ -170,7 +171,7 @@ class Writer:
 
     def _target(self, recording: Recording, output: Output, cut_id: str | None) -> Target:
         location = location_of(recording, output, cut_id)
-        return find_target(location, name=output.name, conn_id=self._target_conn_id)
+        return find_target(location, name=None, conn_id=self._target_conn_id)
 
 
 def location_of(recording: Recording, output: Output, cut_id: str | None) -> str:

@@ -71,6 +71,7 @@ def download(
     target: str | os.PathLike[str] | ObjectStoragePath,
     *,
     conn_id: str | None = None,
+    may_be_folder: bool = True,
     overwrite: Overwrite = "replace",
     on_progress: Callable[[int, int], None] | None = None,
     log: Log = _log,
@@ -82,6 +83,7 @@ def download(
     :param id: The id of the resource.
     :param target: As in :func:`~airflow_provider_roughy.transfer.target.find_target`. In a folder, the id is the name.
     :param conn_id: The Airflow connection of the target's storage.
+    :param may_be_folder: Whether the target may be a folder.
     :param overwrite: As in :meth:`~airflow_provider_roughy.transfer.target.Target.wants`.
     :param on_progress: As in :class:`Downloader`.
     :param log: The logger.
@@ -92,7 +94,7 @@ def download(
     call = kind.read(id)
     resource = client.run(call)
     link = Link.of(kind, resource)
-    found = find_target(target, name=resource.file_name, conn_id=conn_id)
+    found = find_target(target, name=resource.file_name if may_be_folder else None, conn_id=conn_id)
     what = f"{kind.name.capitalize()} {id}"
     if not found.wants(link.size, overwrite):
         log.info("Skipped the download of %s: %s exists and has the same %s bytes", what, found.uri, link.size)
@@ -327,10 +329,13 @@ class Downloader:
                 self._log.info("Renewing the link of %s, which has expired (%s)", self._what, error)
                 return
         pause = self._tries.pause_after(error)
-        if pause is None:
+        left = float("inf") if self._reached else interrupt.time_left()
+        if pause is not None:
+            interrupt.pause(min(pause, left))
+        # After the deadline of its task, only a file that has begun to arrive is completed.
+        if pause is None or pause >= left:
             raise RoughyDownloadError(
                 f"Download of {self._what} gave up at {self._sink.offset} of {self._size} bytes, after "
                 f"{self._tries.failed} attempts without progress: {error}",
                 offset=self._sink.offset,
             ) from error
-        interrupt.pause(pause)

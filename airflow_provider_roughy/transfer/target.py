@@ -34,12 +34,14 @@ __all__ = [
 ]
 
 
-def find_target(target: str | os.PathLike[str] | ObjectStoragePath, *, name: str, conn_id: str | None = None) -> Target:
+def find_target(
+    target: str | os.PathLike[str] | ObjectStoragePath, *, name: str | None, conn_id: str | None = None
+) -> Target:
     """Return a target that can be written.
 
     :param target: A local path, a URI with a scheme that Airflow's object storage knows, or an ``ObjectStoragePath``.
         It is a folder if it ends with a slash, or if a folder of that name exists.
-    :param name: The name of the file if the target is a folder.
+    :param name: The name of the file if the target is a folder; ``None`` if the target must not be one.
     :param conn_id: The Airflow connection of that storage.
     :raises RoughyUnusableTargetError: If no file can be written there, or a template has rendered parts of it as empty.
     :raises RoughyTargetError: If the storage does not say what exists there.
@@ -47,8 +49,8 @@ def find_target(target: str | os.PathLike[str] | ObjectStoragePath, *, name: str
     text = str(target)
     check_rendered(text)
     conn_id = conn_id or getattr(target, "conn_id", None)
-    found = _at(text + name if text.endswith("/") else text, conn_id)
-    if found.is_folder and not text.endswith("/"):
+    found = _at(f"{text}{name or ''}" if text.endswith("/") else text, conn_id)
+    if found.is_folder and not text.endswith("/") and name is not None:
         found = _at(f"{text}/{name}", conn_id)
     if found.is_folder:
         raise RoughyUnusableTargetError(f"Target {found.uri} is a folder, not a file")
