@@ -80,6 +80,7 @@ ONCE = {
 
 #: Live tests that run in one process, one after another: those of a group share an Airflow, or each has its own. The
 #: longest groups are first; a process that has finished one takes the next. All other live tests are the first group.
+#: The tests of a group run in its order: those that kill processes of an Airflow come after those that count them.
 LIVE_GROUPS = [
     ("test_odd_replies", "test_two_triggerers", "live/test_watching", "live/test_produce"),
     ("test_demo",),
@@ -91,10 +92,13 @@ LIVE_GROUPS = [
 ]
 
 
-def live_group(nodeid: str) -> int:
-    """Return the group of a live test, in the order of :data:`LIVE_GROUPS`; 0 is that of all others."""
-    found = (number for number, names in enumerate(LIVE_GROUPS, 1) if any(name in nodeid for name in names))
-    return next(found, 0)
+def live_place(nodeid: str) -> tuple[int, int]:
+    """Return the group of a live test, in the order of :data:`LIVE_GROUPS`, and its place there; 0 for all others."""
+    for group, names in enumerate(LIVE_GROUPS, 1):
+        for place, name in enumerate(names):
+            if name in nodeid:
+                return group, place
+    return 0, 0
 
 
 class _ByAirflow(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist is untyped.
@@ -104,7 +108,7 @@ class _ByAirflow(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist is 
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return str(live_group(nodeid))
+        return str(live_place(nodeid)[0])
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
@@ -133,7 +137,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _top(item.path) in ONCE:
             item.add_marker("once")
-    items.sort(key=lambda item: live_group(item.nodeid))
+    items.sort(key=lambda item: live_place(item.nodeid))
 
 
 @pytest.fixture
