@@ -73,8 +73,9 @@ _MAX_TEXT = 2000
 #: What may be a URL, where its query or fragment begins, its scheme, and the user in it. It may be percent-encoded.
 _WORD = re.compile(r"[^\s\"<>]+")
 _MARK = re.compile(r"[?#]|%3F|%23", re.IGNORECASE)
+_QUERY = re.compile(r"\?|%3F", re.IGNORECASE)
 _SCHEME = re.compile(r"https?(?:://|%3A%2F%2F)", re.IGNORECASE)
-_USER = re.compile(r"://[^/@]*@")
+_USER = re.compile(r"://[^/]*@")
 #: Fields of a validation error that are kept.
 _MAX_FIELDS = 20
 
@@ -402,6 +403,9 @@ class RoughyProduceFailedError(RoughyProduceError, AirflowFailException):
 class RoughyTargetError(RoughyError):
     """The target could not be written. A file that existed before is unchanged."""
 
+    #: Whether its storage may not be written at all, such as without a permission.
+    is_forbidden = False
+
 
 class RoughyUnusableTargetError(RoughyTargetError, AirflowFailException):
     """The target is not the name of a file, or may not be written. Nothing was downloaded."""
@@ -592,12 +596,11 @@ def without_queries(text: str) -> str:
 
 def _without_query(match: re.Match[str]) -> str:
     word = match[0]
-    mark = _MARK.search(word)
-    if mark is not None and mark.end() < len(word):
-        before, query = word[: mark.start()], word[mark.end() :]
-        # A relative URL, or one without a scheme, is told from other text by its values.
-        if _SCHEME.search(before) or "=" in query or "%3d" in query.lower():
-            word = f"{before}?…"
+    if (scheme := _SCHEME.search(word)) and (mark := _MARK.search(word, scheme.end())) and mark.end() < len(word):
+        word = f"{word[: mark.start()]}?…"
+    # A relative URL, or one without a scheme, is told from other text by its values.
+    if (mark := _QUERY.search(word)) and re.search("=|%3D", word[mark.end() :], re.IGNORECASE):
+        word = f"{word[: mark.start()]}?…"
     return _USER.sub("://", word)
 
 

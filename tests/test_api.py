@@ -751,6 +751,8 @@ def test_a_reply_without_an_id_that_it_may_leave_out_is_accepted(asked: dict[str
         "https://s/x?needle",
         "https://s/x#access_token=needle",
         "https://user:needle@s/x",
+        "https://user:need@needle@s/x",
+        "what?https://s/x?needle",
         "/bucket/key?a[0]=1&sig=needle",
         "/bucket/key?a;b&sig=needle",
         "/bucket/key?=x&sig=needle",
@@ -767,6 +769,14 @@ def test_a_signature_in_an_error_is_not_shown(text: str) -> None:
     asset = RoughyAsset.from_json({**ASSET, "error_message": f"Why? {text}"})
     assert "Why?" in str(asset.error_message)
     assert "needle" not in f"{asset!r} {asset.to_dict()}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Option #frame_rate=24 is unsupported", "cannot read '/data/take#2=b.mp4'", "Why? Ask s3://bucket/a?b", "a?"],
+)
+def test_words_that_are_no_signature_are_shown(text: str) -> None:
+    assert exceptions.without_queries(text) == text
 
 
 def test_a_long_error_is_searched_for_signatures_at_once() -> None:
