@@ -25,6 +25,7 @@ from airflow_provider_roughy.observability.report import find_missing_shards, re
 from airflow_provider_roughy.operators import RoughyProduceOperator, produce
 from airflow_provider_roughy.produce import production as productions
 from airflow_provider_roughy.sensors import RoughyAssetSensor
+from airflow_provider_roughy.transfer import target_local
 from tests.ingesting import Nights
 from tests.producing import Production
 from tests.running import TaskInstance, whenever
@@ -212,8 +213,10 @@ def test_names_with_the_id_of_a_cut(production: Production) -> None:
 
 def test_folder_may_have_any_name(production: Production) -> None:
     production.add("/in/output/a.mp3")
-    assert production.run(**CAPTIONS).state == "success"
-    assert production.run(**CAPTIONS).state == "success"
+    production.out.mkdir()
+    ledger = f"{production.out}/.roughy"
+    assert production.run(ledger=ledger, **CAPTIONS).state == "success"
+    assert production.run(ledger=ledger, **CAPTIONS).state == "success"
 
 
 @pytest.mark.parametrize("output", [CAPTIONS, ORIGINAL], ids=["captions", "original"])
@@ -244,6 +247,57 @@ def test_newer_version_of_a_recording_is_made_and_the_older_one_left_out(
     assert (ended.state, ended.result) == ("success", [new])
     assert [cut["asset_id"] for cut in production.roughy.cuts] == [new]
     assert new in production.xcoms["left_out"][old]["captions.srt"]
+
+
+SOURCES = [
+    ("https://cms/download?id=1", "https://cms/download?id=2"),
+    ("s3://berlin@media/a.mp3", "s3://paris@media/a.mp3"),
+]
+
+
+@pytest.mark.parametrize("sources", SOURCES, ids=["https", "s3"])
+def test_sources_that_are_shown_alike_are_no_versions_of_a_file(
+    production: Production, sources: tuple[str, str]
+) -> None:
+    ids = [production.add("/in/a.mp3") for _ in range(2)]
+    ended = production.run(sources=dict(zip(ids, sources, strict=True)), **CAPTIONS)
+    assert (ended.state, production.xcoms["left_out"], production.files()) == ("failed", {}, {})
+    assert production.xcoms["rejected"]
+
+
+@pytest.mark.parametrize("sources", SOURCES, ids=["https", "s3"])
+def test_scripts_of_sources_that_are_shown_alike_are_not_mixed_up(
+    production: Production, sources: tuple[str, str]
+) -> None:
+    ids = [production.add("/in/a.mp3") for _ in range(2)]
+    named = dict(zip(ids, sources, strict=True))
+    target = f"{production.out}/{{asset_id}}/"
+    scripts = {source: f"script of {source}" for source in sources}
+    assert production.run(sources=named, script=scripts, target=target, **CAPTIONS).state == "success"
+    assert {cut["asset_id"]: cut["script"] for cut in production.roughy.cuts} == {
+        id: scripts[source] for id, source in named.items()
+    }
+
+
+@pytest.mark.parametrize("words", ["Forbidden: /o?name=a", "Forbidden: /o"], ids=["signed", "plain"])
+def test_permission_that_a_storage_refuses_stops_the_batch_whatever_its_words(
+    production: Production, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    for number in range(8):
+        production.add(f"/in/{number}.mp3")
+
+    def write(sink: Any, block: bytes | memoryview) -> None:
+        raise OSError(words)  # As gcsfs does.
+
+    monkeypatch.setattr(target_local._LocalSink, "_write", write)
+    production.run(parallel=1, on_failed="return", **CAPTIONS)
+    assert {name: len(production.xcoms[name]) for name in ("rejected", "deferred")} == {"rejected": 5, "deferred": 3}
+
+
+def test_name_with_the_id_of_a_cut_may_be_as_long_as_any(production: Production) -> None:
+    production.add("/in/a.mp3")
+    target = f"{production.out}/{'x' * 215}{{cut_id}}.srt"
+    assert production.run(target=target, **CAPTIONS).state == "success"
 
 
 def test_outputs_of_one_late_recording_that_collide_stop_no_other(

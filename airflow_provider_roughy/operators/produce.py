@@ -431,7 +431,7 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
             )
 
     def _sources(self, ledger: Ledger | None) -> dict[str, str]:
-        """Return the source of each recording, by its asset's id."""
+        """Return the source of each recording, by its asset's id. A web address may have a signature in its query."""
         if self.from_report is not None:
             reports = reports_of(self.from_report)
             for each in reports:
@@ -443,8 +443,7 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         ids = [_canonical(id) for id in asset_ids_of(self.asset_ids)]
         if self.sources is not None and not isinstance(self.sources, Mapping):
             raise RoughyConfigurationError(f"`sources` must be a mapping of files by asset id, not {self.sources!r}")
-        # A source is the name of files, and is logged: a web address may have a signature in its query.
-        sources = {_canonical(id): without_secrets(str(each)) for id, each in (self.sources or {}).items() if each}
+        sources = {_canonical(id): str(each) for id, each in (self.sources or {}).items() if each}
         unknown = [id for id in ids if id not in sources]
         if unknown and ledger is not None and ("{source_" in str(self.target) or isinstance(self.script, Mapping)):
             sources |= sources_of_ledger(ledger, unknown)
@@ -455,11 +454,11 @@ class RoughyProduceOperator(InterruptibleOperator, WaitingOperator):
         script = self.script
         if not isinstance(script, Mapping):
             return lambda asset_id, source: script
-        # A source is without credentials and queries in :meth:`_sources`, too.
-        scripts = {_canonical(without_secrets(str(name))): each for name, each in script.items()}
+        scripts = {_canonical(name): each for name, each in script.items()}
 
         def script_of(asset_id: str, source: str) -> str | None:
-            names = (asset_id, source, source.rpartition("/")[2])
+            shown = without_secrets(source)
+            names = (asset_id, source, shown, shown.rpartition("/")[2])
             return next((scripts[name] for name in names if name in scripts), None)
 
         return script_of

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_roughy.exceptions import RoughyConfigurationError
 from airflow_provider_roughy.ingest.result import Status
-from airflow_provider_roughy.transfer.storage import without_secrets
 
 if TYPE_CHECKING:
     from airflow_provider_roughy.ingest.result import RecordingResult
@@ -69,11 +68,7 @@ def ready_of(results: Iterable[RecordingResult]) -> dict[str, str]:
 
     :param results: The results of a batch.
     """
-    return {
-        result.asset_id: without_secrets(result.source)
-        for result in results
-        if result.status == Status.READY and result.asset_id
-    }
+    return {result.asset_id: result.source for result in results if result.status == Status.READY and result.asset_id}
 
 
 def sources_of_ledger(ledger: Ledger, asset_ids: Iterable[str]) -> dict[str, str]:

@@ -56,7 +56,8 @@ def plan(recording: Recording, wanted: Wanted, template: TargetTemplate, source_
         for output in recording.outputs
     }
     for output, location in recording.locations.items():
-        if too_long := length_problem(location):
+        # An id is as long as that of a cut.
+        if too_long := length_problem(location.replace(unknown_cut(recording.asset_id), recording.asset_id)):
             recording.problems[output] = Problem(Status.REJECTED, f"{location}: {too_long}: change `target`")
 
 
@@ -72,7 +73,7 @@ def _find_versions(recordings: Iterable[Recording], named: Collection[Recording]
     versions: dict[tuple[str, str | None, tuple[str, ...]], list[Recording]] = {}
     for recording in recordings:
         if recording.locations and not _has_failed(recording):
-            names = (recording.source, recording.project_id, tuple(sorted(recording.locations.values())))
+            names = (recording.origin, recording.project_id, tuple(sorted(recording.locations.values())))
             versions.setdefault(names, []).append(recording)
     for same in versions.values():
         newest = max(same, key=lambda each: (timestamp(each.created_at) or _NO_TIME, each.asset_id))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 from typing import TYPE_CHECKING
 
 from airflow_provider_roughy.exceptions import (
     RoughyApiError,
-    RoughyAssetProcessingError,
     RoughyAuthenticationError,
     RoughyFailedError,
     RoughyLedgerError,
@@ -19,7 +17,6 @@ from airflow_provider_roughy.exceptions import (
 )
 from airflow_provider_roughy.ingest.result import Status
 from airflow_provider_roughy.produce.recording import Problem
-from airflow_provider_roughy.transfer.storage import ErrorKind, kind_of
 
 if TYPE_CHECKING:
     from airflow_provider_roughy.exceptions import RoughyError
@@ -45,12 +42,8 @@ def may_concern_all(error: RoughyError) -> bool:
     :param error: The error of one output.
     """
     if isinstance(error, RoughyUnusableTargetError):
-        # Without a permission, no file can be written; all else is about one name.
-        cause = error.__cause__
-        is_read_only = getattr(cause, "errno", None) == errno.EROFS
-        return cause is not None and (is_read_only or kind_of(cause) is ErrorKind.FORBIDDEN)
-    if isinstance(error, RoughyAssetProcessingError):
-        return False
+        # All else is about one name.
+        return error.is_forbidden
     return isinstance(error, RoughyUntrustedUrlError) or problem_of(error).retryable
 
 

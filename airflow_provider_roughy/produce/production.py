@@ -124,7 +124,7 @@ class Production:
         :raises RoughyConfigurationError: If the outputs of one recording have the same name.
         :raises RoughyError: If Roughy, the ledger or the target cannot be used.
         """
-        self.recordings = [Recording(id, source, script=scripts(id, source)) for id, source in sources.items()]
+        self.recordings = [Recording.of(id, source, scripts(id, source)) for id, source in sources.items()]
         self._check()
         answers = self._read_assets(self.recordings, Backoff())
         errors = [answer for answer in answers.values() if isinstance(answer, RoughyError)]
@@ -351,7 +351,8 @@ class Production:
         """
         recording.refusals += 1
         if recording.refusals > _MAX_REFUSALS:
-            self._fail(recording, error, outputs)
+            # It says nothing about other recordings.
+            recording.give_up(self._problem_of(error), outputs)
         else:
             pause = 2.0**recording.refusals if seconds is None else max(seconds, 1.0)
             self._ask_later(recording, state="processing", seconds=pause)

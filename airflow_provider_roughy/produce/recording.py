@@ -9,6 +9,7 @@ from typing import Any
 from airflow_provider_roughy.ingest.result import RecordingResult, Status
 from airflow_provider_roughy.probe import credits_for
 from airflow_provider_roughy.produce.wanted import Output
+from airflow_provider_roughy.transfer.storage import location_digest, without_secrets
 
 #: The fields that :meth:`Recording.to_dict` leaves out: ``Production.to_dict`` stores the script, and
 #: :func:`~airflow_provider_roughy.produce.outputs.plan` sets the rest again.
@@ -38,6 +39,7 @@ class Recording:
 
     :param asset_id: Its asset.
     :param source: Where it is, as messages name it; the asset's id if that is not known.
+    :param origin: A digest of where it is, with what messages leave out.
     :param script: The script to cut by.
     :param type: ``video`` or ``audio``; ``None`` if it is not known.
     :param extension: The extension of the original, by Roughy.
@@ -66,6 +68,7 @@ class Recording:
 
     asset_id: str
     source: str
+    origin: str = ""
     script: str | None = None
     type: str | None = None
     extension: str | None = None
@@ -89,6 +92,16 @@ class Recording:
     outputs: list[Output] | None = None
     locations: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, asset_id: str, source: str, script: str | None) -> Recording:
+        """Return a recording of which nothing is known yet.
+
+        :param asset_id: Its asset.
+        :param source: Where it is; credentials in it, and the query of a web address, are only part of its digest.
+        :param script: The script to cut by.
+        """
+        return cls(asset_id, without_secrets(source), origin=location_digest(source).hex(), script=script)
 
     @property
     def is_ready(self) -> bool:

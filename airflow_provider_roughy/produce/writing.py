@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from airflow_provider_roughy import api
 from airflow_provider_roughy.exceptions import RoughyFrameRateRequiredError
@@ -64,7 +65,8 @@ class Writer:
         :raises RoughyTargetError: If the storage does not answer.
         """
         if root.rpartition("/")[2] not in ("", ":"):
-            find_target(f"{root}/", name=".roughy", conn_id=self._target_conn_id)
+            # No file or folder has that name.
+            find_target(f"{root}/", name=f".roughy-{uuid4().hex}", conn_id=self._target_conn_id)
 
     # ---- What is written already
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from airflow_provider_roughy.exceptions import RoughyError, without_queries
+from airflow_provider_roughy.exceptions import RoughyError, RoughyTargetError, without_queries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -164,7 +164,10 @@ def storage_errors(
         # The class of an error is more useful than its text, unless the text was written for users.
         plain = isinstance(err, ValueError) or (isinstance(err, OSError) and err.errno is None)
         name = "" if plain and str(err) else f"{type(err).__name__}: "
-        raise cls(f"{what}: {name}{words_of(err)}".removesuffix(": ")) from cause_of(err)
+        error = cls(f"{what}: {name}{words_of(err)}".removesuffix(": "))
+        if isinstance(error, RoughyTargetError):
+            error.is_forbidden = kind_of(err) is ErrorKind.FORBIDDEN or getattr(err, "errno", None) == errno.EROFS
+        raise error from cause_of(err)
 
 
 def words_of(error: BaseException) -> str:

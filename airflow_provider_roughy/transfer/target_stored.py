@@ -10,7 +10,6 @@ from airflow_provider_roughy.exceptions import RoughyTargetError, RoughyUnusable
 from airflow_provider_roughy.transfer.filesystem import OBJECT_STORES, FileSystem, pieces
 from airflow_provider_roughy.transfer.storage import (
     ErrorKind,
-    cause_of,
     kind_of,
     storage_errors,
     stored_path,
@@ -56,7 +55,7 @@ class StoredTarget(Target):
                 kind = kind_of(err)
                 if kind is ErrorKind.FORBIDDEN:
                     self.unseen = RoughyUnusableTargetError(f"{what}: {words_of(err)}")
-                    self.unseen.__cause__ = cause_of(err)
+                    self.unseen.is_forbidden = True
                 elif kind is not ErrorKind.MISSING:
                     raise
                 return
