@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_roughy import hooks
 from airflow_provider_roughy.asset_events.baseline import Baseline
 from airflow_provider_roughy.compat import attach
 from airflow_provider_roughy.emulator import Emulator, Fault
@@ -74,6 +75,8 @@ def failed(ended: Ended, cls: type[Exception]) -> str:
 @pytest.fixture
 def connect(connection: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Change fields of Airflow's connection ``roughy_default``."""
+    # As in a new process: what was warned of in an earlier test is warned of again.
+    monkeypatch.setattr(hooks, "_warned", set())
 
     def change(**fields: Any) -> None:
         monkeypatch.setenv("AIRFLOW_CONN_ROUGHY_DEFAULT", json.dumps({**connection, **fields}))
