@@ -253,9 +253,10 @@ SOURCES = [
     ("https://cms/download?id=1", "https://cms/download?id=2"),
     ("s3://berlin@media/a.mp3", "s3://paris@media/a.mp3"),
 ]
+NAMES = ("a.mp3", "a.mp3")
 
 
-@pytest.mark.parametrize("sources", SOURCES, ids=["https", "s3"])
+@pytest.mark.parametrize("sources", [*SOURCES, NAMES], ids=["https", "s3", "names"])
 def test_sources_that_are_shown_alike_are_no_versions_of_a_file(
     production: Production, sources: tuple[str, str]
 ) -> None:

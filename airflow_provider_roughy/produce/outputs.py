@@ -72,7 +72,7 @@ def _find_versions(recordings: Iterable[Recording], named: Collection[Recording]
     """Make only the newest of several versions of a file whose outputs have the same names."""
     versions: dict[tuple[str, str | None, tuple[str, ...]], list[Recording]] = {}
     for recording in recordings:
-        if recording.locations and not _has_failed(recording):
+        if recording.origin and recording.locations and not _has_failed(recording):
             names = (recording.origin, recording.project_id, tuple(sorted(recording.locations.values())))
             versions.setdefault(names, []).append(recording)
     for same in versions.values():

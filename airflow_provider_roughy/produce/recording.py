@@ -39,7 +39,7 @@ class Recording:
 
     :param asset_id: Its asset.
     :param source: Where it is, as messages name it; the asset's id if that is not known.
-    :param origin: A digest of where it is, with what messages leave out.
+    :param origin: A digest of where it is, with what messages leave out; empty if only its name is known.
     :param script: The script to cut by.
     :param type: ``video`` or ``audio``; ``None`` if it is not known.
     :param extension: The extension of the original, by Roughy.
@@ -101,7 +101,8 @@ class Recording:
         :param source: Where it is; credentials in it, and the query of a web address, are only part of its digest.
         :param script: The script to cut by.
         """
-        return cls(asset_id, without_secrets(source), origin=location_digest(source).hex(), script=script)
+        origin = location_digest(source).hex() if "/" in source else ""
+        return cls(asset_id, without_secrets(source), origin=origin, script=script)
 
     @property
     def is_ready(self) -> bool:
